@@ -1,0 +1,51 @@
+"""openline: agent processes talk directly, and answer on the line that is already open."""
+
+from .address import Address
+from .capabilities import Capabilities, capabilities
+from .config import Config, Tls
+from .errors import (
+    Closed,
+    Error,
+    IdentityConflict,
+    InvalidAddress,
+    InvalidMessage,
+    MessageTooLarge,
+    NotConfirmed,
+    Refused,
+    Unreachable,
+)
+from .identity import Identity
+from .message import Message, Receipt
+from .peers import Peer
+from .router import Explanation
+from .stats import Stats
+from .transport import Listener, Transport, load_transport
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Address",
+    "Capabilities",
+    "Closed",
+    "Config",
+    "Error",
+    "Explanation",
+    "Identity",
+    "IdentityConflict",
+    "InvalidAddress",
+    "InvalidMessage",
+    "Listener",
+    "Message",
+    "MessageTooLarge",
+    "NotConfirmed",
+    "Peer",
+    "Receipt",
+    "Refused",
+    "Stats",
+    "Tls",
+    "Transport",
+    "Unreachable",
+    "__version__",
+    "capabilities",
+    "load_transport",
+]

@@ -1,0 +1,1 @@
+"""What carries the bytes. ``base`` is the interface; each other module is one backend."""

@@ -1,0 +1,256 @@
+"""The WebSocket backend: dialing, listening and the upgrade, with the hello in its headers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from picows import (
+    WSAutoPingStrategy,
+    WSHandshakeError,
+    WSUpgradeRequest,
+    WSUpgradeResponse,
+    WSUpgradeResponseWithListener,
+)
+from picows.picows import WSProtocol  # type: ignore[attr-defined]  # the acceptor needs the protocol itself; hence picows ~= 2.3
+
+from ..address import Address
+from ..config import Config
+from ..core.frames import Malformed
+from ..core.handshake import HEADER, Hello, parse_hello
+from ..core.selection import Endpoint
+from ..errors import Refused, Unreachable
+from . import deflate, tls
+from .acceptor import Acceptor, bind
+from .base import Link, LinkEvents, LinkUp
+from .sockets import Opener, connect, describe, ip_of, open_socket
+from .wslink import WebSocketLink
+
+log = logging.getLogger("openline")
+
+_EXTENSIONS = "Sec-WebSocket-Extensions"
+# The smallest picows takes; it grows with traffic. 10,000 idle connections are the reason.
+_READ_BUFFER = 2048
+# A binary frame carries its kind and a count besides the messages.
+_FRAME_OVERHEAD = 64
+
+
+class _PicowsLog(logging.LoggerAdapter[logging.Logger]):
+    """picows reports each connect and every hostile frame; openline says so itself, once.
+
+    An adapter, because for a plain logger picows makes a child logger per connection.
+    """
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        if level >= logging.ERROR and kwargs.get("exc_info"):
+            super().log(level, msg, *args, **kwargs)
+        else:
+            super().log(logging.DEBUG, msg, *args, **kwargs)
+
+
+_picows_log = _PicowsLog(logging.getLogger("openline.picows"), {})
+
+
+class _ServerProtocol(WSProtocol):  # type: ignore[misc]
+    """Tells the acceptor when a handshake ends without having become a connection."""
+
+    __slots__ = ("done",)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.done()
+        super().connection_lost(exc)
+
+
+class WebSocketBackend:
+    """Opens and accepts WebSocket links for one transport."""
+
+    name = "websocket"
+
+    def __init__(
+        self, config: Config, hello: Callable[[], Hello], link_up: LinkUp, opener: Opener = open_socket
+    ) -> None:
+        self._config = config
+        self._hello = hello
+        self._link_up = link_up
+        self._opener = opener
+        self._server_context = tls.server_context(config.tls) if config.tls and config.tls.cert else None
+        # Loading the trust store takes 20 ms, so only where it is configured or first needed.
+        self._client_context = tls.client_context(config.tls) if config.tls else None
+
+    @property
+    def secure(self) -> bool:
+        """Do listeners serve ``wss``?"""
+        return self._server_context is not None
+
+    # Listening -----------------------------------------------------------------------------------
+
+    async def listen(self, host: str | None, port: int) -> Acceptor:
+        """Raises ``OSError`` where the port cannot be had."""
+        config = self._config
+        acceptor = Acceptor(
+            self._server_protocol,
+            self._server_context,
+            config.handshake_timeout,
+            config.max_pending_handshakes,
+        )
+        acceptor.start(await bind(host, port))
+        return acceptor
+
+    def _server_protocol(self, done: Callable[[], None]) -> WSProtocol:
+        protocol: _ServerProtocol = _ServerProtocol(
+            *self._protocol_args(None, None, False, lambda request: self._accept(request, protocol)),
+            self._config.handshake_timeout,
+            *self._protocol_tail(None),
+        )
+        protocol.done = done
+        return protocol
+
+    def _accept(self, request: WSUpgradeRequest, protocol: _ServerProtocol) -> WSUpgradeResponseWithListener:
+        headers = request.headers
+        if headers.get("upgrade", "").lower() != "websocket":
+            return _turn_away(426, "This port speaks WebSocket (openline).\n")
+        # Firefox sends "keep-alive, Upgrade", which RFC 6455 section 4.2.1 allows and picows does not.
+        if "upgrade" in (token.strip().lower() for token in headers.get("connection", "").split(",")):
+            headers["Connection"] = "upgrade"
+        try:
+            hello = _hello_in(headers)
+        except Malformed as error:
+            log.warning("turned away %s: %s", _peername(protocol), error)
+            return _turn_away(400, f"{error}\n")
+        ip, port = _peername(protocol)
+        endpoint = Endpoint("inbound", ip, port, secure=self.secure, hello=hello)
+        answer = [(HEADER, self._hello().to_header())] if hello else []
+        window = 0
+        agreed = deflate.accept_offer(headers.get(_EXTENSIONS, "")) if self._config.compression else None
+        if agreed:
+            extension, window = agreed
+            answer.append((_EXTENSIONS, extension))
+
+        def up(link: Link) -> None:
+            protocol.done()
+            link.events = self._link_up(link)
+
+        return WSUpgradeResponseWithListener(
+            WSUpgradeResponse.create_101_response(answer), self._make_link(endpoint, up, window)
+        )
+
+    # Dialing -------------------------------------------------------------------------------------
+
+    async def dial(self, address: Address) -> LinkEvents:
+        """Open a link; the caller bounds the time. Raises ``Unreachable`` or ``Refused``."""
+        sock = await connect(address, self._opener)
+        ip, port = ip_of(sock.getpeername()), sock.getpeername()[1]
+        endpoint = Endpoint("outbound", ip, port, target=address, secure=address.scheme == "wss")
+        protocol: WSProtocol | None = None
+        try:
+            protocol = await self._open(address, sock, endpoint)
+            await protocol.wait_until_handshake_complete()
+            if protocol.transport.is_disconnected or protocol.listener is None:
+                raise ConnectionResetError("the peer closed the connection during the upgrade")
+            return protocol.listener.events  # type: ignore[no-any-return]
+        except BaseException as error:
+            if protocol is not None:
+                protocol.transport.disconnect(graceful=False)
+            sock.close()
+            raise self._dial_error(address, endpoint, error) from None
+
+    async def _open(self, address: Address, sock: Any, endpoint: Endpoint) -> WSProtocol:
+        loop = asyncio.get_running_loop()
+        args = self._protocol_args(
+            address.netloc, address.path, True, lambda _, response: self._connected(response, endpoint)
+        )
+        offer = [(HEADER, self._hello().to_header())]
+        if self._config.compression:
+            offer.append((_EXTENSIONS, deflate.OFFER))
+
+        def make() -> WSProtocol:
+            return WSProtocol(*args, None, *self._protocol_tail(offer))
+
+        if address.scheme != "wss":
+            _, protocol = await loop.create_connection(make, sock=sock)
+            return protocol
+        if self._client_context is None:
+            self._client_context = tls.client_context(None)
+        host = address.host.partition("%")[0]
+        transport, _ = await loop.create_connection(
+            asyncio.Protocol, sock=sock, ssl=self._client_context, server_hostname=host
+        )
+        try:
+            certificate = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            tls.check_pins(self._config.tls, certificate, str(address))
+        except BaseException:
+            transport.abort()
+            raise
+        protocol = make()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        return protocol
+
+    def _connected(self, response: WSUpgradeResponse, endpoint: Endpoint) -> WebSocketLink:
+        endpoint.hello = _hello_in(response.headers)
+        extensions = ", ".join(response.headers.getall(_EXTENSIONS, []))
+        compressed = deflate.check_answer(extensions)
+        if compressed and not self._config.compression:
+            raise Malformed("the peer compresses without having been asked to")
+
+        def up(link: Link) -> None:
+            link.events = self._link_up(link)
+
+        return self._make_link(endpoint, up, 15 if compressed else 0)
+
+    def _dial_error(self, address: Address, endpoint: Endpoint, error: BaseException) -> BaseException:
+        path = f"{address.scheme or 'ws'} {endpoint.remote}"
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return Refused(f"{address}: the peer's certificate is not trusted: {error.verify_message}")
+        if isinstance(error, Refused | asyncio.CancelledError):
+            return error
+        if isinstance(error, WSHandshakeError):
+            return Unreachable(str(address), [(path, _upgrade_refusal(error))])
+        if isinstance(error, ssl.SSLError):
+            return Unreachable(str(address), [(path, f"TLS: {error.reason or error}")])
+        if isinstance(error, OSError | Malformed):
+            return Unreachable(str(address), [(path, describe(error))])
+        return error
+
+    # What both ends share ------------------------------------------------------------------------
+
+    def _make_link(self, endpoint: Endpoint, up: Callable[[Link], None], window: int) -> WebSocketLink:
+        config = self._config
+        return WebSocketLink(endpoint, up, config.max_message_size, config.write_high_water, window)
+
+    def _protocol_args(
+        self, host: str | None, path: str | None, client: bool, factory: Any
+    ) -> tuple[Any, ...]:
+        """host, path, is_client_side, listener_factory, logger, disconnect_on_exception"""
+        return host, path, client, factory, _picows_log, True
+
+    def _protocol_tail(self, headers: list[tuple[str, str]] | None) -> tuple[Any, ...]:
+        """auto ping (off) and its three settings, auto pong (off), max frame, headers, read buffer"""
+        limit = self._config.max_message_size + _FRAME_OVERHEAD
+        return False, 10, 10, WSAutoPingStrategy.PING_WHEN_IDLE, False, limit, headers, _READ_BUFFER
+
+
+def _hello_in(headers: Any) -> Hello | None:
+    value = headers.get(HEADER)
+    return None if value is None else parse_hello(value)
+
+
+def _peername(protocol: WSProtocol) -> tuple[str, int]:
+    name = protocol.transport.underlying_transport.get_extra_info("peername")
+    return ip_of(name), name[1]
+
+
+def _turn_away(status: int, text: str) -> WSUpgradeResponseWithListener:
+    headers = [("Upgrade", "websocket")] if status == 426 else []
+    response = WSUpgradeResponse.create_error_response(status, text.encode(), headers)
+    return WSUpgradeResponseWithListener(response, None)
+
+
+def _upgrade_refusal(error: WSHandshakeError) -> str:
+    if error.response is None:
+        return str(error)
+    body = (error.raw_body or b"")[:200].decode(errors="replace").strip()
+    return f"HTTP {int(error.response.status)} instead of an upgrade{': ' + body if body else ''}"

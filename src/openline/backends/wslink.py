@@ -1,0 +1,279 @@
+"""One WebSocket over picows: reassembly, fragmentation, deflate, ping and pong, the kernel's counters.
+
+What picows leaves to its user (2.3): pongs alone count in its automatic ping, so that is off;
+fragments arrive one by one; there is no deflate; writes queue without limit; and it writes to the
+socket by number, so nothing may be written once the transport is closing: the number may already
+be another socket's.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import socket
+import struct
+import sys
+from collections import deque
+from typing import Any
+
+from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
+
+from ..core.frames import HEADROOM, Malformed
+from ..core.liveness import Progress
+from ..core.selection import Endpoint
+from . import deflate
+from .base import Link, LinkEvents
+
+if sys.platform != "win32":
+    import fcntl
+    import termios
+
+log = logging.getLogger("openline")
+
+TEXT, BINARY, CONTINUATION = WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION
+PING, PONG, CLOSE = WSMsgType.PING, WSMsgType.PONG, WSMsgType.CLOSE
+
+# Larger messages leave in pieces of this size, so that pings and pongs get in between.
+FRAGMENT = 64 * 1024
+# RFC 6455 section 7.4.1
+NORMAL, GOING_AWAY, PROTOCOL_ERROR, POLICY, TOO_BIG = 1000, 1001, 1002, 1008, 1009
+
+_GONE = getattr(select, "POLLRDHUP", 0) | getattr(select, "POLLHUP", 0) | getattr(select, "POLLERR", 0)
+_LINUX = sys.platform == "linux"
+# struct tcp_info (linux/tcp.h): tcpi_bytes_acked and tcpi_bytes_received, two u64 at offset 120.
+_TCP_INFO_SIZE = 136
+_TCP_COUNTERS = struct.Struct("@120xQQ")
+
+
+class WebSocketLink(WSListener, Link):
+    """A link from the moment the upgrade is done. ``backend.link_up`` gives it its events."""
+
+    backend = "websocket"
+
+    def __init__(self, endpoint: Endpoint, up: Any, max_message: int, high_water: int, window: int) -> None:
+        self.endpoint = endpoint
+        self.events: LinkEvents
+        self.congested = False
+        self._up = up
+        self._max_message = max_message
+        self._high_water = high_water
+        # Our deflate window, or 0 where compression was not agreed.
+        self._window = window
+        self._ws: WSTransport
+        self._closed = False
+        self._is_closing: Any = None
+        self._paused = False
+        self._outbox: deque[tuple[WSMsgType, memoryview, bool, bool]] | None = None
+        self._parts: list[bytes] | None = None
+        self._parts_size = 0
+        self._parts_type = TEXT
+        self._parts_deflated = False
+        self._why = ""
+
+    # From picows ---------------------------------------------------------------------------------
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        self._ws = transport
+        under = transport.underlying_transport
+        self._is_closing = under.is_closing
+        under.set_write_buffer_limits(high=self._high_water)
+        if transport.request is not None:
+            transport.request.headers.clear()  # about 2 kB each, and all of it has been read
+        self._up(self)
+        self._up = None
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        kind = frame.msg_type
+        try:
+            if frame.fin and not frame.rsv1 and self._parts is None:
+                if kind is BINARY:
+                    self.events.on_binary(frame.get_payload_as_memoryview())
+                    return
+                if kind is TEXT:
+                    self.events.on_text(frame.get_payload_as_memoryview())
+                    return
+            self._on_other_frame(kind, frame)
+        except Malformed as error:
+            self._fail(PROTOCOL_ERROR, str(error))
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:
+        self._closed = True
+        self._outbox = self._parts = None
+        self.events.on_closed(self._why or self._close_reason())
+
+    def pause_writing(self) -> None:
+        self._paused = self.congested = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        if self._outbox:
+            self._pump()
+        if not self._outbox and not self._paused:
+            self.congested = False
+            self.events.on_writable()
+
+    # Reading -------------------------------------------------------------------------------------
+
+    def _on_other_frame(self, kind: WSMsgType, frame: WSFrame) -> None:
+        if self._closed or (self._ws.is_close_frame_sent and kind is not CLOSE):
+            return
+        if kind is PING:
+            self.events.on_ping(frame.get_payload_as_bytes())
+        elif kind is PONG:
+            self.events.on_pong(frame.get_payload_as_bytes())
+        elif kind is CLOSE:
+            self._on_close_frame(frame)
+        else:
+            self._on_part(kind, frame)
+
+    def _on_part(self, kind: WSMsgType, frame: WSFrame) -> None:
+        if (kind is CONTINUATION) == (self._parts is None):
+            raise Malformed("fragments out of order")
+        if frame.rsv1 and (kind is CONTINUATION or not self._window):
+            raise Malformed("a compressed frame, which was not agreed")
+        if self._parts is None:
+            self._parts, self._parts_size = [], 0
+            self._parts_type, self._parts_deflated = kind, frame.rsv1
+        self._parts_size += frame.payload_size
+        if self._parts_size > self._max_message:
+            self._fail(TOO_BIG, f"a message of more than {self._max_message} bytes")
+            return
+        self._parts.append(frame.get_payload_as_bytes())
+        if frame.fin:
+            self._on_last_part()
+
+    def _on_last_part(self) -> None:
+        assert self._parts is not None
+        data = b"".join(self._parts)
+        self._parts = None
+        if self._parts_deflated:
+            data = deflate.decompress(data, self._max_message)
+        if self._parts_type is TEXT:
+            self.events.on_text(memoryview(data))
+        else:
+            self.events.on_binary(memoryview(data))
+
+    def _on_close_frame(self, frame: WSFrame) -> None:
+        code, reason = int(frame.get_close_code().value), frame.get_close_reason() or ""
+        self._why = self._why or f"the peer closed it ({code}{': ' + reason if reason else ''})"
+        if not self._ws.is_close_frame_sent:
+            self._ws.send_close(WSCloseCode.OK if code == 0 else frame.get_close_code())
+        self._ws.disconnect()
+
+    def _fail(self, code: int, reason: str) -> None:
+        """Hostile or broken input: say why, then cut; this link only (rule 3.6)."""
+        self._why = self._why or f"bad input: {reason}"
+        self._parts = None
+        if not self.closing:
+            self._ws.send_close(WSCloseCode(code), reason.encode()[:120])
+        self._ws.disconnect()
+
+    def _close_reason(self) -> str:
+        handshake = self._ws.close_handshake
+        if handshake is not None and handshake.sent is not None and handshake.sent.code != WSCloseCode.OK:
+            return f"bad input: {handshake.sent.reason or handshake.sent.code.name}"
+        return "connection lost"
+
+    # Writing -------------------------------------------------------------------------------------
+
+    @property
+    def closing(self) -> bool:
+        return self._closed or self._is_closing() or self._ws.is_close_frame_sent
+
+    def write_text(self, data: bytes) -> None:
+        if self._window and len(data) >= deflate.THRESHOLD:
+            self._write(TEXT, deflate.compress(data, self._window), True)
+        elif len(data) <= FRAGMENT and not self._outbox:
+            self._ws.send(TEXT, data)
+        else:
+            self._write(TEXT, data, False)
+
+    def write_binary(self, buffer: bytearray) -> None:
+        size = len(buffer) - HEADROOM
+        if self._window and size >= deflate.THRESHOLD:
+            self._write(BINARY, deflate.compress(memoryview(buffer)[HEADROOM:], self._window), True)
+        elif size <= FRAGMENT and not self._outbox:
+            self._ws.send_reuse_external_bytearray(BINARY, buffer, HEADROOM)
+        else:
+            self._write(BINARY, memoryview(buffer)[HEADROOM:], False)
+
+    def _write(self, kind: WSMsgType, data: bytes | memoryview, deflated: bool) -> None:
+        """Queue in fragments; only the first carries the type and the compression bit."""
+        if self._outbox is None:
+            self._outbox = deque()
+        view = memoryview(data)
+        for start in range(0, len(view), FRAGMENT):
+            last = start + FRAGMENT >= len(view)
+            first = start == 0
+            self._outbox.append(
+                (kind if first else CONTINUATION, view[start : start + FRAGMENT], last, first and deflated)
+            )
+        self._pump()
+
+    def _pump(self) -> None:
+        outbox = self._outbox
+        while outbox and not self._paused and not self.closing:
+            kind, data, fin, deflated = outbox.popleft()
+            self._ws.send(kind, data, fin, deflated)
+        if outbox:
+            self.congested = True
+
+    def ping(self, payload: bytes) -> None:
+        if not self.closing:
+            self._ws.send_ping(payload)
+
+    def pong(self, payload: bytes) -> None:
+        if not self.closing:
+            self._ws.send_pong(payload)
+
+    def close(self, code: int, reason: str) -> None:
+        self._why = self._why or "closed by this side"
+        if not self.closing:
+            self._ws.send_close(WSCloseCode(code), reason.encode()[:120])
+
+    def abort(self) -> None:
+        self._why = self._why or "aborted by this side"
+        self._ws.disconnect(graceful=False)
+
+    @property
+    def unsent(self) -> int:
+        """Bytes in user space that the kernel has not taken yet."""
+        size: int = self._ws.underlying_transport.get_write_buffer_size()
+        return size + sum(len(part[1]) for part in self._outbox or ())
+
+    def pause_reading(self) -> None:
+        if not self.closing:
+            self._ws.underlying_transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self.closing:
+            self._ws.underlying_transport.resume_reading()
+
+    # The kernel ----------------------------------------------------------------------------------
+
+    def _socket(self) -> Any:
+        return self._ws.underlying_transport.get_extra_info("socket")
+
+    def broken(self) -> bool:
+        if not _GONE or self.closing:
+            return self.closing
+        poll = select.poll()
+        poll.register(self._socket().fileno(), _GONE)
+        return bool(poll.poll(0))
+
+    def progress(self) -> Progress | None:
+        if not _LINUX or self.closing:
+            return None
+        sock = self._socket()
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
+        if len(info) < _TCP_INFO_SIZE:
+            return None  # a kernel before 4.1
+        acked, received = _TCP_COUNTERS.unpack(info)
+        return Progress(
+            acked, received, _unacked(sock) + self._ws.underlying_transport.get_write_buffer_size()
+        )
+
+
+def _unacked(sock: Any) -> int:
+    """Bytes in the kernel's send queue that the peer has not acknowledged (SIOCOUTQ)."""
+    return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])

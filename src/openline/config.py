@@ -1,0 +1,105 @@
+"""Configuration: frozen structs that ``msgspec.convert`` also reads from a plain dict (TOML, JSON).
+
+Every limit has a name here; the comment beside it is its reason. Times are seconds, sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Positive = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+
+PlainReuse = Literal["unambiguous", "newest", "never"]
+
+
+class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """TLS material (rule 3.6). All paths are files in PEM form.
+
+    ``cert`` and ``key`` make ``listen()`` serve ``wss``. ``ca`` replaces the system's trust store
+    for dialing. ``pins`` are ``sha256/<base64>`` of the DER certificate: where given, the
+    certificate must match one of them and nothing else is trusted; they are checked before any
+    message leaves, and they fail closed.
+    """
+
+    cert: str | None = None
+    key: str | None = None
+    ca: str | None = None
+    pins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("Tls needs both cert and key, or neither")
+        for pin in self.pins:
+            check_pin(pin)
+
+
+def check_pin(pin: str) -> None:
+    """Raise ``ValueError`` unless ``pin`` is ``sha256/`` and the base64 of 32 bytes."""
+    prefix, _, digest = pin.partition("/")
+    try:
+        raw = base64.b64decode(digest, validate=True)
+    except binascii.Error:
+        raw = b""
+    if prefix != "sha256" or len(raw) != 32:
+        raise ValueError(f"pin {pin!r} is not sha256/<base64 of 32 bytes>")
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything a transport can be told. All fields have defaults."""
+
+    # Shown to peers in the hello; a claim, never proof.
+    name: Annotated[str, Meta(max_length=128)] = ""
+    tls: Tls | None = None
+    # permessage-deflate (RFC 7692): costs CPU on every message, so it is asked for, not assumed.
+    compression: bool = False
+    # May a plain peer be recognised by its IP alone? See rule 3.1.
+    plain_reuse: PlainReuse = "unambiguous"
+
+    # Liveness: ping after 1/6 of it without life, suspect after 2/6, dead after 3/6 (rule 3.2).
+    max_idle_timeout: Positive = 30.0
+    # How long bytes that move without completing a unit count as life: long enough for one
+    # maximum-size message at 64 kB/s, short enough that a trickling peer does not hold on for ever.
+    progress_cap: Positive = 300.0
+
+    # One dial, from name look-up to finished handshake: two lost SYNs (1 s + 2 s) still fit.
+    dial_timeout: Positive = 5.0
+    # A client that has connected must have finished TLS and upgrade by then.
+    handshake_timeout: Positive = 5.0
+    # Half-open handshakes kept at a time; the oldest makes room, so a flood cannot shut the door.
+    max_pending_handshakes: Count = 256
+    # How long a send may wait for a connection and for room on it.
+    send_timeout: Positive = 30.0
+    # Connections tried for one message before giving up; each failed one has been evicted.
+    max_attempts: Count = 4
+    # Default for request(timeout=...).
+    request_timeout: Positive = 30.0
+    # close(): time for handlers and buffers to finish before the rest is cut.
+    close_timeout: Positive = 3.0
+    # connect(keep=True): exponential backoff with full jitter between these.
+    backoff_min: Positive = 0.2
+    backoff_max: Positive = 30.0
+
+    # One message, both ways. The ws package accepts 100 MiB by default; agents send far less.
+    max_message_size: Count = 16 * 1024 * 1024
+    # Unsent bytes on a connection before senders wait: several loopback round trips, little memory.
+    write_high_water: Count = 256 * 1024
+    # Messages and bytes waiting per (peer, stream) before that stream's sender is held back.
+    inbox_messages: Count = 1024
+    inbox_bytes: Count = 4 * 1024 * 1024
+    # Streams of one peer with something waiting; idle ones are forgotten.
+    max_streams: Count = 1024
+
+    def __post_init__(self) -> None:
+        if self.backoff_max < self.backoff_min:
+            raise ValueError("backoff_max must not be smaller than backoff_min")
+
+    @property
+    def ping_interval(self) -> float:
+        """Seconds without life before a ping: ``max_idle_timeout / 6`` (rule 3.2)."""
+        return self.max_idle_timeout / 6

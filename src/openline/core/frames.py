@@ -1,0 +1,236 @@
+"""Both wire forms: JSON text for plain peers (rule 3.7), batched msgpack between openline peers.
+
+Everything that reads from the wire raises ``Malformed`` and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ..errors import InvalidMessage
+from ..message import DEFAULT_STREAM, Message, StreamId, new_id
+
+Buffer = bytes | bytearray | memoryview
+
+# The first byte of a binary frame between openline peers.
+MESSAGES = 1
+FLOW = 2
+LISTENING = 3
+
+# picows writes the WebSocket header in front of the payload, in place; it needs 14 bytes.
+HEADROOM = 14
+# Kind, then a msgpack array32 header whose count is filled in when the batch is sealed.
+BATCH_START = HEADROOM + 6
+_EMPTY_BATCH = bytes(HEADROOM) + bytes([MESSAGES, 0xDD, 0, 0, 0, 0])
+
+# msgpack ext type: a JSON text, for payloads with integers over 64 bits.
+_JSON_EXT = 1
+
+
+class Malformed(Exception):
+    """Bytes from the wire that are not what they should be. Costs its own connection at most."""
+
+
+class Flow(msgspec.Struct, array_like=True, frozen=True):
+    """The receiver's inbox of a stream is full (``paused``), or has room again."""
+
+    stream_id: StreamId
+    paused: bool
+
+
+class Listening(msgspec.Struct, array_like=True, frozen=True):
+    """The ports the sender listens on now: after the hello, whenever they change."""
+
+    ports: tuple[int, ...]
+
+
+class _Plain(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
+    id: str | int | float
+    type: str
+    payload: Any
+    metadata: dict[str, Any] | None = None
+    streamId: StreamId | float | None = DEFAULT_STREAM
+
+
+_json = msgspec.json.Encoder()
+_json_any = msgspec.json.Decoder()
+_json_plain = msgspec.json.Decoder(_Plain)
+_pack = msgspec.msgpack.Encoder()
+_PARSE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError)
+_ENCODE_ERRORS = (msgspec.MsgspecError, TypeError, OverflowError, RecursionError, UnicodeEncodeError)
+
+
+def _ext_hook(code: int, data: memoryview) -> Any:
+    if code == _JSON_EXT:
+        return _json_any.decode(data)
+    raise ValueError(f"unknown ext type {code}")
+
+
+_unpack_messages = msgspec.msgpack.Decoder(list[Message], ext_hook=_ext_hook)
+_unpack_flow = msgspec.msgpack.Decoder(Flow)
+_unpack_listening = msgspec.msgpack.Decoder(Listening)
+
+
+# Plain peers ------------------------------------------------------------------------------------
+
+
+def encode_plain(message: Message) -> bytes:
+    """One message as the JSON text a plain peer reads. Raises ``InvalidMessage``."""
+    if _holds_bytes(message.payload) or _holds_bytes(message.metadata):
+        raise InvalidMessage(
+            f"message {message.id!r} holds bytes; a plain peer reads JSON only (encode them, as in base64)"
+        )
+    try:
+        body = _Plain(message.id, message.type, message.payload, message.metadata, message.stream_id)
+        if message.extra is None:
+            return _json.encode(body)
+        return _json.encode({**msgspec.to_builtins(body), **message.extra})
+    except _ENCODE_ERRORS as error:
+        raise InvalidMessage(f"message {message.id!r} is not JSON: {error}") from None
+
+
+def decode_plain(data: Buffer) -> Message:
+    """Read a plain peer's JSON. Raises ``Malformed``."""
+    try:
+        wire = _json_plain.decode(data)
+    except msgspec.ValidationError:
+        return _decode_unusual(data)
+    except _PARSE_ERRORS as error:
+        raise Malformed(f"not a JSON message: {error}") from None
+    return Message(wire.id, wire.type, wire.payload, wire.metadata, _stream_of(wire.streamId))
+
+
+def _decode_unusual(data: Buffer) -> Message:
+    """The same with unknown or missing fields: keep what is unknown, fill in what is harmless."""
+    try:
+        fields = _json_any.decode(data)
+        if not isinstance(fields, dict):
+            raise Malformed("not a JSON object")
+        known = {key: fields.pop(key) for key in _Plain.__struct_fields__ if key in fields}
+        known = {"id": new_id(), "type": "task", "payload": None, **known}
+        wire = msgspec.convert(known, _Plain)
+    except _PARSE_ERRORS as error:
+        raise Malformed(f"not a message: {error}") from None
+    return Message(wire.id, wire.type, wire.payload, wire.metadata, _stream_of(wire.streamId), fields or None)
+
+
+def _stream_of(value: StreamId | float | None) -> StreamId:
+    if value is None:
+        return DEFAULT_STREAM
+    if isinstance(value, float):
+        if not value.is_integer():
+            raise Malformed(f"streamId {value!r} is neither a string nor an integer")
+        return int(value)
+    return value
+
+
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+_BYTES = frozenset({bytes, bytearray, memoryview})
+
+
+def _holds_bytes(value: Any) -> bool:
+    """JSON encoding would turn bytes into base64 text without a word; find them first."""
+    kind = type(value)
+    if kind in _SCALARS:
+        return False
+    if kind in _BYTES:
+        return True
+    if kind is dict:
+        value = value.values()
+    elif kind not in (list, tuple):
+        return False
+    if set(map(type, value)) <= _SCALARS:
+        return False
+    return any(map(_holds_bytes, value))
+
+
+# Between openline peers -------------------------------------------------------------------------
+
+
+class Batch:
+    """Messages gathering into one frame; ``seal()`` gives the buffer to write."""
+
+    __slots__ = ("buffer", "count")
+
+    def __init__(self) -> None:
+        self.buffer = bytearray(_EMPTY_BATCH)
+        self.count = 0
+
+    def add(self, message: Message) -> int:
+        """Append one message; returns its size. Raises ``InvalidMessage`` and leaves no trace."""
+        start = len(self.buffer)
+        try:
+            _pack.encode_into(message, self.buffer, -1)
+        except _ENCODE_ERRORS as error:
+            del self.buffer[start:]
+            self.buffer += _pack_unusual(message, error)
+        self.count += 1
+        return len(self.buffer) - start
+
+    def drop_last(self, size: int) -> None:
+        """Take the last message out again."""
+        del self.buffer[-size:]
+        self.count -= 1
+
+    def seal(self) -> bytearray:
+        """The frame, with ``HEADROOM`` bytes free in front; the batch is empty afterwards."""
+        buffer = self.buffer
+        buffer[BATCH_START - 4 : BATCH_START] = self.count.to_bytes(4, "big")
+        self.buffer = bytearray(_EMPTY_BATCH)
+        self.count = 0
+        return buffer
+
+
+def encode_batch(messages: list[Message]) -> bytearray:
+    """Many messages as one frame, in one call. Raises ``InvalidMessage``."""
+    buffer = bytearray(_EMPTY_BATCH)
+    try:
+        _pack.encode_into(messages, buffer, HEADROOM + 1)
+    except _ENCODE_ERRORS:
+        batch = Batch()
+        for message in messages:
+            batch.add(message)
+        return batch.seal()
+    return buffer
+
+
+def _pack_unusual(message: Message, error: Exception) -> bytes:
+    """msgpack ends at 64-bit integers and JSON does not: such a payload travels as JSON text."""
+    try:
+        payload = msgspec.msgpack.Ext(_JSON_EXT, _json.encode(message.payload))
+        return _pack.encode(
+            Message(message.id, message.type, payload, message.metadata, message.stream_id, message.extra)
+        )
+    except _ENCODE_ERRORS:
+        raise InvalidMessage(f"message {message.id!r} cannot be encoded: {error}") from None
+
+
+def encode_flow(stream_id: StreamId, paused: bool) -> bytearray:
+    return _control(FLOW, Flow(stream_id, paused))
+
+
+def encode_listening(ports: tuple[int, ...]) -> bytearray:
+    return _control(LISTENING, Listening(ports))
+
+
+def _control(kind: int, body: Any) -> bytearray:
+    return bytearray(HEADROOM) + bytes([kind]) + _pack.encode(body)
+
+
+def decode_frame(data: memoryview) -> list[Message] | Flow | Listening | None:
+    """Read a binary frame. None for a kind this version does not know. Raises ``Malformed``."""
+    if not data:
+        raise Malformed("empty frame")
+    kind = data[0]
+    try:
+        if kind == MESSAGES:
+            return _unpack_messages.decode(data[1:])
+        if kind == FLOW:
+            return _unpack_flow.decode(data[1:])
+        if kind == LISTENING:
+            return _unpack_listening.decode(data[1:])
+    except _PARSE_ERRORS as error:
+        raise Malformed(f"frame of kind {kind}: {error}") from None
+    return None

@@ -1,0 +1,133 @@
+"""Is this connection alive? (rule 3.2; the watchdog of RFC 3539 section 3.4.1, with a busy link's needs)
+
+Any inbound unit is life. Idle for an interval: one ping. An interval without an answer: suspect,
+and one more ping. Three intervals without life: dead. Before either verdict the kernel's counters
+are asked: bytes that still move, in either direction, are life too, within a cap; a ping that the
+peer's kernel has not even acknowledged because our own data is in front of it proves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+
+import msgspec
+
+# Verdicts fall at these fractions of an interval so that with ticks of a tenth of it, and life
+# known only to the last tick, "suspect within 2, dead within 3 intervals" holds as measured.
+TICKS_PER_INTERVAL = 10
+PING_AFTER = 0.8
+ANSWER_WITHIN = 0.9
+DEAD_AFTER = 2.8
+
+
+class Action(Enum):
+    """What the caller has to do after a check."""
+
+    NONE = 0
+    PING = 1
+    SUSPECT = 2  # mark it, and ping once more
+    RECOVERED = 3
+    DEAD = 4
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """The kernel's view: bytes the peer acknowledged, bytes received, bytes of ours not yet acknowledged."""
+
+    acked: int
+    received: int
+    pending: int
+
+
+class Liveness:
+    """The state of one connection. ``units`` is the caller's running count of inbound units."""
+
+    __slots__ = (
+        "_acked",
+        "_interval",
+        "_ping_at",
+        "_ping_end",
+        "_received",
+        "_unit_at",
+        "_units",
+        "life",
+        "suspect",
+    )
+
+    def __init__(self, interval: float, now: float) -> None:
+        self._interval = interval
+        self._units = 0
+        self._unit_at = now
+        self.life = now
+        self.suspect = False
+        self._ping_at: float | None = None
+        # The kernel's counters when the ping left, and the acknowledgement that covers the ping.
+        self._acked = self._received = self._ping_end = -1
+
+    def check(self, now: float, units: int, look: Callable[[], Progress | None], cap: float) -> Action:
+        """One tick. ``look`` is called only when a ping leaves or a verdict is near."""
+        if units != self._units:
+            self._units = units
+            self._unit_at = now
+            return self._alive(now)
+        if now - self.life < PING_AFTER * self._interval:
+            return Action.NONE
+        if self._ping_at is None:
+            return self._ping(now, look())
+        if now - self._ping_at < ANSWER_WITHIN * self._interval:
+            return Action.NONE
+        if now - self._unit_at < cap and self._moves(now, look()):
+            return Action.NONE
+        return self._verdict(now)
+
+    def wait_for_probe(self, now: float) -> None:
+        """The clock cannot be trusted (our loop stalled, the machine slept): ping now, judge later."""
+        self._ping_at = None
+        self.life = now - PING_AFTER * self._interval
+        self._unit_at = max(self._unit_at, self.life)
+
+    def shift(self, late: float) -> None:
+        """Our loop was late by so many seconds, which were not the peer's silence."""
+        self.life += late
+        self._unit_at += late
+        if self._ping_at is not None:
+            self._ping_at += late
+
+    def hold(self, now: float) -> None:
+        """We are not reading (backpressure), so silence means nothing."""
+        self._ping_at = None
+        self.life = self._unit_at = now
+
+    def _alive(self, now: float) -> Action:
+        self.life = now
+        self._ping_at = None
+        if not self.suspect:
+            return Action.NONE
+        self.suspect = False
+        return Action.RECOVERED
+
+    def _ping(self, now: float, progress: Progress | None) -> Action:
+        self._ping_at = now
+        if progress is not None:
+            self._acked, self._received = progress.acked, progress.received
+            self._ping_end = progress.acked + progress.pending
+        return Action.PING
+
+    def _moves(self, now: float, progress: Progress | None) -> bool:
+        """Do bytes still move? Then the answer has another interval from now."""
+        if progress is None:
+            return False
+        arriving = progress.received > self._received
+        leaving = self._ping_end > progress.acked > self._acked
+        if arriving or leaving:
+            self._acked, self._received = progress.acked, progress.received
+            self.life = self._ping_at = now
+        return arriving or leaving
+
+    def _verdict(self, now: float) -> Action:
+        if not self.suspect:
+            self.suspect = True
+            return Action.SUSPECT
+        if now - self.life < DEAD_AFTER * self._interval:
+            return Action.NONE
+        return Action.DEAD

@@ -1,0 +1,151 @@
+"""Run a handler's coroutine at once, inside the socket callback, and only if it waits, in a task.
+
+A handler that never suspends costs no task and no trip through the loop. It still sees a proper
+``asyncio.current_task()``, so ``asyncio.timeout`` and task groups work: each step is taken in the
+name of a parked task (a *pilot*), and if the coroutine suspends, that same task carries it on.
+``_enter_task`` and ``_leave_task`` are asyncio's documented hooks for this ("Extending asyncio").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import types
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any
+
+# Parked tasks kept for the next handlers; more than this many at a time is rare.
+MAX_PARKED = 64
+
+Steps = Coroutine[Any, Any, Any]
+
+
+class Runner:
+    """Runs coroutines eagerly on one event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._parked: list[_Pilot] = []
+        self._busy: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def run(self, coroutine: Steps, wrap: Callable[[Steps], Steps]) -> bool:
+        """Step ``coroutine``. True: it has finished. False: a task now carries ``wrap(coroutine)``.
+
+        Raises what the coroutine raises in its first step.
+        """
+        if not self._parked or asyncio.current_task(self.loop) is not None:
+            self._carry(_Pilot(self), wrap(coroutine))
+            return False
+        pilot = self._parked.pop()
+        asyncio._enter_task(self.loop, pilot.task)
+        try:
+            yielded = pilot.context.run(coroutine.send, None)
+        except StopIteration:
+            self.park(pilot)
+            return True
+        except BaseException:
+            self.park(pilot)
+            raise
+        finally:
+            asyncio._leave_task(self.loop, pilot.task)
+        self._carry(pilot, wrap(_resume(coroutine, yielded)))
+        return False
+
+    def _carry(self, pilot: _Pilot, coroutine: Steps) -> None:
+        self._busy.add(pilot.task)
+        pilot.task.add_done_callback(self._busy.discard)
+        pilot.carry(coroutine)
+
+    def park(self, pilot: _Pilot) -> None:
+        """Keep a pilot, unless a handler has left context variables behind in it."""
+        self._busy.discard(pilot.task)
+        if self._closed or len(self._parked) >= MAX_PARKED or len(pilot.context) != pilot.variables:
+            pilot.task.cancel()
+        else:
+            self._parked.append(pilot)
+
+    async def idle(self) -> None:
+        """Wait until nothing runs."""
+        own = asyncio.current_task()
+        while tasks := [task for task in self._busy if task is not own]:
+            await asyncio.wait(tasks, timeout=0.01)
+
+    async def close(self) -> None:
+        """Cancel what runs, and wait until it has ended."""
+        self._closed = True
+        own = asyncio.current_task()
+        tasks = [pilot.task for pilot in self._parked]
+        tasks += [task for task in self._busy if task is not own]
+        self._parked.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Pilot:
+    """A task that waits for something to carry."""
+
+    __slots__ = ("_job", "_runner", "_wake", "context", "task", "variables")
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._job: Steps | None = None
+        self._wake: asyncio.Future[None] | None = None
+        self.context = contextvars.copy_context()
+        self.variables = len(self.context)
+        self.task = runner.loop.create_task(self._fly(), context=self.context)
+
+    def carry(self, coroutine: Steps) -> None:
+        self._job = coroutine
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    async def _fly(self) -> None:
+        while True:
+            cancelled = await self._parked()
+            job, self._job = self._job, None
+            if job is None:
+                return
+            if cancelled:
+                # Cancelled between the handler's first step and ours: it is the handler's to see.
+                self.task.uncancel()
+                self._runner.loop.call_soon(self.task.cancel)
+            await job
+            self._runner.park(self)
+
+    async def _parked(self) -> bool:
+        """Wait for a job; True if a cancellation came instead of, or along with, one."""
+        if self._job is not None:
+            return False
+        self._wake = self._runner.loop.create_future()
+        try:
+            await self._wake
+        except asyncio.CancelledError:
+            return True
+        finally:
+            self._wake = None
+        return False
+
+
+@types.coroutine
+def _steps(coroutine: Steps, yielded: Any) -> Generator[Any, Any, Any]:
+    while True:
+        try:
+            sent = yield yielded
+        except GeneratorExit:
+            coroutine.close()
+            raise
+        except BaseException as error:
+            thrown: BaseException | None = error
+        else:
+            thrown = None
+        try:
+            yielded = coroutine.send(sent) if thrown is None else coroutine.throw(thrown)
+        except StopIteration as end:
+            return end.value
+
+
+async def _resume(coroutine: Steps, yielded: Any) -> Any:
+    """Go on with a coroutine that has already been stepped once."""
+    return await _steps(coroutine, yielded)

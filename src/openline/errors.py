@@ -1,0 +1,52 @@
+"""Every error openline raises. Time-outs are the built-in ``TimeoutError``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class Error(Exception):
+    """Base of all errors raised by openline."""
+
+
+class Closed(Error):
+    """The transport, listener or iterator was closed by this program."""
+
+
+class InvalidAddress(Error, ValueError):
+    """An address that cannot be parsed; the text says what is wrong and shows a valid form."""
+
+
+class InvalidMessage(Error, ValueError):
+    """A message that cannot be sent to this peer, such as ``bytes`` toward a plain peer."""
+
+
+class MessageTooLarge(InvalidMessage):
+    """A message over ``Config.max_message_size``."""
+
+
+class Refused(Error):
+    """The peer is not who the address says: wrong certificate, pin, node id, or no permission."""
+
+
+class IdentityConflict(Error):
+    """Two processes present the same identity."""
+
+
+class NotConfirmed(Error):
+    """Bytes of the message left, but nothing confirms that the peer has it."""
+
+
+class Unreachable(Error):
+    """No path to the peer worked, and no byte of the message left.
+
+    ``tried`` holds one ``(path, reason)`` pair of strings per path, in the order tried.
+    ``sent`` is how many messages of a batch were handed over before (0 for a single send).
+    """
+
+    def __init__(self, address: str, tried: Sequence[tuple[str, str]], sent: int = 0) -> None:
+        self.address = address
+        self.tried = tuple(tried)
+        self.sent = sent
+        paths = "; ".join(f"{path}: {reason}" for path, reason in tried) or "nothing to try"
+        super().__init__(f"cannot reach {address}: {paths}")

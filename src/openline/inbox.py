@@ -1,0 +1,375 @@
+"""What has arrived and is not handled yet: bounded queues, and handlers in order (rule 3.5).
+
+Each (peer, stream) is a *lane*. Handlers of a lane run one at a time, in order; lanes run side by
+side. A message goes to every matching handler; it also waits for ``receive()`` or ``messages()``
+where one of those is in use for its lane, or where no handler matches. A lane that holds too much
+asks its sender to stop; nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from .config import Config
+from .core.selection import Want
+from .eager import Runner
+from .errors import Closed
+from .message import Message, StreamId
+from .stats import Counters
+
+if TYPE_CHECKING:
+    from .peers import Peer
+
+log = logging.getLogger("openline")
+
+Handler = Callable[["Peer", Message], Awaitable[Any] | None]
+
+# Distinct (address, stream) pairs that receive() remembers; the oldest is forgotten.
+MAX_USES = 1024
+# A peer that ignores "stop" on its streams, or fills this many of them, is stopped as a whole.
+FULL_LANES_PER_PEER = 16
+
+
+class Use:
+    """One consumer of waiting messages: ``stream_id`` None takes all streams, ``want`` None all peers."""
+
+    __slots__ = ("stream_id", "waiters", "want")
+
+    def __init__(self, want: Want | None, stream_id: StreamId | None) -> None:
+        self.want = want
+        self.stream_id = stream_id
+        self.waiters: deque[asyncio.Future[None]] = deque()
+
+    def wake(self) -> None:
+        """One waiter looks again; the message stays until that one really takes it."""
+        while self.waiters:
+            waiter = self.waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+
+class Lane:
+    """What has arrived from one peer on one stream."""
+
+    __slots__ = (
+        "bytes",
+        "count",
+        "handlers",
+        "paused",
+        "peer",
+        "queue",
+        "running",
+        "stream_id",
+        "tap",
+        "uses",
+        "version",
+    )
+
+    def __init__(self, peer: Peer, stream_id: StreamId) -> None:
+        self.peer = peer
+        self.stream_id = stream_id
+        self.handlers: list[Handler] = []
+        self.uses: list[Use] = []
+        self.version = -1
+        # Is a handler running that has not finished? Then messages wait in the queue.
+        self.running = False
+        self.queue: deque[tuple[Message, int]] = deque()
+        # Waiting for receive().
+        self.tap: deque[tuple[Message, int, bool]] = deque()  # the bool: handlers have had it
+        self.count = 0
+        self.bytes = 0
+        self.paused = False
+
+    @property
+    def idle(self) -> bool:
+        return not (self.running or self.count or self.paused)
+
+
+class Inbox:
+    """All lanes of one transport. ``flow(lane)`` is called when a lane has become full or roomy."""
+
+    def __init__(
+        self,
+        config: Config,
+        counters: Counters,
+        runner: Runner,
+        matches: Callable[[Want, Peer], bool],
+        flow: Callable[[Lane], None],
+    ) -> None:
+        self._config = config
+        self._counters = counters
+        self._runner = runner
+        self._matches = matches
+        self._flow = flow
+        self._handlers: list[tuple[Handler, StreamId | None]] = []
+        self._received: OrderedDict[tuple[str, StreamId], Use] = OrderedDict()
+        self._iterating: list[Use] = []
+        # Lanes with something for receive(), longest waiting first.
+        self._waiting: dict[Lane, None] = {}
+        self._version = 0
+        self._closed = False
+
+    # Handlers ------------------------------------------------------------------------------------
+
+    def add_handler(self, handler: Handler, stream_id: StreamId | None) -> None:
+        self._handlers.append((handler, stream_id))
+        self.rebind()
+        self._reclaim()
+
+    def remove_handler(self, handler: Handler) -> None:
+        self._handlers = [entry for entry in self._handlers if entry[0] is not handler]
+        self.rebind()
+
+    def rebind(self) -> None:
+        """Who takes what has changed: lanes look again before their next message."""
+        self._version += 1
+
+    def _bind(self, lane: Lane) -> None:
+        stream = lane.stream_id
+        lane.version = self._version
+        lane.handlers = [h for h, only in self._handlers if only is None or _same(only, stream)]
+        lane.uses = [use for use in (*self._received.values(), *self._iterating) if self._fits(use, lane)]
+
+    def _fits(self, use: Use, lane: Lane) -> bool:
+        if use.stream_id is not None and not _same(use.stream_id, lane.stream_id):
+            return False
+        return use.want is None or self._matches(use.want, lane.peer)
+
+    def _reclaim(self) -> None:
+        """Consumers have changed: what waits for nobody goes to the handlers, unless it has been there."""
+        for lane in list(self._waiting):
+            self._bind(lane)
+            if lane.uses or not lane.handlers:
+                continue
+            del self._waiting[lane]
+            items, lane.tap = lane.tap, deque()
+            for message, size, handled in reversed(items):
+                if handled:
+                    self._release(lane, size)
+                else:
+                    lane.queue.appendleft((message, size))
+            if lane.queue and not lane.running:
+                lane.running = True
+                self._runner.run(self._drain(lane), lambda steps: steps)
+
+    # Arriving ------------------------------------------------------------------------------------
+
+    def feed(self, peer: Peer, messages: list[Message], size: int) -> None:
+        """Messages from one frame of ``size`` bytes."""
+        each = size // len(messages) if messages else 0
+        lanes = peer.lanes
+        for message in messages:
+            lane = lanes.get(message.stream_id)
+            if lane is None:
+                lane = self._open(peer, message.stream_id)
+            if lane.running:
+                lane.queue.append((message, each))
+                self._charge(lane, each)
+                continue
+            if lane.version != self._version:
+                self._bind(lane)
+            self._deliver(lane, message, each)
+
+    def _open(self, peer: Peer, stream_id: StreamId) -> Lane:
+        if len(peer.lanes) >= self._config.max_streams:
+            for lane in [lane for lane in peer.lanes.values() if lane.idle]:
+                del peer.lanes[lane.stream_id]
+        lane = peer.lanes[stream_id] = Lane(peer, stream_id)
+        return lane
+
+    def _deliver(self, lane: Lane, message: Message, size: int) -> None:
+        if lane.uses or not lane.handlers:
+            self._keep(lane, message, size)
+        for index, handler in enumerate(lane.handlers):
+            steps = self._call(lane, handler, message)
+            if steps is not None and not self._start(lane, steps, message, index + 1):
+                return  # the lane is running now; a task does the rest
+
+    def _call(self, lane: Lane, handler: Handler, message: Message) -> Coroutine[Any, Any, Any] | None:
+        """Call one handler; its coroutine if there is something left to do."""
+        try:
+            result = handler(lane.peer, message)
+        except Exception:
+            self._failed(lane, handler)
+            return None
+        if result is None:
+            return None
+        if inspect.iscoroutine(result):
+            return result
+        return _await(result) if inspect.isawaitable(result) else None
+
+    def _start(self, lane: Lane, steps: Coroutine[Any, Any, Any], message: Message, index: int) -> bool:
+        """Step an async handler; True if it is done already."""
+        lane.running = True
+        try:
+            done = self._runner.run(steps, lambda rest: self._carry_on(lane, rest, message, index))
+        except (Exception, asyncio.CancelledError):
+            self._failed(lane, lane.handlers[index - 1])
+            done = True
+        if done:
+            lane.running = False
+        return done
+
+    async def _carry_on(
+        self, lane: Lane, rest: Coroutine[Any, Any, Any], message: Message, index: int
+    ) -> None:
+        """In a task: finish one handler, then the other handlers, then what has queued up."""
+        handlers = lane.handlers
+        try:
+            await self._guard(lane, handlers[index - 1], rest)
+            await self._rest_of(lane, handlers[index:], message)
+        except asyncio.CancelledError:
+            lane.running = False
+            raise
+        await self._drain(lane)
+
+    async def _drain(self, lane: Lane) -> None:
+        try:
+            while lane.queue:
+                message, size = lane.queue.popleft()
+                self._release(lane, size)
+                if lane.version != self._version:
+                    self._bind(lane)
+                if lane.uses or not lane.handlers:
+                    self._keep(lane, message, size)
+                await self._rest_of(lane, lane.handlers, message)
+        finally:
+            lane.running = False
+
+    async def _rest_of(self, lane: Lane, handlers: list[Handler], message: Message) -> None:
+        for handler in handlers:
+            steps = self._call(lane, handler, message)
+            if steps is not None:
+                await self._guard(lane, handler, steps)
+
+    async def _guard(self, lane: Lane, handler: Handler, steps: Coroutine[Any, Any, Any]) -> None:
+        try:
+            await steps
+        except Exception:
+            self._failed(lane, handler)
+        except asyncio.CancelledError:
+            if self._closed:
+                raise
+            self._failed(lane, handler)  # it cancelled itself; the lane goes on
+
+    def _failed(self, lane: Lane, handler: Handler) -> None:
+        self._counters.handler_errors += 1
+        name = getattr(handler, "__qualname__", repr(handler))
+        log.exception("handler %s failed on a message from %s", name, lane.peer)
+
+    # Limits --------------------------------------------------------------------------------------
+
+    def _charge(self, lane: Lane, size: int) -> None:
+        lane.count += 1
+        lane.bytes += size
+        lane.peer.held += size
+        if not lane.paused and (
+            lane.count >= self._config.inbox_messages or lane.bytes >= self._config.inbox_bytes
+        ):
+            lane.paused = True
+            self._flow(lane)
+
+    def _release(self, lane: Lane, size: int) -> None:
+        lane.count -= 1
+        lane.bytes -= size
+        lane.peer.held -= size
+        if (
+            lane.paused
+            and lane.count <= self._config.inbox_messages // 2
+            and lane.bytes <= self._config.inbox_bytes // 2
+        ):
+            lane.paused = False
+            self._flow(lane)
+
+    # receive() and messages() --------------------------------------------------------------------
+
+    def _keep(self, lane: Lane, message: Message, size: int) -> None:
+        lane.tap.append((message, size, bool(lane.handlers)))
+        self._waiting.setdefault(lane)
+        self._charge(lane, size)
+        for use in lane.uses:
+            if use.waiters:
+                use.wake()
+                return
+
+    def use_for(self, want: Want, stream_id: StreamId) -> Use:
+        """The consumer behind ``receive(address, stream_id)``; it stays in use from now on."""
+        key = (str(want.address), stream_id)
+        use = self._received.get(key)
+        if use is None or use.want != want:
+            use = self._received[key] = Use(want, stream_id)
+            if len(self._received) > MAX_USES:
+                self._received.popitem(last=False)
+            self.rebind()
+        self._received.move_to_end(key)
+        return use
+
+    def begin(self, stream_id: StreamId | None) -> Use:
+        """A consumer behind ``messages()``, until ``end``."""
+        use = Use(None, stream_id)
+        self._iterating.append(use)
+        self.rebind()
+        return use
+
+    def end(self, use: Use) -> None:
+        if use in self._iterating:
+            self._iterating.remove(use)
+            self.rebind()
+            self._reclaim()
+            while use.waiters:
+                use.wake()
+
+    async def take(self, use: Use) -> tuple[Peer, Message]:
+        """The next message for ``use``; waits. Raises ``Closed``."""
+        while True:
+            if self._closed:
+                raise Closed("the transport is closed")
+            found = self._take(use)
+            if found is not None:
+                return found
+            waiter = self._runner.loop.create_future()
+            use.waiters.append(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                if waiter.done() and not waiter.cancelled():
+                    use.wake()  # it was our turn: hand it on
+                raise
+            finally:
+                if waiter in use.waiters:
+                    use.waiters.remove(waiter)
+
+    def _take(self, use: Use) -> tuple[Peer, Message] | None:
+        for lane in self._waiting:
+            if lane.version != self._version:
+                self._bind(lane)
+            if use in lane.uses:
+                message, size, _ = lane.tap.popleft()
+                if not lane.tap:
+                    del self._waiting[lane]
+                self._release(lane, size)
+                return lane.peer, message
+        return None
+
+    def close(self) -> None:
+        """Wake every consumer; count what nobody took."""
+        self._closed = True
+        self._counters.undelivered += sum(len(lane.tap) for lane in self._waiting)
+        for use in (*self._received.values(), *self._iterating):
+            while use.waiters:
+                use.wake()
+
+
+def _same(one: StreamId, other: StreamId) -> bool:
+    """42 and "42" differ, as they do on the wire."""
+    return one == other
+
+
+async def _await(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable

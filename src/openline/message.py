@@ -1,0 +1,63 @@
+"""What travels: ``Message``, and ``Receipt``, what a sender gets back."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from typing import Any
+
+import msgspec
+
+DEFAULT_STREAM = "default"
+
+StreamId = str | int
+
+# A random prefix per process and a counter: unique across machines, far cheaper than a UUID each.
+_prefix = secrets.token_hex(8)
+_next = itertools.count(1).__next__
+
+
+def new_id() -> str:
+    """A message id that no other process makes."""
+    return f"{_prefix}-{_next():x}"
+
+
+class Message(msgspec.Struct, array_like=True):
+    """One message. ``payload`` is any JSON value; between openline peers ``bytes`` too.
+
+    ``type`` is free text; task, result, status, coordination and heartbeat are seen in the field.
+    ``stream_id`` names an independent FIFO: ``42`` and ``"42"`` differ. ``extra`` keeps the fields
+    of a plain peer's message that openline does not know, and is sent along with it again.
+    """
+
+    id: str | int | float = msgspec.field(default_factory=new_id)
+    type: str = "task"
+    payload: Any = None
+    metadata: dict[str, Any] | None = None
+    stream_id: StreamId = DEFAULT_STREAM
+    extra: dict[str, Any] | None = None
+
+    @property
+    def reply_to(self) -> object:
+        """The id of the message this one answers, from ``metadata.replyTo``."""
+        return self.metadata.get("replyTo") if self.metadata else None
+
+    def answer(self, payload: Any, type: str = "result") -> Message:
+        """A message that answers this one: same stream, ``metadata.replyTo`` set to its id."""
+        return Message(type=type, payload=payload, metadata={"replyTo": self.id}, stream_id=self.stream_id)
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """How a message left.
+
+    ``attempts`` is the number of connections tried, ``acked`` whether the peer's transport has
+    taken responsibility (always False until acknowledged sessions exist), ``backend`` such as
+    ``"websocket"``, ``direction`` ``"inbound"`` or ``"outbound"``: who opened the connection it
+    rode. ``rtt`` is the connection's last measured round trip in seconds, None where not measured.
+    """
+
+    attempts: int
+    acked: bool
+    backend: str
+    direction: str
+    rtt: float | None = None

@@ -1,0 +1,212 @@
+"""From an address or a peer to the connection that carries the next message (rule 3.1).
+
+The rule itself is in ``core/selection.py``; this adds what it needs from outside: name look-ups,
+dials, and a cache for the common case that nothing has changed since the last send.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+
+import msgspec
+
+from .address import Address
+from .backends.sockets import ip_of, resolve
+from .connection import Connection
+from .core.selection import RANK_TEXT, Plan, Quality, Rank, Want
+from .errors import Refused, Unreachable
+from .peers import Dialer, Peer, PeerTable
+
+# A look-up serves comparing addresses for this long; a dial always looks up afresh.
+LOOKUP_TTL = 10.0
+MAX_CACHED = 4096
+# The remote end of a connection that came in is a client's port, which nobody listens on: not
+# dialed for this long after it has gone, by when the number may have another use.
+EPHEMERAL_TTL = 600.0
+_NO_NODE_ID = (
+    "this address names a node id, and node ids cannot be proven yet (unsigned hello); nothing was sent"
+)
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """What ``Transport.explain`` returns: the connection a send would take now, and why not the others.
+
+    ``chosen`` is None where a send would dial, or fail; ``why`` says which. ``others`` holds
+    ``(connection, reason)`` pairs. All are texts; ``str()`` of the whole is readable.
+    """
+
+    address: str
+    chosen: str | None
+    why: str
+    others: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.address}: {self.chosen or 'no connection'} ({self.why})"]
+        return "\n".join(lines + [f"  not {other}: {reason}" for other, reason in self.others])
+
+
+class Router:
+    """Finds connections for one transport."""
+
+    def __init__(
+        self, table: PeerTable, dialer: Dialer, plain_reuse: str, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._table = table
+        self._dialer = dialer
+        self._plain_reuse = plain_reuse
+        self._loop = loop
+        self._routes: dict[str | Address, tuple[int, Connection]] = {}
+        self._lookups: OrderedDict[str, tuple[float, tuple[str, ...]]] = OrderedDict()
+        self._ephemeral: OrderedDict[tuple[str, int], float] = OrderedDict()
+
+    def quick(self, address: str | Address) -> Connection | None:
+        """The last choice for this address, if it certainly still is the right one."""
+        route = self._routes.get(address)
+        if route is None or route[0] != self._table.generation or not route[1].usable:
+            return None
+        return route[1]
+
+    async def find(self, address: Address) -> tuple[Connection, bool]:
+        """A connection for ``address``, and whether it was there already.
+
+        Raises ``Unreachable`` or ``Refused``. The connection may be congested, and suspect where
+        nothing better could be had.
+        """
+        _check_supported(address)
+        plan = await self._plan(address)
+        chosen = plan.chosen
+        if chosen is not None and chosen.quality >= Quality.CONGESTED:
+            self._remember(address, plan)
+            return chosen, True
+        if self._is_ephemeral(address):
+            return _last_resort(chosen, str(address), _GONE_CLIENT), True
+        try:
+            return await self._dialer.connect(address), False
+        except Unreachable:
+            if chosen is None or chosen.link.closing:
+                raise
+            return chosen, True  # a suspect connection beats none
+
+    async def find_for(self, peer: Peer) -> tuple[Connection, bool]:
+        """The same for a peer: any of its connections, else a dial to where it listens."""
+        best = max(peer.connections, key=_preference, default=None)
+        if best is not None and best.quality >= Quality.CONGESTED:
+            return best, True
+        if peer.dial_address is None or self._is_ephemeral(peer.dial_address):
+            return _last_resort(best, peer.address, _GONE_CLIENT), True
+        try:
+            return await self._dialer.connect(peer.dial_address), False
+        except Unreachable:
+            if best is None or best.link.closing:
+                raise
+            return best, True
+
+    async def want(self, address: Address) -> Want:
+        """What a send to ``address`` asks for, looking its name up if need be."""
+        return Want(address, await self._lookup(address), self._plain_reuse)
+
+    def want_now(self, address: Address) -> Want:
+        """The same from what is known already."""
+        return Want(address, self._known_ips(address)[0], self._plain_reuse)
+
+    def explain(self, address: Address) -> Explanation:
+        try:
+            _check_supported(address)
+        except (Refused, Unreachable) as error:
+            return Explanation(str(address), None, str(error))
+        known = self._known_ips(address)[1]
+        plan = self._table.plan(self.want_now(address))
+        others = tuple((repr(other), reason) for other, reason in plan.passed_over)
+        if plan.chosen is not None and plan.rank is not None:
+            why = RANK_TEXT[plan.rank]
+            if plan.chosen.quality < Quality.CONGESTED:
+                why += f"; {plan.chosen.status}, so a dial is tried first"
+            return Explanation(str(address), repr(plan.chosen), why, others)
+        why = _GONE_CLIENT if self._is_ephemeral(address) else "would dial"
+        if not known:
+            why += f"; {address.host} has not been looked up yet"
+        return Explanation(str(address), None, why, others)
+
+    def went(self, connection: Connection) -> None:
+        """An inbound connection has ended: its far port is not one to dial."""
+        end = connection.endpoint
+        if end.direction == "inbound":
+            self._ephemeral[end.ip, end.port] = self._loop.time() + EPHEMERAL_TTL
+            if len(self._ephemeral) > MAX_CACHED:
+                self._ephemeral.popitem(last=False)
+
+    # ---------------------------------------------------------------------------------------------
+
+    async def _plan(self, address: Address) -> Plan[Connection]:
+        """Plan without a look-up where a connection dialed to that very name is good."""
+        if not address.is_ip and any(c.usable for c in self._table.dialed_to(address)):
+            plan = self._table.plan(Want(address, (), self._plain_reuse))
+            if plan.chosen is not None and plan.chosen.usable:
+                return plan
+        return self._table.plan(await self.want(address))
+
+    def _remember(self, address: Address, plan: Plan[Connection]) -> None:
+        chosen = plan.chosen
+        assert chosen is not None
+        if plan.rank is Rank.PLAIN_BY_IP and chosen.endpoint.bound_port is None:
+            chosen.endpoint.bound_port = address.port
+            self._table.generation += 1
+        if len(self._routes) >= MAX_CACHED:
+            self._routes.clear()
+        self._routes[str(address)] = self._routes[address] = self._table.generation, chosen
+
+    def _known_ips(self, address: Address) -> tuple[tuple[str, ...], bool]:
+        if address.is_ip:
+            return (address.host,), True
+        cached = self._lookups.get(address.host)
+        return (cached[1], True) if cached else ((), False)
+
+    async def _lookup(self, address: Address) -> tuple[str, ...]:
+        """IPs of the host; none where the look-up fails, which only a dial has to report."""
+        if address.is_ip and "%" not in address.host:
+            return (address.host,)
+        cached = self._lookups.get(address.host)
+        if cached is not None and self._loop.time() < cached[0]:
+            return cached[1]
+        try:
+            ips = tuple(dict.fromkeys(ip_of(sockaddr) for _, sockaddr in await resolve(address)))
+        except OSError:
+            ips = ()
+        self._lookups[address.host] = self._loop.time() + LOOKUP_TTL, ips
+        if len(self._lookups) > MAX_CACHED:
+            self._lookups.popitem(last=False)
+        return ips
+
+    def _is_ephemeral(self, address: Address) -> bool:
+        if not address.is_ip or address.scheme is not None:
+            return False
+        key = address.host, address.port
+        if self._table.at_remote(*key) is not None:
+            return True
+        until = self._ephemeral.get(key)
+        return until is not None and self._loop.time() < until
+
+
+_GONE_CLIENT = (
+    "this is the far end of a connection that came in, so it is never dialed; the peer has to connect again"
+)
+
+
+def _preference(connection: Connection) -> tuple[int, bool, int]:
+    """Rule 3.1 within one peer: the best state, then outbound, then the newest."""
+    end = connection.endpoint
+    return connection.quality, end.direction == "outbound", connection.number
+
+
+def _last_resort(connection: Connection | None, address: str, reason: str) -> Connection:
+    if connection is None or connection.link.closing:
+        raise Unreachable(address, [("open connections", reason)])
+    return connection
+
+
+def _check_supported(address: Address) -> None:
+    if address.node_id is not None:
+        raise Refused(f"{address}: {_NO_NODE_ID}")
+    if address.scheme == "quic":
+        raise Unreachable(str(address), [("quic", "this version has no QUIC backend")])

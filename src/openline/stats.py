@@ -1,0 +1,58 @@
+"""Counters. ``Stats`` is the snapshot users get, readable as attributes and as a mapping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+
+class Counters(msgspec.Struct):
+    """What a transport counts since it was made."""
+
+    created: int = 0  # outbound connections that opened
+    accepted: int = 0  # inbound connections that opened
+    closed: int = 0  # connections of either kind that ended
+    dials: int = 0
+    dial_failures: int = 0
+    reuses: int = 0  # sends that rode a connection which was already there
+    retries: int = 0  # sends that needed another connection
+    evictions: int = 0  # connections taken out because they failed or were dead
+    suspects: int = 0
+    recoveries: int = 0
+    messages_sent: int = 0
+    messages_received: int = 0
+    bytes_sent: int = 0  # of encoded messages
+    bytes_received: int = 0
+    malformed: int = 0  # messages and connections dropped for bad input
+    handler_errors: int = 0
+    duplicates_suppressed: int = 0  # by sessions, which are not in this version
+    in_doubt: int = 0  # messages whose bytes left, or may have, on a connection that then died
+    undelivered: int = 0  # received, but never taken by the program before close
+
+
+class Stats(Counters):
+    """A snapshot: ``stats.created`` and ``stats["created"]`` are the same.
+
+    ``active`` is the number of live connections, ``idle`` how many of them have carried nothing
+    since the last liveness tick, ``pending_handshakes`` connections that are not open yet and
+    ``handshakes_evicted`` those pushed out by a flood.
+    """
+
+    active: int = 0
+    idle: int = 0
+    pending_handshakes: int = 0
+    handshakes_evicted: int = 0
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.__struct_fields__:
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.__struct_fields__)
+
+    def keys(self) -> tuple[str, ...]:
+        """The names, so that ``dict(stats)`` works."""
+        return self.__struct_fields__

@@ -15,7 +15,7 @@ from .requests import Requests
 
 if TYPE_CHECKING:
     from .inbox import Lane
-    from .transport import Transport
+    from .sending import Sender
 
 log = logging.getLogger("openline")
 
@@ -28,7 +28,7 @@ class Peer:
     whatever ``metadata.sourceNodeId`` it last sent.
     """
 
-    def __init__(self, transport: Transport, key: object, endpoint: Endpoint) -> None:
+    def __init__(self, sender: Sender, key: object, endpoint: Endpoint) -> None:
         hello = endpoint.hello
         self.key = key
         self.node_id: str | None = hello.node_id if hello else None
@@ -44,7 +44,7 @@ class Peer:
         self.held = 0
         # Streams the peer has asked us to stop sending on, and who waits for it.
         self.stopped: dict[StreamId, list[asyncio.Future[None]]] = {}
-        self._transport = transport
+        self._sender = sender
 
     @property
     def address(self) -> str:
@@ -79,22 +79,22 @@ class Peer:
 
     async def send(self, message: Message) -> Receipt:
         """Send to this peer, over whatever reaches it. Raises as ``Transport.send`` does."""
-        return await self._transport.send_to(self, message)
+        return await self._sender.send_to(self, message)
 
     async def request(self, message: Message, timeout: float | None = None) -> Message:
         """Send and wait for the answer. Raises as ``Transport.request`` does."""
-        return await self._transport.request_of(self, message, timeout)
+        return await self._sender.request_of(self, message, timeout)
 
     async def reply(self, message: Message, payload: Any = None, *, type: str = "result") -> Receipt:
         """Answer ``message``: same stream, ``metadata.replyTo`` set to its id."""
-        return await self._transport.send_to(self, message.answer(payload, type))
+        return await self._sender.send_to(self, message.answer(payload, type))
 
 
 class PeerTable:
     """Live connections, indexed by what a send may ask for."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    def __init__(self, make_peer: Callable[[object, Endpoint], Peer]) -> None:
+        self._make_peer = make_peer
         self._peers: dict[object, Peer] = {}
         self._by_ip: dict[str, dict[Connection, None]] = {}
         self._by_target: dict[tuple[str, int], dict[Connection, None]] = {}
@@ -118,7 +118,7 @@ class PeerTable:
         key = _peer_key(end)
         peer = self._peers.get(key)
         if peer is None:
-            peer = self._peers[key] = Peer(self._transport, key, end)
+            peer = self._peers[key] = self._make_peer(key, end)
         peer.connections.append(connection)
         peer.endpoint = end if end.target is not None or peer.endpoint.target is None else peer.endpoint
         connection.peer = peer

@@ -1,0 +1,225 @@
+"""Getting a message out: find a connection, wait for room, write; evict and try again where it died."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from .address import Address
+from .connection import FRAME_BYTES, Connection
+from .errors import Closed, Unreachable
+from .message import Message, Receipt, StreamId
+from .peers import Peer
+from .requests import Pending
+
+if TYPE_CHECKING:
+    from .switchboard import Switchboard
+
+# Messages of the first chunk of a batch; later ones are sized by what the first took.
+FIRST_CHUNK = 32
+# Sends in a row before the loop gets a turn: a tight loop of sends must not starve it.
+SENDS_PER_TURN = 256
+
+Find = Callable[[], Awaitable[tuple[Connection, bool]]]
+
+
+class Sender:
+    """Sends for one transport. The public methods of ``Transport`` say what is raised."""
+
+    def __init__(self, board: Switchboard) -> None:
+        self._board = board
+        self._counters = board.counters
+        self._router = board.router
+
+    async def send(
+        self, address: str | Address, message: Message, *, timeout: float | None = None
+    ) -> Receipt:
+        """Send one message. ``timeout`` (default ``Config.send_timeout``) bounds waiting for a
+        connection and for room on it.
+
+        Raises ``Unreachable`` (no byte left), ``Refused``, ``InvalidMessage``, ``MessageTooLarge``,
+        ``Closed`` and ``TimeoutError``.
+        """
+        connection = self._router.quick(address)
+        if connection is None or connection.peer.stopped:
+            return await self._send(self._finder(address), str(address), message, timeout)
+        if not connection.send(message):
+            self._board.evict(connection)
+            return await self._send(self._finder(address), str(address), message, timeout, attempts=1)
+        self._counters.reuses += 1
+        if not self._counters.messages_sent % SENDS_PER_TURN:
+            await asyncio.sleep(0)
+        return connection.receipt
+
+    async def send_to(self, peer: Peer, message: Message, *, timeout: float | None = None) -> Receipt:
+        """``send`` for a peer in hand; ``peer.send`` and ``peer.reply`` come here."""
+        if len(peer.connections) == 1 and not peer.stopped:
+            connection = peer.connections[0]
+            if connection.usable and not self._board.closed and connection.send(message):
+                self._counters.reuses += 1
+                return connection.receipt
+        return await self._send(lambda: self._router.find_for(peer), peer.address, message, timeout)
+
+    def _finder(self, address: str | Address) -> Find:
+        self._board.check_open()
+        target = Address.parse(address)
+        return lambda: self._router.find(target)
+
+    async def _send(
+        self, find: Find, label: str, message: Message, timeout: float | None, attempts: int = 0
+    ) -> Receipt:
+        connection, attempts = await self._hand_over(
+            find, label, message.stream_id, lambda c: c.send(message), timeout, attempts
+        )
+        return _receipt(connection, attempts)
+
+    async def _hand_over(
+        self,
+        find: Find,
+        label: str,
+        stream_id: StreamId | None,
+        write: Callable[[Connection], bool],
+        timeout: float | None,
+        attempts: int = 0,
+    ) -> tuple[Connection, int]:
+        """Find a connection, wait for room, write; evict and try again where it has died."""
+        try:
+            async with asyncio.timeout(self._board.config.send_timeout if timeout is None else timeout):
+                tried: list[tuple[str, str]] = []
+                while attempts < self._board.config.max_attempts:
+                    connection, reused = await self._ready(find, stream_id)
+                    attempts += 1
+                    if write(connection):
+                        self._counters.reuses += reused
+                        self._counters.retries += attempts > 1
+                        return connection, attempts
+                    tried.append((repr(connection), "died before anything was written"))
+                    self._board.evict(connection)
+                raise Unreachable(label, tried)
+        except TimeoutError:
+            raise TimeoutError(f"no room to send to {label} in time; nothing of the message left") from None
+
+    async def _ready(self, find: Find, stream_id: StreamId | None) -> tuple[Connection, bool]:
+        """A connection with room, to a peer that has not stopped this stream."""
+        while True:
+            if self._board.closed:
+                raise Closed("the transport is closed")
+            connection, reused = await find()
+            if connection.link.congested and not connection.link.closing:
+                await connection.room()
+            elif stream_id is not None and stream_id in connection.peer.stopped:
+                await self._until_flowing(connection.peer, stream_id)
+            else:
+                return connection, reused
+
+    async def _until_flowing(self, peer: Peer, stream_id: StreamId) -> None:
+        waiter = self._board.loop.create_future()
+        peer.stopped[stream_id].append(waiter)
+        await waiter
+
+    async def batch(
+        self, address: str | Address, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Receipt]:
+        """Send many messages, pipelined and in order, with one dial at most.
+
+        ``timeout`` bounds each wait for room. Raises as ``send`` does; an ``Unreachable`` then
+        tells in ``sent`` how many were handed over before.
+        """
+        find = self._finder(address)
+        waiting = list(messages)
+        receipts: list[Receipt] = []
+        size = FIRST_CHUNK
+        while len(receipts) < len(waiting):
+            chunk = _one_stream_at_a_time(waiting, len(receipts), size)
+            before = self._counters.bytes_sent
+            try:
+                connection, attempts = await self._hand_over(
+                    find, str(address), chunk[0].stream_id, partial(_write_many, chunk), timeout
+                )
+            except Unreachable as error:
+                error.sent = len(receipts)
+                raise
+            receipts += [_receipt(connection, attempts)] * len(chunk)
+            taken = max(1, self._counters.bytes_sent - before)
+            size = max(1, len(chunk) * FRAME_BYTES // taken)
+            await asyncio.sleep(0)
+        return receipts
+
+    async def request(
+        self, address: str | Address, message: Message, timeout: float | None = None
+    ) -> Message:
+        """Send and wait for the answer to exactly this message.
+
+        Raises ``TimeoutError`` after ``timeout`` seconds (default ``Config.request_timeout``),
+        ``NotConfirmed`` where a plain peer's connection dies before the answer, and as ``send`` does.
+        """
+        connection = self._router.quick(address)
+        if connection is not None and connection.peer.stopped:
+            connection = None
+        return await self._request(connection, lambda: self._finder(address), str(address), message, timeout)
+
+    async def request_of(self, peer: Peer, message: Message, timeout: float | None = None) -> Message:
+        """``request`` for a peer in hand; ``peer.request`` comes here."""
+        return await self._request(
+            None, lambda: lambda: self._router.find_for(peer), peer.address, message, timeout
+        )
+
+    async def _request(
+        self,
+        connection: Connection | None,
+        finder: Callable[[], Find],
+        label: str,
+        message: Message,
+        timeout: float | None,
+    ) -> Message:
+        limit = self._board.config.request_timeout if timeout is None else timeout
+        pending = Pending(message, self._board.loop.create_future())
+        timer = self._board.loop.call_later(limit, _expire, pending, label, limit)
+        try:
+            if connection is None or not self._write_request(connection, message, pending):
+                find = finder()
+                await self._hand_over(
+                    find, label, message.stream_id, lambda c: self._write_request(c, message, pending), limit
+                )
+            return await pending.answer
+        finally:
+            timer.cancel()
+            if pending.connection is not None:
+                peer = pending.connection.peer
+                peer.requests.remove(pending)
+                if not peer.connections:
+                    self._board.table.forget(peer)
+
+    def _write_request(self, connection: Connection, message: Message, pending: Pending) -> bool:
+        connection.peer.requests.add(pending)
+        pending.connection = connection
+        if connection.send(message):
+            return True
+        connection.peer.requests.remove(pending)
+        return False
+
+
+def _write_many(chunk: list[Message], connection: Connection) -> bool:
+    return connection.send_many(chunk)
+
+
+def _receipt(connection: Connection, attempts: int) -> Receipt:
+    first = connection.receipt
+    return first if attempts == 1 else Receipt(attempts, False, first.backend, first.direction, first.rtt)
+
+
+def _one_stream_at_a_time(messages: list[Message], start: int, size: int) -> list[Message]:
+    """The next chunk. A chunk holds one stream, so that a stopped stream stops only itself."""
+    stream = messages[start].stream_id
+    end = start + 1
+    while end < len(messages) and end - start < size and messages[end].stream_id == stream:
+        end += 1
+    return messages[start:end]
+
+
+def _expire(pending: Pending, label: str, limit: float) -> None:
+    if not pending.answer.done():
+        error = TimeoutError(f"no answer from {label} to request {pending.id!r} within {limit:g} s")
+        pending.answer.set_exception(error)

@@ -1,0 +1,215 @@
+"""What connections report to, and what a transport is made of underneath.
+
+Everything here is called from below: by backends when a link is up, by connections when something
+has arrived or a state has changed, by the inbox when a lane is full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+
+from .address import Address
+from .backends.base import Link, LinkEvents
+from .backends.sockets import Opener
+from .backends.websocket import WebSocketBackend
+from .backends.wslink import GOING_AWAY
+from .config import Config
+from .connection import Connection, State
+from .core.frames import Flow, encode_flow, encode_listening
+from .core.handshake import Hello
+from .eager import Runner
+from .errors import Closed, NotConfirmed, Refused, Unreachable
+from .identity import Identity
+from .inbox import FULL_LANES_PER_PEER, Inbox, Lane
+from .message import Message
+from .peers import Dialer, Peer, PeerTable
+from .router import Router
+from .sending import Sender
+from .stats import Counters
+from .watch import Watch
+
+log = logging.getLogger("openline")
+
+# How a connection may end without leaving its last messages in doubt.
+CLEAN_ENDS = ("closed by this side", "the peer closed it (100", "the peer closed it (0")
+
+
+class Switchboard:
+    """All connections of one transport, and what happens on them."""
+
+    def __init__(self, config: Config, opener: Opener) -> None:
+        self.config = config
+        self.counters = Counters()
+        self.loop = asyncio.get_running_loop()
+        self.dispatching = False
+        self.dirty: list[Connection] = []
+        self.identity = Identity()
+        self._nonce = secrets.token_urlsafe(24)
+        self._ports: tuple[int, ...] = ()
+        # Closing: goodbye to whatever still comes up. Closed: nothing is sent or taken in.
+        self.closing = self.closed = False
+        self.backend = WebSocketBackend(config, self._hello, self._link_up, opener)
+        self.table = PeerTable(lambda key, end: Peer(self.sender, key, end))
+        self.dialer = Dialer(self._dial)
+        self.router = Router(self.table, self.dialer, config.plain_reuse, self.loop)
+        self.runner = Runner(self.loop)
+        self.inbox = Inbox(config, self.counters, self.runner, self.table.matches, self._regulate)
+        self.sender = Sender(self)
+        self.watch = Watch(self, self.table.connections)
+
+    def check_open(self) -> None:
+        if self.closing:
+            raise Closed("the transport is closed")
+
+    def _hello(self) -> Hello:
+        return Hello(self.identity.node_id, self._nonce, self._ports, self.config.name)
+
+    async def _dial(self, address: Address) -> Connection:
+        self.counters.dials += 1
+        try:
+            async with asyncio.timeout(self.config.dial_timeout):
+                connection = await self.backend.dial(address)
+        except TimeoutError:
+            self.counters.dial_failures += 1
+            reason = f"no answer within dial_timeout={self.config.dial_timeout:g} s"
+            raise Unreachable(str(address), [(f"dial {address}", reason)]) from None
+        except (Unreachable, Refused):
+            self.counters.dial_failures += 1
+            raise
+        assert isinstance(connection, Connection)
+        return connection
+
+    def _link_up(self, link: Link) -> LinkEvents:
+        connection = Connection(link, self)
+        peer = self.table.add(connection)
+        self.inbox.rebind()
+        if link.endpoint.direction == "outbound":
+            self.counters.created += 1
+        else:
+            self.counters.accepted += 1
+        log.debug("open: %r", connection)
+        for address in self.dialer.waiting():
+            want = self.router.want_now(address)
+            if link.endpoint.direction == "inbound" and self.table.plan(want).chosen is connection:
+                self.dialer.settle(address, connection)
+        for lane in peer.lanes.values():
+            if lane.paused:
+                self._regulate(lane)
+        if self.closing:
+            self.loop.call_soon(link.close, GOING_AWAY, "closing")
+        return connection
+
+    def on_messages(self, connection: Connection, messages: list[Message], size: int) -> None:
+        counters = self.counters
+        counters.messages_received += len(messages)
+        counters.bytes_received += size
+        if self.closed:
+            counters.undelivered += len(messages)
+            return
+        peer = connection.peer
+        plain = connection.plain
+        if plain:
+            _take_hint(peer, messages[0])
+        if peer.requests:
+            messages = [m for m in messages if not peer.requests.claim(m, plain)]
+        self.dispatching = True
+        try:
+            self.inbox.feed(peer, messages, size)
+        finally:
+            self.dispatching = False
+            if self.dirty:
+                self._flush_dirty()
+
+    def _flush_dirty(self) -> None:
+        dirty, self.dirty = self.dirty, []
+        for connection in dirty:
+            connection.flush()
+
+    def on_flow(self, connection: Connection, flow: Flow) -> None:
+        """The peer's inbox for a stream is full, or has room again."""
+        stopped = connection.peer.stopped
+        if not flow.paused:
+            _wake_all(stopped.pop(flow.stream_id, []))
+        elif len(stopped) < self.config.max_streams:
+            stopped.setdefault(flow.stream_id, [])
+
+    def on_listening(self, connection: Connection, ports: tuple[int, ...]) -> None:
+        """The peer listens on other ports than its hello said."""
+        hello = connection.endpoint.hello
+        assert hello is not None
+        connection.endpoint.hello = Hello(hello.node_id, hello.nonce, ports, hello.name)
+        self._changed()
+
+    def on_state(self, connection: Connection) -> None:
+        self._changed()
+
+    def on_lost(self, connection: Connection, reason: str) -> None:
+        self.counters.closed += 1
+        if reason.startswith("bad input"):
+            self.counters.malformed += 1
+            log.warning("closed %r: %s", connection, reason)
+        else:
+            log.debug("gone: %r: %s", connection, reason)
+        if not reason.startswith(CLEAN_ENDS):
+            self.counters.in_doubt += connection.tx - connection.tx_life
+        peer = connection.peer
+        self.router.went(connection)
+        self.table.remove(connection)
+        self.inbox.rebind()
+        if connection.plain:
+            error = NotConfirmed(
+                f"the connection to {peer.address} was lost before the answer came: {reason}"
+            )
+            peer.requests.fail(connection, error)
+        if not peer.connections:
+            for waiters in peer.stopped.values():
+                _wake_all(waiters)
+            peer.stopped.clear()
+
+    def _changed(self) -> None:
+        self.table.generation += 1
+        self.inbox.rebind()
+
+    def evict(self, connection: Connection) -> None:
+        """It failed when it was used: no send shall choose it again; its last bytes are still read."""
+        self.counters.evictions += 1
+        log.info("evicted: %r", connection)
+        connection.set_state(State.DRAINING)
+        self.table.remove(connection)
+
+    def _regulate(self, lane: Lane) -> None:
+        """A lane has become full, or roomy: tell its sender.
+
+        An openline peer is told per stream. A plain peer, and an openline peer that fills very
+        many streams or does not listen, is stopped by not reading its connections.
+        """
+        peer = lane.peer
+        hard = peer.plain or peer.held > FULL_LANES_PER_PEER * self.config.inbox_bytes
+        for connection in peer.connections:
+            if not connection.plain:
+                connection.send_control(encode_flow(lane.stream_id, lane.paused))
+            if lane.paused and hard:
+                connection.pause_reading()
+            elif not any(other.paused for other in peer.lanes.values()) or not hard:
+                connection.resume_reading()
+
+    def announce(self, ports: tuple[int, ...]) -> None:
+        """We listen on these now: for the next hellos, and for peers whose hello came before."""
+        self._ports = ports
+        for connection in self.table.connections:
+            if not connection.plain:
+                connection.send_control(encode_listening(ports))
+
+
+def _take_hint(peer: Peer, message: Message) -> None:
+    source = message.metadata.get("sourceNodeId") if message.metadata else None
+    if isinstance(source, str):
+        peer.name = source[:128]
+
+
+def _wake_all(waiters: list[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)

@@ -143,17 +143,21 @@ class Connection:
     def alive(self) -> bool:
         """False where the loop or the kernel already knows that the link is gone.
 
-        The kernel is asked only where nothing has arrived since the last tick.
+        The kernel is asked only by the first send of a loop turn, and only where nothing has
+        arrived since the last tick.
         """
         link = self.link
-        return not (link.closing or (self.rx == self.rx_mark and link.broken()))
+        return not (link.closing or (self.rx == self.rx_mark and not self._holding and link.broken()))
 
     def send(self, message: Message) -> bool:
         """Write one message. False: no byte of it left. Raises ``InvalidMessage``."""
         if not self.alive():
             return False
         size = self._send_plain(message) if self.plain else self._send_batched(message)
-        self._count(1, size)
+        self.tx += 1
+        counters = self._hub.counters
+        counters.messages_sent += 1
+        counters.bytes_sent += size
         return True
 
     def send_many(self, messages: list[Message]) -> bool:
@@ -188,6 +192,7 @@ class Connection:
         data = encode_plain(message)
         self._check_size(message, len(data))
         self.link.write_text(data)
+        self._hold()
         return len(data)
 
     def _send_batched(self, message: Message) -> int:
@@ -206,9 +211,14 @@ class Connection:
         elif not self._holding:
             # The first message of a loop turn leaves at once, all others of that turn together.
             self.flush()
+            self._hold()
+        return size
+
+    def _hold(self) -> None:
+        """Until the end of this loop turn, what follows gathers."""
+        if not self._holding:
             self._holding = True
             self._hub.loop.call_soon(self._release)
-        return size
 
     def _check_size(self, message: Message, size: int) -> None:
         limit = self._hub.config.max_message_size

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import types
+from asyncio import _enter_task, _leave_task, current_task
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
@@ -34,21 +35,21 @@ class Runner:
 
         Raises what the coroutine raises in its first step.
         """
-        if not self._parked or asyncio.current_task(self.loop) is not None:
+        if not self._parked or current_task(self.loop) is not None:
             self._carry(_Pilot(self), wrap(coroutine))
             return False
         pilot = self._parked.pop()
-        asyncio._enter_task(self.loop, pilot.task)
+        task = pilot.task
+        _enter_task(self.loop, task)
         try:
             yielded = pilot.context.run(coroutine.send, None)
-        except StopIteration:
+        except BaseException as error:
             self.park(pilot)
-            return True
-        except BaseException:
-            self.park(pilot)
+            if type(error) is StopIteration:
+                return True
             raise
         finally:
-            asyncio._leave_task(self.loop, pilot.task)
+            _leave_task(self.loop, task)
         self._carry(pilot, wrap(_resume(coroutine, yielded)))
         return False
 

@@ -13,6 +13,7 @@ import inspect
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from .config import Config
@@ -200,7 +201,7 @@ class Inbox:
             return None
         if result is None:
             return None
-        if inspect.iscoroutine(result):
+        if type(result) is CoroutineType:
             return result
         return _await(result) if inspect.isawaitable(result) else None
 

@@ -44,7 +44,7 @@ class Message(msgspec.Struct, array_like=True):
 
     def answer(self, payload: Any, type: str = "result") -> Message:
         """A message that answers this one: same stream, ``metadata.replyTo`` set to its id."""
-        return Message(type=type, payload=payload, metadata={"replyTo": self.id}, stream_id=self.stream_id)
+        return Message(new_id(), type, payload, {"replyTo": self.id}, self.stream_id)
 
 
 class Receipt(msgspec.Struct, frozen=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .address import Address, join
@@ -77,17 +77,19 @@ class Peer:
         kind = "plain peer" if self.plain else "peer"
         return f"<{kind}{name} at {self.address}, {self.state}>"
 
-    async def send(self, message: Message) -> Receipt:
+    def send(self, message: Message) -> Coroutine[Any, Any, Receipt]:
         """Send to this peer, over whatever reaches it. Raises as ``Transport.send`` does."""
-        return await self._sender.send_to(self, message)
+        return self._sender.send_to(self, message)
 
-    async def request(self, message: Message, timeout: float | None = None) -> Message:
+    def request(self, message: Message, timeout: float | None = None) -> Coroutine[Any, Any, Message]:
         """Send and wait for the answer. Raises as ``Transport.request`` does."""
-        return await self._sender.request_of(self, message, timeout)
+        return self._sender.request_of(self, message, timeout)
 
-    async def reply(self, message: Message, payload: Any = None, *, type: str = "result") -> Receipt:
+    def reply(
+        self, message: Message, payload: Any = None, *, type: str = "result"
+    ) -> Coroutine[Any, Any, Receipt]:
         """Answer ``message``: same stream, ``metadata.replyTo`` set to its id."""
-        return await self._sender.send_to(self, message.answer(payload, type))
+        return self._sender.send_to(self, message.answer(payload, type))
 
 
 class PeerTable:

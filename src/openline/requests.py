@@ -14,13 +14,65 @@ if TYPE_CHECKING:
 class Pending:
     """One request that is out."""
 
-    __slots__ = ("answer", "connection", "id", "stream_id")
+    __slots__ = ("answer", "connection", "id", "label", "limit", "stream_id")
 
-    def __init__(self, message: Message, answer: asyncio.Future[Message]) -> None:
+    def __init__(self, message: Message, answer: asyncio.Future[Message], label: str, limit: float) -> None:
+        # Where to, and how many seconds the answer may take.
+        self.label = label
+        self.limit = limit
         self.id = message.id
         self.stream_id: StreamId = message.stream_id
         self.answer = answer
         self.connection: Connection | None = None
+
+    def expire(self) -> None:
+        if not self.answer.done():
+            text = f"no answer from {self.label} to request {self.id!r} within {self.limit:g} s"
+            self.answer.set_exception(TimeoutError(text))
+
+    def abandon(self) -> None:
+        """Nobody waits any more; an error that came meanwhile is no news."""
+        if self.answer.done() and not self.answer.cancelled():
+            self.answer.exception()
+
+
+class Deadlines:
+    """Time-outs of many requests on one timer; a timer each would cost more than the request."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._due: dict[Pending, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._at = 0.0
+
+    def add(self, pending: Pending) -> None:
+        when = self._due[pending] = self._loop.time() + pending.limit
+        if self._timer is None or when < self._at:
+            self._arm(when)
+
+    def remove(self, pending: Pending) -> None:
+        """The timer stays: it finds nothing due, and is set for whoever is next."""
+        self._due.pop(pending, None)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _arm(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._at = when
+        self._timer = self._loop.call_at(when, self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        # A timer may fire up to the clock's resolution early.
+        now = self._loop.time() + 0.001
+        for pending in [pending for pending, when in self._due.items() if when <= now]:
+            del self._due[pending]
+            pending.expire()
+        if self._due:
+            self._arm(min(self._due.values()))
 
 
 class Requests:

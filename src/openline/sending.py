@@ -12,7 +12,7 @@ from .connection import FRAME_BYTES, Connection
 from .errors import Closed, Unreachable
 from .message import Message, Receipt, StreamId
 from .peers import Peer
-from .requests import Pending
+from .requests import Deadlines, Pending
 
 if TYPE_CHECKING:
     from .switchboard import Switchboard
@@ -32,6 +32,10 @@ class Sender:
         self._board = board
         self._counters = board.counters
         self._router = board.router
+        self._deadlines = Deadlines(board.loop)
+
+    def close(self) -> None:
+        self._deadlines.close()
 
     async def send(
         self, address: str | Address, message: Message, *, timeout: float | None = None
@@ -175,17 +179,18 @@ class Sender:
         timeout: float | None,
     ) -> Message:
         limit = self._board.config.request_timeout if timeout is None else timeout
-        pending = Pending(message, self._board.loop.create_future())
-        timer = self._board.loop.call_later(limit, _expire, pending, label, limit)
+        pending = Pending(message, self._board.loop.create_future(), label, limit)
+        self._deadlines.add(pending)
         try:
             if connection is None or not self._write_request(connection, message, pending):
-                find = finder()
-                await self._hand_over(
-                    find, label, message.stream_id, lambda c: self._write_request(c, message, pending), limit
-                )
+                write = partial(self._write_request, message=message, pending=pending)
+                await self._hand_over(finder(), label, message.stream_id, write, limit)
             return await pending.answer
+        except BaseException:
+            pending.abandon()
+            raise
         finally:
-            timer.cancel()
+            self._deadlines.remove(pending)
             if pending.connection is not None:
                 peer = pending.connection.peer
                 peer.requests.remove(pending)
@@ -217,9 +222,3 @@ def _one_stream_at_a_time(messages: list[Message], start: int, size: int) -> lis
     while end < len(messages) and end - start < size and messages[end].stream_id == stream:
         end += 1
     return messages[start:end]
-
-
-def _expire(pending: Pending, label: str, limit: float) -> None:
-    if not pending.answer.done():
-        error = TimeoutError(f"no answer from {label} to request {pending.id!r} within {limit:g} s")
-        pending.answer.set_exception(error)

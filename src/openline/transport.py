@@ -282,6 +282,7 @@ class Transport:
             connection.link.abort()
             connection.on_closed("cut at close")
         self._board.watch.stop()
+        self._board.sender.close()
         self._inbox.close()
         await self._board.runner.close()
         await asyncio.sleep(0)  # let aborted sockets go

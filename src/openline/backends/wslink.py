@@ -178,7 +178,7 @@ class WebSocketLink(WSListener, Link):
 
     @property
     def closing(self) -> bool:
-        return self._closed or self._is_closing() or self._ws.is_close_frame_sent
+        return bool(self._is_closing() or self._ws.is_close_frame_sent)
 
     def write_text(self, data: bytes) -> None:
         if self._window and len(data) >= deflate.THRESHOLD:

@@ -38,6 +38,10 @@ log = logging.getLogger("openline")
 # small enough that it is never fragmented and the first message does not wait for the last.
 FRAME_BYTES = 48 * 1024
 
+# Payloads that tell the answer to our liveness ping from a pong that nobody asked for.
+PROBE = b"probe"
+UNASKED = b"alive"
+
 _numbers = itertools.count(1)
 
 
@@ -77,6 +81,7 @@ class Connection:
         "_holding",
         "_hub",
         "_pings",
+        "_probed_at",
         "_waiters",
         "endpoint",
         "link",
@@ -115,6 +120,7 @@ class Connection:
         self._waiters: list[asyncio.Future[None]] = []
         # Told of every change of state, the last one being CLOSED.
         self._callbacks: list[Callable[[], object]] = []
+        self._probed_at = 0.0
         self._pings: dict[bytes, tuple[float, asyncio.Future[float]]] | None = None
 
     def __repr__(self) -> str:
@@ -280,6 +286,11 @@ class Connection:
         for callback in self._callbacks:
             callback()
 
+    def probe(self) -> None:
+        """The liveness ping; its pong also tells the round trip."""
+        self._probed_at = time.perf_counter()
+        self.link.ping(PROBE)
+
     async def ping(self) -> float:
         """One WebSocket ping: the round trip in seconds. Raises ``ConnectionError`` when it dies."""
         if self._pings is None:
@@ -335,9 +346,18 @@ class Connection:
 
     def on_pong(self, payload: bytes) -> None:
         self.rx += 1
+        if payload == PROBE and self._probed_at:
+            self._measured(time.perf_counter() - self._probed_at)
+            self._probed_at = 0.0
+            return
         waiting = self._pings.pop(payload, None) if self._pings else None
         if waiting is not None and not waiting[1].done():
+            self._measured(time.perf_counter() - waiting[0])
             waiting[1].set_result(time.perf_counter() - waiting[0])
+
+    def _measured(self, rtt: float) -> None:
+        last = self.receipt
+        self.receipt = Receipt(1, last.acked, last.backend, last.direction, rtt)
 
     def on_writable(self) -> None:
         self._wake()

@@ -32,8 +32,14 @@ Handler = Callable[["Peer", Message], Awaitable[Any] | None]
 
 # Distinct (address, stream) pairs that receive() remembers; the oldest is forgotten.
 MAX_USES = 1024
-# A peer that ignores "stop" on its streams, or fills this many of them, is stopped as a whole.
+# A peer that fills this many streams is stopped as a whole, by not reading from it.
 FULL_LANES_PER_PEER = 16
+# So is one that goes on after "stop". An honest one's bytes in flight fit in here: a full send
+# buffer and a full receive buffer of the kernel are about 10 MB on Linux.
+OVERRUN_BYTES = 16 * 1024 * 1024
+# What peers that are gone have left behind for receive(); beyond it the oldest is dropped.
+LEFT_BEHIND_BYTES = 64 * 1024 * 1024
+LEFT_BEHIND_PEERS = 1024
 
 
 class Use:
@@ -62,6 +68,7 @@ class Lane:
         "bytes",
         "count",
         "handlers",
+        "overrun",
         "paused",
         "peer",
         "queue",
@@ -85,7 +92,8 @@ class Lane:
         self.tap: deque[tuple[Message, int, bool]] = deque()  # the bool: handlers have had it
         self.count = 0
         self.bytes = 0
-        self.paused = False
+        # The sender was told to stop; it goes on all the same.
+        self.paused = self.overrun = False
 
     @property
     def idle(self) -> bool:
@@ -102,12 +110,15 @@ class Inbox:
         runner: Runner,
         matches: Callable[[Want, Peer], bool],
         flow: Callable[[Lane], None],
+        forget: Callable[[Peer], None],
     ) -> None:
         self._config = config
         self._counters = counters
         self._runner = runner
         self._matches = matches
         self._flow = flow
+        self._forget = forget
+        self._left_behind: dict[Peer, None] = {}
         self._handlers: list[tuple[Handler, StreamId | None]] = []
         self._received: OrderedDict[tuple[str, StreamId], Use] = OrderedDict()
         self._iterating: list[Use] = []
@@ -242,6 +253,8 @@ class Inbox:
                 await self._rest_of(lane, lane.handlers, message)
         finally:
             lane.running = False
+        if not lane.peer.connections:
+            self._tidy(lane.peer)
 
     async def _rest_of(self, lane: Lane, handlers: list[Handler], message: Message) -> None:
         for handler in handlers:
@@ -270,10 +283,13 @@ class Inbox:
         lane.count += 1
         lane.bytes += size
         lane.peer.held += size
-        if not lane.paused and (
-            lane.count >= self._config.inbox_messages or lane.bytes >= self._config.inbox_bytes
-        ):
-            lane.paused = True
+        config = self._config
+        if not lane.paused:
+            if lane.count >= config.inbox_messages or lane.bytes >= config.inbox_bytes:
+                lane.paused = True
+                self._flow(lane)
+        elif not lane.overrun and lane.bytes > config.inbox_bytes + OVERRUN_BYTES:
+            lane.overrun = True
             self._flow(lane)
 
     def _release(self, lane: Lane, size: int) -> None:
@@ -285,7 +301,7 @@ class Inbox:
             and lane.count <= self._config.inbox_messages // 2
             and lane.bytes <= self._config.inbox_bytes // 2
         ):
-            lane.paused = False
+            lane.paused = lane.overrun = False
             self._flow(lane)
 
     # receive() and messages() --------------------------------------------------------------------
@@ -355,8 +371,41 @@ class Inbox:
                 if not lane.tap:
                     del self._waiting[lane]
                 self._release(lane, size)
+                if not lane.peer.connections:
+                    self._tidy(lane.peer)
                 return lane.peer, message
         return None
+
+    # Peers that are gone -------------------------------------------------------------------------
+
+    def peer_gone(self, peer: Peer) -> None:
+        """Its last connection has ended; what it left behind stays for receive(), within bounds."""
+        if peer.held:
+            self._left_behind[peer] = None
+        while (
+            len(self._left_behind) > LEFT_BEHIND_PEERS
+            or sum(gone.held for gone in self._left_behind) > LEFT_BEHIND_BYTES
+        ):
+            self._drop(next(iter(self._left_behind)))
+
+    def peer_back(self, peer: Peer) -> None:
+        self._left_behind.pop(peer, None)
+
+    def _drop(self, peer: Peer) -> None:
+        dropped = 0
+        for lane in peer.lanes.values():
+            dropped += len(lane.tap)
+            while lane.tap:
+                self._release(lane, lane.tap.popleft()[1])
+            self._waiting.pop(lane, None)
+        self._counters.undelivered += dropped
+        log.warning("dropped %d messages that %r left behind and nobody took", dropped, peer)
+        self._tidy(peer)
+
+    def _tidy(self, peer: Peer) -> None:
+        if all(lane.idle for lane in peer.lanes.values()):
+            self._left_behind.pop(peer, None)
+            self._forget(peer)
 
     def close(self) -> None:
         """Wake every consumer; count what nobody took."""

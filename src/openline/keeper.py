@@ -44,7 +44,7 @@ class Keeper:
                 connection = await self._attempt(address, failures)
                 if not first.done():
                     first.set_result(connection)
-                if connection is None:
+                if connection is None or connection.state is not State.LIVE:
                     failures += 1
                     await asyncio.sleep(full_jitter(failures, self._low, self._high, random.random()))
                 else:

@@ -129,7 +129,8 @@ class Router:
         return Explanation(str(address), None, why, others)
 
     def went(self, connection: Connection) -> None:
-        """An inbound connection has ended: its far port is not one to dial."""
+        """A connection has ended; if it had come in, its far port is not one to dial."""
+        self._routes.clear()
         end = connection.endpoint
         if end.direction == "inbound":
             self._ephemeral[end.ip, end.port] = self._loop.time() + EPHEMERAL_TTL

@@ -89,8 +89,9 @@ class Sender:
         attempts: int = 0,
     ) -> tuple[Connection, int]:
         """Find a connection, wait for room, write; evict and try again where it has died."""
+        limit = self._board.config.send_timeout if timeout is None else timeout
         try:
-            async with asyncio.timeout(self._board.config.send_timeout if timeout is None else timeout):
+            async with asyncio.timeout(limit):
                 tried: list[tuple[str, str]] = []
                 while attempts < self._board.config.max_attempts:
                     connection, reused = await self._ready(find, stream_id)
@@ -103,7 +104,8 @@ class Sender:
                     self._board.evict(connection)
                 raise Unreachable(label, tried)
         except TimeoutError:
-            raise TimeoutError(f"no room to send to {label} in time; nothing of the message left") from None
+            text = f"no connection to {label}, or no room on it, within {limit:g} s; nothing was sent"
+            raise TimeoutError(text) from None
 
     async def _ready(self, find: Find, stream_id: StreamId | None) -> tuple[Connection, bool]:
         """A connection with room, to a peer that has not stopped this stream."""

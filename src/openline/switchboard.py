@@ -55,7 +55,9 @@ class Switchboard:
         self.dialer = Dialer(self._dial)
         self.router = Router(self.table, self.dialer, config.plain_reuse, self.loop)
         self.runner = Runner(self.loop)
-        self.inbox = Inbox(config, self.counters, self.runner, self.table.matches, self._regulate)
+        self.inbox = Inbox(
+            config, self.counters, self.runner, self.table.matches, self._regulate, self.table.forget
+        )
         self.sender = Sender(self)
         self.watch = Watch(self, self.table.connections)
 
@@ -84,6 +86,7 @@ class Switchboard:
     def _link_up(self, link: Link) -> LinkEvents:
         connection = Connection(link, self)
         peer = self.table.add(connection)
+        self.inbox.peer_back(peer)
         self.inbox.rebind()
         if link.endpoint.direction == "outbound":
             self.counters.created += 1
@@ -164,6 +167,7 @@ class Switchboard:
             )
             peer.requests.fail(connection, error)
         if not peer.connections:
+            self.inbox.peer_gone(peer)
             for waiters in peer.stopped.values():
                 _wake_all(waiters)
             peer.stopped.clear()
@@ -186,7 +190,7 @@ class Switchboard:
         many streams or does not listen, is stopped by not reading its connections.
         """
         peer = lane.peer
-        hard = peer.plain or peer.held > FULL_LANES_PER_PEER * self.config.inbox_bytes
+        hard = peer.plain or lane.overrun or peer.held > FULL_LANES_PER_PEER * self.config.inbox_bytes
         for connection in peer.connections:
             if not connection.plain:
                 connection.send_control(encode_flow(lane.stream_id, lane.paused))

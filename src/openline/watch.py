@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterable
 
-from .connection import Connection, Hub, State
+from .connection import UNASKED, Connection, Hub, State
 from .core.liveness import TICKS_PER_INTERVAL, Action
 
 log = logging.getLogger("openline")
@@ -86,19 +86,19 @@ class Watch:
         if heard:
             connection.tx_life = connection.tx
             if pongs and connection.plain:
-                connection.link.pong(b"")
+                connection.link.pong(UNASKED)
         if action is not Action.NONE:
             self._act(connection, action)
 
     def _act(self, connection: Connection, action: Action) -> None:
         counters = self._hub.counters
         if action is Action.PING:
-            connection.link.ping(b"")
+            connection.probe()
         elif action is Action.SUSPECT:
             counters.suspects += 1
             log.info("suspect: %r has not answered for %.1f s", connection, self._interval)
             connection.set_state(State.SUSPECT)
-            connection.link.ping(b"")
+            connection.probe()
         elif action is Action.RECOVERED:
             counters.recoveries += 1
             if connection.state is State.SUSPECT:
@@ -116,4 +116,4 @@ class Watch:
         if connection.link.broken():
             connection.resume_reading()  # so that the loop sees the end of it
         elif pongs:
-            connection.link.pong(b"")
+            connection.link.pong(UNASKED)

@@ -83,6 +83,8 @@ class WebSocketLink(WSListener, Link):
         self._up = None
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        if self._closed:
+            return  # what a failed or aborted link still has in its buffer
         kind = frame.msg_type
         try:
             if frame.fin and not frame.rsv1 and self._parts is None:
@@ -115,7 +117,7 @@ class WebSocketLink(WSListener, Link):
     # Reading -------------------------------------------------------------------------------------
 
     def _on_other_frame(self, kind: WSMsgType, frame: WSFrame) -> None:
-        if self._closed or (self._ws.is_close_frame_sent and kind is not CLOSE):
+        if self._ws.is_close_frame_sent and kind is not CLOSE:
             return
         if kind is PING:
             self.events.on_ping(frame.get_payload_as_bytes())
@@ -162,6 +164,7 @@ class WebSocketLink(WSListener, Link):
 
     def _fail(self, code: int, reason: str) -> None:
         """Hostile or broken input: say why, then cut; this link only (rule 3.6)."""
+        self._closed = True
         self._why = self._why or f"bad input: {reason}"
         self._parts = None
         if not self.closing:
@@ -232,6 +235,7 @@ class WebSocketLink(WSListener, Link):
             self._ws.send_close(WSCloseCode(code), reason.encode()[:120])
 
     def abort(self) -> None:
+        self._closed = True
         self._why = self._why or "aborted by this side"
         self._ws.disconnect(graceful=False)
 

@@ -60,9 +60,13 @@ class Hub(Protocol):
     config: Config
     counters: Counters
     loop: asyncio.AbstractEventLoop
+    # The liveness clock: loop time at its last tick. Reading it costs nothing.
+    now: float
     # While a received frame is being handled, what handlers send gathers until its end.
     dispatching: bool
     dirty: list[Connection]
+    # Connections that are not being read.
+    paused: dict[Connection, None]
 
     def on_messages(self, connection: Connection, messages: list[Message], size: int) -> None: ...
     def on_flow(self, connection: Connection, flow: Flow) -> None: ...
@@ -84,6 +88,7 @@ class Connection:
         "_probed_at",
         "_waiters",
         "endpoint",
+        "heard",
         "link",
         "liveness",
         "number",
@@ -91,12 +96,9 @@ class Connection:
         "plain",
         "reading_paused",
         "receipt",
-        "rx",
-        "rx_mark",
         "state",
         "tx",
-        "tx_life",
-        "tx_mark",
+        "tx_heard",
     )
 
     def __init__(self, link: Link, hub: Hub) -> None:
@@ -106,11 +108,13 @@ class Connection:
         self.plain = link.endpoint.hello is None
         self.peer: Peer
         self.state = State.LIVE
-        self.liveness = Liveness(hub.config.ping_interval, hub.loop.time())
-        # Inbound units and sends; the marks are their values at the last liveness tick.
-        self.rx = self.rx_mark = self.tx = self.tx_mark = 0
-        # Sends before the last tick with a sign of life; later ones are in doubt if it dies.
-        self.tx_life = 0
+        accepted = link.endpoint.direction == "inbound"
+        self.liveness = Liveness(hub.config.ping_interval, hub.loop.time(), accepted=accepted)
+        # The last inbound unit, to the tick of the liveness clock.
+        self.heard = hub.loop.time()
+        # Messages sent, and how many of them before the last inbound unit: the rest is in doubt
+        # if it dies.
+        self.tx = self.tx_heard = 0
         self.reading_paused = False
         self.receipt = Receipt(1, False, link.backend, link.endpoint.direction)
         self._hub = hub
@@ -153,7 +157,7 @@ class Connection:
         arrived since the last tick.
         """
         link = self.link
-        return not (link.closing or (self.rx == self.rx_mark and not self._holding and link.broken()))
+        return not (link.closing or (self.heard != self._hub.now and not self._holding and link.broken()))
 
     def send(self, message: Message) -> bool:
         """Write one message. False: no byte of it left. Raises ``InvalidMessage``."""
@@ -308,17 +312,24 @@ class Connection:
     def pause_reading(self) -> None:
         if not self.reading_paused:
             self.reading_paused = True
+            self._hub.paused[self] = None
             self.link.pause_reading()
 
     def resume_reading(self) -> None:
         if self.reading_paused:
             self.reading_paused = False
+            self._hub.paused.pop(self, None)
+            self.liveness.hold(self._hub.loop.time())
             self.link.resume_reading()
 
     # From the link -------------------------------------------------------------------------------
 
+    def _hear(self) -> None:
+        self.heard = self._hub.now
+        self.tx_heard = self.tx
+
     def on_text(self, data: memoryview) -> None:
-        self.rx += 1
+        self._hear()
         try:
             message = decode_plain(data)
         except Malformed as error:
@@ -330,7 +341,8 @@ class Connection:
         if self.plain:
             self.on_text(data)  # some clients send their JSON as binary
             return
-        self.rx += 1
+        self.heard = self._hub.now
+        self.tx_heard = self.tx
         frame = decode_frame(data)
         if type(frame) is list:
             self._hub.on_messages(self, frame, len(data))
@@ -341,11 +353,11 @@ class Connection:
             self._hub.on_listening(self, frame.ports)
 
     def on_ping(self, payload: bytes) -> None:
-        self.rx += 1
+        self._hear()
         self.link.pong(payload)
 
     def on_pong(self, payload: bytes) -> None:
-        self.rx += 1
+        self._hear()
         if payload == PROBE and self._probed_at:
             self._measured(time.perf_counter() - self._probed_at)
             self._probed_at = 0.0

@@ -43,8 +43,10 @@ class Switchboard:
         self.config = config
         self.counters = Counters()
         self.loop = asyncio.get_running_loop()
+        self.now = self.loop.time()
         self.dispatching = False
         self.dirty: list[Connection] = []
+        self.paused: dict[Connection, None] = {}
         self.identity = Identity()
         self._nonce = secrets.token_urlsafe(24)
         self._ports: tuple[int, ...] = ()
@@ -59,7 +61,7 @@ class Switchboard:
             config, self.counters, self.runner, self.table.matches, self._regulate, self.table.forget
         )
         self.sender = Sender(self)
-        self.watch = Watch(self, self.table.connections)
+        self.watch = Watch(self)
 
     def check_open(self) -> None:
         if self.closing:
@@ -87,6 +89,7 @@ class Switchboard:
         connection = Connection(link, self)
         peer = self.table.add(connection)
         self.inbox.peer_back(peer)
+        self.watch.add(connection)
         self.inbox.rebind()
         if link.endpoint.direction == "outbound":
             self.counters.created += 1
@@ -156,10 +159,11 @@ class Switchboard:
         else:
             log.debug("gone: %r: %s", connection, reason)
         if not reason.startswith(CLEAN_ENDS):
-            self.counters.in_doubt += connection.tx - connection.tx_life
+            self.counters.in_doubt += connection.tx - connection.tx_heard
         peer = connection.peer
         self.router.went(connection)
         self.table.remove(connection)
+        self.watch.remove(connection)
         self.inbox.rebind()
         if connection.plain:
             error = NotConfirmed(

@@ -225,7 +225,7 @@ class Transport:
     def stats(self) -> Stats:
         """A snapshot of all counters."""
         connections = self._table.connections
-        idle = sum(c.rx == c.rx_mark and c.tx == c.tx_mark for c in connections)
+        idle = sum(c.heard != self._board.now and c.tx == c.tx_heard for c in connections)
         acceptors = [listener._acceptor for listener in self._listeners]
         return Stats(
             **{name: getattr(self._board.counters, name) for name in Counters.__struct_fields__},

@@ -7,9 +7,9 @@ peers satisfied that watch us.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
-from collections.abc import Iterable
 
 from .connection import UNASKED, Connection, Hub, State
 from .core.liveness import TICKS_PER_INTERVAL, Action
@@ -33,64 +33,86 @@ def _wall_clock() -> float:
 
 
 class Watch:
-    """The liveness timer. ``connections`` is looked at anew on every tick."""
+    """The liveness timer. Each connection is looked at when its next check is due, not on every tick."""
 
-    def __init__(self, hub: Hub, connections: Iterable[Connection]) -> None:
+    def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._connections = connections
         self._interval = hub.config.ping_interval
         self._tick_length = max(MIN_TICK, self._interval / TICKS_PER_INTERVAL)
-        self._due = self._wall_due = self._pong_due = 0.0
+        self._connections: dict[Connection, None] = {}
+        self._plain: dict[Connection, None] = {}
+        # What is due in which tick, counted from the start.
+        self._buckets: dict[int, list[Connection]] = {}
+        self._start = hub.loop.time()
+        self._tick_number = 0
+        self._pong_due = 0.0
         self._schedule()
+
+    def add(self, connection: Connection) -> None:
+        self._connections[connection] = None
+        if connection.plain:
+            self._plain[connection] = None
+        self._enter(connection)
+
+    def remove(self, connection: Connection) -> None:
+        """It leaves its bucket when that comes up."""
+        self._connections.pop(connection, None)
+        self._plain.pop(connection, None)
+        self._hub.paused.pop(connection, None)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _enter(self, connection: Connection) -> None:
+        number = math.ceil((connection.liveness.due - self._start) / self._tick_length)
+        self._buckets.setdefault(max(number, self._tick_number + 1), []).append(connection)
 
     def _schedule(self) -> None:
         self._due = self._hub.loop.time() + self._tick_length
         self._wall_due = _wall_clock() + self._tick_length
         self._timer = self._hub.loop.call_at(self._due, self._tick)
 
-    def stop(self) -> None:
-        self._timer.cancel()
-
     def _tick(self) -> None:
-        now = self._hub.loop.time()
+        now = self._hub.now = self._hub.loop.time()
         late = max(now - self._due, _wall_clock() - self._wall_due)
-        if late > self._interval:
-            log.info("stalled for %.1f s: probing all connections before judging any", late)
-        pongs = now >= self._pong_due
-        if pongs:
-            self._pong_due = now + PONG_EVERY
-        for connection in list(self._connections):
-            if late > self._tick_length:
-                self._forgive(connection, now, late)
+        if late > self._tick_length:
+            self._forgive(now, late)
+        for connection in self._take_due(now):
             if connection.reading_paused:
-                self._while_paused(connection, now, pongs)
+                connection.liveness.hold(now)
             else:
-                self._check(connection, now, pongs)
+                self._check(connection, now)
+            if connection.state is not State.CLOSED:
+                self._enter(connection)
+        if now >= self._pong_due:
+            self._pong_due = now + PONG_EVERY
+            self._reassure(now)
         self._schedule()
 
-    def _forgive(self, connection: Connection, now: float, late: float) -> None:
+    def _take_due(self, now: float) -> list[Connection]:
+        due: list[Connection] = []
+        last = int((now - self._start) / self._tick_length)
+        while self._tick_number < last:
+            self._tick_number += 1
+            due += self._buckets.pop(self._tick_number, ())
+        return [connection for connection in due if connection in self._connections]
+
+    def _forgive(self, now: float, late: float) -> None:
         """Our loop stalled, or the machine slept: what has arrived since is still unread.
 
         A short stall does not count as silence; after a long one there is a fresh probe first.
         """
-        if late > self._interval * LONG_STALL:
-            connection.liveness.wait_for_probe(now)
-        else:
-            connection.liveness.shift(late)
+        if late > self._interval:
+            log.info("stalled for %.1f s: probing all connections before judging any", late)
+        for connection in self._connections:
+            if late > self._interval * LONG_STALL:
+                connection.liveness.wait_for_probe(now)
+            else:
+                connection.liveness.shift(late)
 
-    def _check(self, connection: Connection, now: float, pongs: bool) -> None:
-        heard = connection.rx != connection.rx_mark
-        liveness = connection.liveness
-        action = liveness.check(now, connection.rx, connection.link.progress, self._hub.config.progress_cap)
-        connection.rx_mark, connection.tx_mark = connection.rx, connection.tx
-        if heard:
-            connection.tx_life = connection.tx
-            if pongs and connection.plain:
-                connection.link.pong(UNASKED)
-        if action is not Action.NONE:
-            self._act(connection, action)
-
-    def _act(self, connection: Connection, action: Action) -> None:
+    def _check(self, connection: Connection, now: float) -> None:
+        progress, cap = connection.link.progress, self._hub.config.progress_cap
+        action = connection.liveness.check(now, connection.heard, progress, cap)
         counters = self._hub.counters
         if action is Action.PING:
             connection.probe()
@@ -105,15 +127,21 @@ class Watch:
                 connection.set_state(State.LIVE)
             log.info("recovered: %r", connection)
         elif action is Action.DEAD:
-            log.warning("dead: %r, no life for %.1f s", connection, 3 * self._interval)
-            counters.evictions += 1
-            connection.link.abort()
-            connection.on_closed(f"no life for {3 * self._interval:g} s")
+            self._bury(connection)
 
-    def _while_paused(self, connection: Connection, now: float, pongs: bool) -> None:
-        """We are not reading (backpressure): tell the peer we live, and judge it later."""
-        connection.liveness.hold(now)
-        if connection.link.broken():
-            connection.resume_reading()  # so that the loop sees the end of it
-        elif pongs:
-            connection.link.pong(UNASKED)
+    def _bury(self, connection: Connection) -> None:
+        log.warning("dead: %r, no life for %.1f s", connection, 3 * self._interval)
+        self._hub.counters.evictions += 1
+        connection.link.abort()
+        connection.on_closed(f"no life for {3 * self._interval:g} s")
+
+    def _reassure(self, now: float) -> None:
+        """Pongs that nobody asked for: to plain peers that are sending, and where we do not read."""
+        for connection in self._plain:
+            if now - connection.heard < PONG_EVERY + self._tick_length:
+                connection.link.pong(UNASKED)
+        for connection in list(self._hub.paused):
+            if connection.link.broken():
+                connection.resume_reading()  # so that the loop sees the end of it
+            else:
+                connection.link.pong(UNASKED)

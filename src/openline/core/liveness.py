@@ -13,12 +13,15 @@ from enum import Enum
 
 import msgspec
 
-# Verdicts fall at these fractions of an interval so that with ticks of a tenth of it, and life
-# known only to the last tick, "suspect within 2, dead within 3 intervals" holds as measured.
+# The caller's clock ticks this often, and life is known to the tick in which it was heard. The
+# fractions leave a tick for that and a tick for the timer, so that "suspect within 2, dead within
+# 3 intervals" holds as measured from outside.
 TICKS_PER_INTERVAL = 10
-PING_AFTER = 0.8
+PING_AFTER = 0.9
+# The side that accepted waits a tick longer, so that an idle link carries one ping and not two.
+PING_AFTER_ACCEPTED = 1.0
 ANSWER_WITHIN = 0.9
-DEAD_AFTER = 2.8
+DEAD_AFTER = 2.9
 
 
 class Action(Enum):
@@ -40,71 +43,79 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class Liveness:
-    """The state of one connection. ``units`` is the caller's running count of inbound units."""
+    """The state of one connection."""
 
     __slots__ = (
         "_acked",
+        "_heard",
         "_interval",
+        "_ping_after",
         "_ping_at",
         "_ping_end",
         "_received",
-        "_unit_at",
-        "_units",
         "life",
         "suspect",
     )
 
-    def __init__(self, interval: float, now: float) -> None:
+    def __init__(self, interval: float, now: float, *, accepted: bool = False) -> None:
         self._interval = interval
-        self._units = 0
-        self._unit_at = now
-        self.life = now
+        self._ping_after = interval * (PING_AFTER_ACCEPTED if accepted else PING_AFTER)
+        # The last inbound unit; and the last sign of life of any kind.
+        self._heard = self.life = now
         self.suspect = False
         self._ping_at: float | None = None
         # The kernel's counters when the ping left, and the acknowledgement that covers the ping.
         self._acked = self._received = self._ping_end = -1
 
-    def check(self, now: float, units: int, look: Callable[[], Progress | None], cap: float) -> Action:
-        """One tick. ``look`` is called only when a ping leaves or a verdict is near."""
-        if units != self._units:
-            self._units = units
-            self._unit_at = now
-            return self._alive(now)
-        if now - self.life < PING_AFTER * self._interval:
-            return Action.NONE
+    @property
+    def due(self) -> float:
+        """When the next check can have a result; checks before that are wasted, not wrong."""
+        if self.suspect:
+            return self.life
+        if self._ping_at is not None:
+            return self._ping_at + ANSWER_WITHIN * self._interval
+        return self.life + self._ping_after
+
+    def check(self, now: float, heard: float, look: Callable[[], Progress | None], cap: float) -> Action:
+        """One check. ``heard`` is when the last inbound unit came, to the tick.
+
+        ``look`` is called only when a ping leaves or a verdict is near.
+        """
+        if heard > self._heard:
+            self._heard = heard
+            if self._hear(heard):
+                return Action.RECOVERED
         if self._ping_at is None:
-            return self._ping(now, look())
+            silent = now - self.life >= self._ping_after
+            return self._ping(now, look()) if silent else Action.NONE
         if now - self._ping_at < ANSWER_WITHIN * self._interval:
             return Action.NONE
-        if now - self._unit_at < cap and self._moves(now, look()):
+        if now - self._heard < cap and self._moves(now, look()):
             return Action.NONE
         return self._verdict(now)
 
     def wait_for_probe(self, now: float) -> None:
         """The clock cannot be trusted (our loop stalled, the machine slept): ping now, judge later."""
         self._ping_at = None
-        self.life = now - PING_AFTER * self._interval
-        self._unit_at = max(self._unit_at, self.life)
+        self.life = now - self._ping_after
 
     def shift(self, late: float) -> None:
         """Our loop was late by so many seconds, which were not the peer's silence."""
         self.life += late
-        self._unit_at += late
         if self._ping_at is not None:
             self._ping_at += late
 
     def hold(self, now: float) -> None:
         """We are not reading (backpressure), so silence means nothing."""
         self._ping_at = None
-        self.life = self._unit_at = now
+        self._heard = self.life = now
 
-    def _alive(self, now: float) -> Action:
-        self.life = now
+    def _hear(self, heard: float) -> bool:
+        """A unit has come; True if that ends a suspicion."""
+        self.life = max(self.life, heard)
         self._ping_at = None
-        if not self.suspect:
-            return Action.NONE
-        self.suspect = False
-        return Action.RECOVERED
+        suspected, self.suspect = self.suspect, False
+        return suspected
 
     def _ping(self, now: float, progress: Progress | None) -> Action:
         self._ping_at = now

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .address import Address, join
 from .connection import Connection, State
-from .core.selection import Endpoint, Plan, Rank, Want, match, plan
+from .core.selection import Endpoint, Plan, Rank, Want, disown, match, plan
 from .message import Message, Receipt, StreamId
 from .requests import Requests
 
@@ -134,6 +134,7 @@ class PeerTable:
             _discard(self._by_target, (end.target.host, end.target.port), connection)
         elif self._by_remote.get((end.ip, end.port)) is connection:
             del self._by_remote[end.ip, end.port]
+        disown(end, [other.endpoint for other in self._by_ip.get(end.ip, ())])
         self.generation += 1
         if connection in peer.connections:
             peer.connections.remove(connection)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from .errors import InvalidMessage
 from .message import Message, StreamId
+
+# How long a request that was given up may still be answered, and how many are remembered.
+LATE_FOR = 60.0
+MAX_LATE = 256
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -76,49 +81,82 @@ class Deadlines:
 
 
 class Requests:
-    """The requests out to one peer."""
+    """The requests out to one peer, and those given up whose answer may still come."""
 
-    __slots__ = ("_out",)
+    __slots__ = ("_late", "_out")
 
     def __init__(self) -> None:
         self._out: dict[object, Pending] = {}
+        # Newest last: id → (stream, when to forget it).
+        self._late: dict[object, tuple[StreamId, float]] = {}
 
     def __len__(self) -> int:
         return len(self._out)
 
     def add(self, pending: Pending) -> None:
         if pending.id in self._out:
-            raise ValueError(f"a request with id {pending.id!r} is already out to this peer")
+            raise InvalidMessage(f"a request with id {pending.id!r} is already out to this peer")
         self._out[pending.id] = pending
 
-    def remove(self, pending: Pending) -> None:
-        if self._out.get(pending.id) is pending:
-            del self._out[pending.id]
+    def remove(self, pending: Pending, now: float | None = None) -> None:
+        """It is over. With ``now`` it went unanswered, and its answer may come late."""
+        if self._out.get(pending.id) is not pending:
+            return
+        del self._out[pending.id]
+        if now is not None:
+            self._late[pending.id] = pending.stream_id, now + LATE_FOR
+            if len(self._late) > MAX_LATE:
+                del self._late[next(iter(self._late))]
 
-    def claim(self, message: Message, plain: bool) -> bool:
-        """Give ``message`` to the request it answers; False if it answers none."""
-        pending = self._find(message, plain)
+    def claim(self, message: Message, plain: bool, now: float) -> bool:
+        """Give ``message`` to the request it answers; False if it answers none.
+
+        By ``metadata.replyTo``; from a plain peer also by the same id, or as the only one out.
+        """
+        if self.claim_named(message, plain):
+            return True
+        return plain and self._claim_only_one(message, now)
+
+    def claim_named(self, message: Message, plain: bool = True) -> bool:
+        """The same for a message that names its request."""
+        reply_to = message.reply_to
+        if not isinstance(reply_to, str | int | float):
+            reply_to = message.id if plain else None
+        pending = self._out.pop(reply_to, None)
         if pending is None:
             return False
-        del self._out[pending.id]
         if not pending.answer.done():
             pending.answer.set_result(message)
         return True
 
-    def _find(self, message: Message, plain: bool) -> Pending | None:
-        """By ``metadata.replyTo``; from a plain peer also by the same id, or the only one out.
+    def _claim_only_one(self, message: Message, now: float) -> bool:
+        """The next message on a stream where exactly one request is out.
 
-        Only-one-out is per stream, and never for a message that says it answers something else.
+        Not one that says it answers something else, and not while an earlier request there was
+        given up: the message may be its answer, coming late.
         """
-        reply_to = message.reply_to
-        if isinstance(reply_to, str | int | float):
-            return self._out.get(reply_to)
-        if not plain:
-            return None
-        if message.id in self._out:
-            return self._out[message.id]
+        if message.reply_to is not None or self._is_late(message, now):
+            return False
         on_stream = [p for p in self._out.values() if p.stream_id == message.stream_id]
-        return on_stream[0] if len(on_stream) == 1 else None
+        if len(on_stream) != 1:
+            return False
+        del self._out[on_stream[0].id]
+        if not on_stream[0].answer.done():
+            on_stream[0].answer.set_result(message)
+        return True
+
+    def _is_late(self, message: Message, now: float) -> bool:
+        """Takes one message for each request that was given up, the oldest first."""
+        if message.id in self._late:
+            del self._late[message.id]
+            return True
+        for key, (stream_id, forget_at) in list(self._late.items()):
+            if forget_at < now:
+                del self._late[key]
+            elif stream_id == message.stream_id:
+                del self._late[key]
+                return True
+        return False
 
     def fail(self, connection: Connection, error: Exception) -> None:
         """The connection of a plain peer is gone: its answers cannot come any more."""

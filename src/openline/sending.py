@@ -12,7 +12,7 @@ from .connection import FRAME_BYTES, Connection
 from .errors import Closed, Unreachable
 from .message import Message, Receipt, StreamId
 from .peers import Peer
-from .requests import Deadlines, Pending
+from .requests import Deadlines, Pending, Requests
 
 if TYPE_CHECKING:
     from .switchboard import Switchboard
@@ -33,6 +33,8 @@ class Sender:
         self._counters = board.counters
         self._router = board.router
         self._deadlines = Deadlines(board.loop)
+        # Requests out to plain peers, by IP: some answer over a socket of their own making.
+        self.asked: dict[str, Requests] = {}
 
     def close(self) -> None:
         self._deadlines.close()
@@ -194,18 +196,30 @@ class Sender:
         finally:
             self._deadlines.remove(pending)
             if pending.connection is not None:
-                peer = pending.connection.peer
-                peer.requests.remove(pending)
-                if not peer.connections:
-                    self._board.table.forget(peer)
+                self._finish(pending, pending.connection)
 
     def _write_request(self, connection: Connection, message: Message, pending: Pending) -> bool:
-        connection.peer.requests.add(pending)
+        peer = connection.peer
+        peer.requests.add(pending)
         pending.connection = connection
         if connection.send(message):
+            if connection.plain:
+                self.asked.setdefault(connection.endpoint.ip, Requests()).add(pending)
             return True
-        connection.peer.requests.remove(pending)
+        peer.requests.remove(pending)
+        pending.connection = None
         return False
+
+    def _finish(self, pending: Pending, connection: Connection) -> None:
+        peer = connection.peer
+        unanswered = pending.answer.cancelled() or not pending.answer.done() or pending.answer.exception()
+        peer.requests.remove(pending, self._board.now if unanswered else None)
+        if connection.plain and (asked := self.asked.get(connection.endpoint.ip)) is not None:
+            asked.remove(pending)
+            if not asked:
+                del self.asked[connection.endpoint.ip]
+        if not peer.connections:
+            self._board.table.forget(peer)
 
 
 def _write_many(chunk: list[Message], connection: Connection) -> bool:

@@ -117,9 +117,9 @@ class Switchboard:
         peer = connection.peer
         plain = connection.plain
         if plain:
-            _take_hint(peer, messages[0])
-        if peer.requests:
-            messages = [m for m in messages if not peer.requests.claim(m, plain)]
+            _take_hint(connection, messages[0])
+        if peer.requests or (plain and connection.endpoint.ip in self.sender.asked):
+            messages = [m for m in messages if not self._claim(connection, m)]
         self.dispatching = True
         try:
             self.inbox.feed(peer, messages, size)
@@ -127,6 +127,13 @@ class Switchboard:
             self.dispatching = False
             if self.dirty:
                 self._flush_dirty()
+
+    def _claim(self, connection: Connection, message: Message) -> bool:
+        """Is it the answer to a request? A plain peer may also send that over another socket."""
+        if connection.peer.requests.claim(message, connection.plain, self.now):
+            return True
+        asked = self.sender.asked.get(connection.endpoint.ip) if connection.plain else None
+        return asked is not None and asked.claim_named(message)
 
     def _flush_dirty(self) -> None:
         dirty, self.dirty = self.dirty, []
@@ -211,10 +218,10 @@ class Switchboard:
                 connection.send_control(encode_listening(ports))
 
 
-def _take_hint(peer: Peer, message: Message) -> None:
+def _take_hint(connection: Connection, message: Message) -> None:
     source = message.metadata.get("sourceNodeId") if message.metadata else None
     if isinstance(source, str):
-        peer.name = source[:128]
+        connection.endpoint.hint = connection.peer.name = source[:128]
 
 
 def _wake_all(waiters: list[asyncio.Future[None]]) -> None:

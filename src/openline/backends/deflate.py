@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 
-from ..core.frames import Buffer, Malformed
+from ..core.frames import Buffer, Malformed, TooBig
 
 EXTENSION = "permessage-deflate"
 OFFER = f"{EXTENSION}; client_no_context_takeover; server_no_context_takeover"
@@ -30,7 +30,7 @@ def decompress(data: Buffer, limit: int) -> bytes:
     except zlib.error as error:
         raise Malformed(f"compressed data: {error}") from None
     if len(out) > limit:
-        raise Malformed(f"compressed message of more than {limit} bytes")
+        raise TooBig(f"compressed message of more than {limit} bytes")
     return out
 
 

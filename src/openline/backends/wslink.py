@@ -18,7 +18,7 @@ from typing import Any
 
 from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
-from ..core.frames import HEADROOM, Malformed
+from ..core.frames import HEADROOM, Malformed, TooBig
 from ..core.liveness import Progress
 from ..core.selection import Endpoint
 from . import deflate
@@ -87,7 +87,7 @@ class WebSocketLink(WSListener, Link):
             return  # what a failed or aborted link still has in its buffer
         kind = frame.msg_type
         try:
-            if frame.fin and not frame.rsv1 and self._parts is None:
+            if frame.fin and self._parts is None and not (frame.rsv1 or frame.rsv2 or frame.rsv3):
                 if kind is BINARY:
                     self.events.on_binary(frame.get_payload_as_memoryview())
                     return
@@ -96,7 +96,7 @@ class WebSocketLink(WSListener, Link):
                     return
             self._on_other_frame(kind, frame)
         except Malformed as error:
-            self._fail(PROTOCOL_ERROR, str(error))
+            self._fail(TOO_BIG if isinstance(error, TooBig) else PROTOCOL_ERROR, str(error))
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         self._closed = True
@@ -119,6 +119,8 @@ class WebSocketLink(WSListener, Link):
     def _on_other_frame(self, kind: WSMsgType, frame: WSFrame) -> None:
         if self._ws.is_close_frame_sent and kind is not CLOSE:
             return
+        if frame.rsv2 or frame.rsv3 or (frame.rsv1 and kind not in (TEXT, BINARY)):
+            raise Malformed("reserved bits")
         if kind is PING:
             self.events.on_ping(frame.get_payload_as_bytes())
         elif kind is PONG:
@@ -131,15 +133,14 @@ class WebSocketLink(WSListener, Link):
     def _on_part(self, kind: WSMsgType, frame: WSFrame) -> None:
         if (kind is CONTINUATION) == (self._parts is None):
             raise Malformed("fragments out of order")
-        if frame.rsv1 and (kind is CONTINUATION or not self._window):
+        if frame.rsv1 and not self._window:
             raise Malformed("a compressed frame, which was not agreed")
         if self._parts is None:
             self._parts, self._parts_size = [], 0
             self._parts_type, self._parts_deflated = kind, frame.rsv1
         self._parts_size += frame.payload_size
         if self._parts_size > self._max_message:
-            self._fail(TOO_BIG, f"a message of more than {self._max_message} bytes")
-            return
+            raise TooBig(f"a message of more than {self._max_message} bytes")
         self._parts.append(frame.get_payload_as_bytes())
         if frame.fin:
             self._on_last_part()

@@ -33,6 +33,10 @@ class Malformed(Exception):
     """Bytes from the wire that are not what they should be. Costs its own connection at most."""
 
 
+class TooBig(Malformed):
+    """Well formed, perhaps, but over ``max_message_size``."""
+
+
 class Flow(msgspec.Struct, array_like=True, frozen=True):
     """The receiver's inbox of a stream is full (``paused``), or has room again."""
 

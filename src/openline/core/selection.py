@@ -58,12 +58,25 @@ RANK_TEXT = {
 
 
 class Endpoint:
-    """The far side of one connection. ``bound_port`` is the port a plain inbound socket stands for.
+    """The far side of one connection.
 
-    The first send by IP alone binds it: one socket cannot be two listeners.
+    ``bound_port`` is the port a plain inbound socket stands for: the first send by IP alone binds
+    it, as one socket cannot be two listeners. ``foreign_ports`` are ports that other sockets stood
+    for while this one was open, so it is somebody else. ``hint`` is the ``metadata.sourceNodeId``
+    it last sent.
     """
 
-    __slots__ = ("bound_port", "direction", "hello", "ip", "port", "secure", "target")
+    __slots__ = (
+        "bound_port",
+        "direction",
+        "foreign_ports",
+        "hello",
+        "hint",
+        "ip",
+        "port",
+        "secure",
+        "target",
+    )
 
     def __init__(
         self,
@@ -82,6 +95,8 @@ class Endpoint:
         self.secure = secure
         self.hello = hello
         self.bound_port: int | None = None
+        self.foreign_ports: frozenset[int] = frozenset()
+        self.hint = ""
 
     @property
     def remote(self) -> str:
@@ -172,6 +187,19 @@ def match(want: Want, end: Endpoint, all_ends: Sequence[Endpoint]) -> Rank | Rej
     return _match_plain_by_ip(want, end, all_ends)
 
 
+def disown(gone: Endpoint, others: Iterable[Endpoint]) -> None:
+    """``gone`` has ended: the port it stood for is none of those that were open beside it.
+
+    Unless both gave the same hint: then it is one peer that has connected anew.
+    """
+    if gone.bound_port is None:
+        return
+    for other in others:
+        if other.plain and other.direction == "inbound" and other.ip == gone.ip:
+            if not (gone.hint and gone.hint == other.hint):
+                other.foreign_ports |= {gone.bound_port}
+
+
 def _dialed(address: Address, end: Endpoint, ips: tuple[str, ...]) -> bool:
     target = end.target
     assert target is not None
@@ -217,8 +245,10 @@ def _match_plain_by_ip(want: Want, end: Endpoint, all_ends: Sequence[Endpoint]) 
         return Rank.PLAIN_BY_IP
     if sum(other.direction == "inbound" for other in plain) > 1:
         return Reject.PLAIN_AMBIGUOUS
-    if end.bound_port not in (None, port) or any(
-        other.direction == "outbound" and other.port != port for other in plain
+    if (
+        port in end.foreign_ports
+        or end.bound_port not in (None, port)
+        or any(other.direction == "outbound" and other.port != port for other in plain)
     ):
         return Reject.PLAIN_STANDS_FOR_OTHER
     return Rank.PLAIN_BY_IP

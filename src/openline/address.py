@@ -43,6 +43,11 @@ class Address(msgspec.Struct, frozen=True):
         return self.scheme in ("wss", "quic") or self.node_id is not None
 
     @property
+    def dial_key(self) -> tuple[object, ...]:
+        """The same for all spellings that one dial serves."""
+        return self.scheme or "ws", self.node_id, self.host, self.port, self.path
+
+    @property
     def netloc(self) -> str:
         return join(self.host, self.port)
 

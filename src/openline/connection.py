@@ -11,12 +11,15 @@ from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 from .backends.base import Link
+from .backends.wslink import FRAGMENT
 from .config import Config
 from .core.frames import (
+    FRAME_BYTES,
     Batch,
     Flow,
     Listening,
     Malformed,
+    TooBig,
     decode_frame,
     decode_plain,
     encode_batch,
@@ -33,10 +36,6 @@ if TYPE_CHECKING:
     from .peers import Peer
 
 log = logging.getLogger("openline")
-
-# A frame of many messages leaves at this size: large enough that the cost per frame vanishes,
-# small enough that it is never fragmented and the first message does not wait for the last.
-FRAME_BYTES = 48 * 1024
 
 # Payloads that tell the answer to our liveness ping from a pong that nobody asked for.
 PROBE = b"probe"
@@ -153,17 +152,18 @@ class Connection:
     def alive(self) -> bool:
         """False where the loop or the kernel already knows that the link is gone.
 
-        The kernel is asked only by the first send of a loop turn, and only where nothing has
-        arrived since the last tick.
+        The kernel is not asked while a frame is being handled: then the peer was there just now.
         """
         link = self.link
-        return not (link.closing or (self.heard != self._hub.now and not self._holding and link.broken()))
+        return not (link.closing or (not self._hub.dispatching and link.broken()))
 
     def send(self, message: Message) -> bool:
         """Write one message. False: no byte of it left. Raises ``InvalidMessage``."""
         if not self.alive():
             return False
         size = self._send_plain(message) if self.plain else self._send_batched(message)
+        if size <= FRAGMENT and self.link.closing:
+            return False  # the write itself found out, and nothing of it has left
         self.tx += 1
         counters = self._hub.counters
         counters.messages_sent += 1
@@ -180,16 +180,17 @@ class Connection:
             self.flush()
             frame = encode_batch(messages)
             size = len(frame)
-            if size > self._hub.config.max_message_size:
+            if size > FRAME_BYTES + FRAME_BYTES // 2:
                 return self._send_one_by_one(messages)
             self.link.write_binary(frame)
         self._count(len(messages), size)
         return True
 
     def _send_one_by_one(self, messages: list[Message]) -> bool:
-        """Together they are too large for a frame; is any of them alone?"""
+        """Together they are too large for a frame."""
         for message in messages:
             self._count(1, self._send_batched(message))
+        self.flush()
         return True
 
     def _count(self, messages: int, size: int) -> None:
@@ -214,6 +215,8 @@ class Connection:
             batch.drop_last(size)
             self._check_size(message, size)
         if len(batch.buffer) > FRAME_BYTES:
+            if batch.count > 1:
+                self.link.write_binary(batch.split_last(size))
             self.flush()
         elif self._hub.dispatching:
             if batch.count == 1:
@@ -330,6 +333,9 @@ class Connection:
 
     def on_text(self, data: memoryview) -> None:
         self._hear()
+        limit = self._hub.config.max_message_size
+        if len(data) > limit:
+            raise TooBig(f"a message of {len(data)} bytes, more than {limit}")
         try:
             message = decode_plain(data)
         except Malformed as error:

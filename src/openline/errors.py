@@ -44,9 +44,13 @@ class Unreachable(Error):
     ``sent`` is how many messages of a batch were handed over before (0 for a single send).
     """
 
-    def __init__(self, address: str, tried: Sequence[tuple[str, str]], sent: int = 0) -> None:
+    def __init__(
+        self, address: str, tried: Sequence[tuple[str, str]], sent: int = 0, *, no_route: bool = False
+    ) -> None:
         self.address = address
         self.tried = tuple(tried)
         self.sent = sent
+        # Every path failed on the way (no route, no answer), none at its end (refused).
+        self.no_route = no_route
         paths = "; ".join(f"{path}: {reason}" for path, reason in tried) or "nothing to try"
         super().__init__(f"cannot reach {address}: {paths}")

@@ -319,13 +319,21 @@ class Inbox:
         """The consumer behind ``receive(address, stream_id)``; it stays in use from now on."""
         key = (str(want.address), stream_id)
         use = self._received.get(key)
-        if use is None or use.want != want:
+        if use is None:
             use = self._received[key] = Use(want, stream_id)
-            if len(self._received) > MAX_USES:
-                self._received.popitem(last=False)
+            self._forget_uses()
+            self.rebind()
+        elif use.want != want:
+            use.want = want  # its name resolves to something else now
             self.rebind()
         self._received.move_to_end(key)
         return use
+
+    def _forget_uses(self) -> None:
+        """The oldest ones that nobody waits in."""
+        if len(self._received) > MAX_USES:
+            for key in [key for key, use in self._received.items() if not use.waiters][:-MAX_USES]:
+                del self._received[key]
 
     def begin(self, stream_id: StreamId | None) -> Use:
         """A consumer behind ``messages()``, until ``end``."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .address import Address, join
 from .connection import Connection, State
-from .core.selection import Endpoint, Plan, Rank, Want, disown, match, plan
+from .core.selection import Endpoint, Plan, Rank, Want, crowd, match, plan
 from .message import Message, Receipt, StreamId
 from .requests import Requests
 
@@ -134,7 +134,7 @@ class PeerTable:
             _discard(self._by_target, (end.target.host, end.target.port), connection)
         elif self._by_remote.get((end.ip, end.port)) is connection:
             del self._by_remote[end.ip, end.port]
-        disown(end, [other.endpoint for other in self._by_ip.get(end.ip, ())])
+        crowd(end, [other.endpoint for other in self._by_ip.get(end.ip, ())])
         self.generation += 1
         if connection in peer.connections:
             peer.connections.remove(connection)
@@ -197,11 +197,14 @@ class Dialer:
 
     def __init__(self, dial: Callable[[Address], Awaitable[Connection]]) -> None:
         self._dial = dial
-        self._flying: dict[Address, tuple[asyncio.Task[Connection], asyncio.Future[Connection]]] = {}
+        self._flying: dict[
+            tuple[object, ...], tuple[asyncio.Task[Connection], asyncio.Future[Connection]]
+        ] = {}
+        self._waiting: dict[asyncio.Future[Connection], Address] = {}
 
     async def connect(self, address: Address) -> Connection:
         """The shared result. Raises what the dial raises."""
-        flight = self._flying.get(address)
+        flight = self._flying.get(address.dial_key)
         if flight is None:
             flight = self._take_off(address)
         return await asyncio.shield(flight[1])
@@ -209,11 +212,13 @@ class Dialer:
     def _take_off(self, address: Address) -> tuple[asyncio.Task[Connection], asyncio.Future[Connection]]:
         task: asyncio.Task[Connection] = asyncio.ensure_future(self._dial(address))
         result: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
-        flight = self._flying[address] = task, result
+        flight = self._flying[address.dial_key] = task, result
+        self._waiting[result] = address
 
         def landed(task: asyncio.Task[Connection]) -> None:
-            if self._flying.get(address) is flight:
-                del self._flying[address]
+            if self._flying.get(address.dial_key) is flight:
+                del self._flying[address.dial_key]
+            self._waiting.pop(result, None)
             if result.done():
                 _ = task.cancelled() or task.exception()
             elif task.cancelled():
@@ -228,12 +233,13 @@ class Dialer:
         return flight
 
     def waiting(self) -> list[Address]:
-        return [address for address, (_, result) in self._flying.items() if not result.done()]
+        return list(self._waiting.values())
 
     def settle(self, address: Address, connection: Connection) -> None:
         """Another connection reaches that peer now: waiters need not wait for the dial."""
-        flight = self._flying.get(address)
+        flight = self._flying.get(address.dial_key)
         if flight is not None and not flight[1].done() and connection.state is State.LIVE:
+            self._waiting.pop(flight[1], None)
             flight[1].set_result(connection)
 
     async def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .errors import InvalidMessage
@@ -80,6 +81,48 @@ class Deadlines:
             self._arm(min(self._due.values()))
 
 
+class Asked:
+    """Requests out to plain peers, by IP: some answer over a socket of their own making.
+
+    Only a message that names its request counts there, and only on a socket that rule 3.1 takes
+    for the peer that was asked.
+    """
+
+    def __init__(self) -> None:
+        self._by_ip: dict[str, dict[object, list[Pending]]] = {}
+
+    def __contains__(self, ip: str) -> bool:
+        return ip in self._by_ip
+
+    def add(self, ip: str, pending: Pending) -> None:
+        self._by_ip.setdefault(ip, {}).setdefault(pending.id, []).append(pending)
+
+    def remove(self, ip: str, pending: Pending) -> None:
+        by_id = self._by_ip.get(ip, {})
+        same = by_id.get(pending.id, [])
+        if pending in same:
+            same.remove(pending)
+        if not same:
+            by_id.pop(pending.id, None)
+        if not by_id:
+            self._by_ip.pop(ip, None)
+
+    def claim(self, ip: str, message: Message, is_peer_of: Callable[[Pending], bool]) -> bool:
+        for pending in self._by_ip.get(ip, {}).get(_named(message, plain=True), []):
+            if not pending.answer.done() and is_peer_of(pending):
+                pending.answer.set_result(message)
+                return True
+        return False
+
+
+def _named(message: Message, plain: bool) -> object:
+    """The request a message says it answers; a plain peer may say so by giving its id back."""
+    reply_to = message.reply_to
+    if isinstance(reply_to, str | int | float):
+        return reply_to
+    return message.id if plain else None
+
+
 class Requests:
     """The requests out to one peer, and those given up whose answer may still come."""
 
@@ -113,18 +156,9 @@ class Requests:
 
         By ``metadata.replyTo``; from a plain peer also by the same id, or as the only one out.
         """
-        if self.claim_named(message, plain):
-            return True
-        return plain and self._claim_only_one(message, now)
-
-    def claim_named(self, message: Message, plain: bool = True) -> bool:
-        """The same for a message that names its request."""
-        reply_to = message.reply_to
-        if not isinstance(reply_to, str | int | float):
-            reply_to = message.id if plain else None
-        pending = self._out.pop(reply_to, None)
+        pending = self._out.pop(_named(message, plain), None)
         if pending is None:
-            return False
+            return plain and self._claim_only_one(message, now)
         if not pending.answer.done():
             pending.answer.set_result(message)
         return True

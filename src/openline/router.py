@@ -21,9 +21,10 @@ from .peers import Dialer, Peer, PeerTable
 # A look-up serves comparing addresses for this long; a dial always looks up afresh.
 LOOKUP_TTL = 10.0
 MAX_CACHED = 4096
-# The remote end of a connection that came in is a client's port, which nobody listens on: not
-# dialed for this long after it has gone, by when the number may have another use.
-EPHEMERAL_TTL = 600.0
+# What is remembered of the ports at an IP, for this long after it was last so; by then the number
+# may have another use. The remote end of a connection that came in is a client's port, which
+# nobody listens on, so it is not dialed.
+PORT_TTL = 600.0
 _NO_NODE_ID = (
     "this address names a node id, and node ids cannot be proven yet (unsigned hello); nothing was sent"
 )
@@ -58,7 +59,11 @@ class Router:
         self._loop = loop
         self._routes: dict[str | Address, tuple[int, Connection]] = {}
         self._lookups: OrderedDict[str, tuple[float, tuple[str, ...]]] = OrderedDict()
-        self._ephemeral: OrderedDict[tuple[str, int], float] = OrderedDict()
+        # Ports that were a client's far end, that an openline node listened on, and that a dial
+        # to a plain peer reached.
+        self._ephemeral = _Ports(loop)
+        self._named = _Ports(loop)
+        self._dialed = _Ports(loop)
 
     def quick(self, address: str | Address) -> Connection | None:
         """The last choice for this address, if it certainly still is the right one."""
@@ -83,10 +88,22 @@ class Router:
             return _last_resort(chosen, str(address), _GONE_CLIENT), True
         try:
             return await self._dialer.connect(address), False
-        except Unreachable:
+        except Unreachable as error:
+            chosen = chosen or (await self._by_ip_after_all(address) if error.no_route else None)
             if chosen is None or chosen.link.closing:
                 raise
             return chosen, True  # a suspect connection beats none
+
+    async def _by_ip_after_all(self, address: Address) -> Connection | None:
+        """Dialed before, and now there is no way there: may the one plain peer at that IP be it?
+
+        A refused dial is another matter: then who listened there is gone, and nobody else is it.
+        """
+        want = await self.want(address)
+        plan = self._table.plan(msgspec.structs.replace(want, dialed=frozenset()))
+        if plan.chosen is not None:
+            self._remember(address, plan)
+        return plan.chosen
 
     async def find_for(self, peer: Peer) -> tuple[Connection, bool]:
         """The same for a peer: any of its connections, else a dial to where it listens."""
@@ -104,11 +121,17 @@ class Router:
 
     async def want(self, address: Address) -> Want:
         """What a send to ``address`` asks for, looking its name up if need be."""
-        return Want(address, await self._lookup(address), self._plain_reuse)
+        return self._want(address, await self._lookup(address))
 
     def want_now(self, address: Address) -> Want:
         """The same from what is known already."""
-        return Want(address, self._known_ips(address)[0], self._plain_reuse)
+        return self._want(address, self._known_ips(address)[0])
+
+    def _want(self, address: Address, ips: tuple[str, ...]) -> Want:
+        port = address.port
+        others = [ip for ip in ips if self._ephemeral.has(ip, port) or self._named.has(ip, port)]
+        dialed = [ip for ip in ips if self._dialed.has(ip, port)]
+        return Want(address, ips, self._plain_reuse, frozenset(others), frozenset(dialed))
 
     def explain(self, address: Address) -> Explanation:
         try:
@@ -128,21 +151,27 @@ class Router:
             why += f"; {address.host} has not been looked up yet"
         return Explanation(str(address), None, why, others)
 
+    def came(self, connection: Connection) -> None:
+        """A connection has opened."""
+        end = connection.endpoint
+        if end.plain and end.direction == "outbound":
+            self._dialed.add(end.ip, end.port)
+
     def went(self, connection: Connection) -> None:
         """A connection has ended; if it had come in, its far port is not one to dial."""
         self._routes.clear()
         end = connection.endpoint
+        for port in end.hello.ports if end.hello else ():
+            self._named.add(end.ip, port)
         if end.direction == "inbound":
-            self._ephemeral[end.ip, end.port] = self._loop.time() + EPHEMERAL_TTL
-            if len(self._ephemeral) > MAX_CACHED:
-                self._ephemeral.popitem(last=False)
+            self._ephemeral.add(end.ip, end.port)
 
     # ---------------------------------------------------------------------------------------------
 
     async def _plan(self, address: Address) -> Plan[Connection]:
         """Plan without a look-up where a connection dialed to that very name is good."""
         if not address.is_ip and any(c.usable for c in self._table.dialed_to(address)):
-            plan = self._table.plan(Want(address, (), self._plain_reuse))
+            plan = self._table.plan(self._want(address, ()))
             if plan.chosen is not None and plan.chosen.usable:
                 return plan
         return self._table.plan(await self.want(address))
@@ -180,18 +209,33 @@ class Router:
         return ips
 
     def _is_ephemeral(self, address: Address) -> bool:
-        if not address.is_ip or address.scheme is not None:
+        if not address.is_ip or address.scheme not in (None, "ws"):
             return False
-        key = address.host, address.port
-        if self._table.at_remote(*key) is not None:
-            return True
-        until = self._ephemeral.get(key)
-        return until is not None and self._loop.time() < until
+        gone = self._ephemeral.has(address.host, address.port)
+        return gone or self._table.at_remote(address.host, address.port) is not None
 
 
 _GONE_CLIENT = (
     "this is the far end of a connection that came in, so it is never dialed; the peer has to connect again"
 )
+
+
+class _Ports:
+    """Ports of IPs of which something was so lately. Bounded; the oldest is forgotten."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._until: OrderedDict[tuple[str, int], float] = OrderedDict()
+
+    def add(self, ip: str, port: int) -> None:
+        self._until[ip, port] = self._loop.time() + PORT_TTL
+        self._until.move_to_end((ip, port))
+        if len(self._until) > MAX_CACHED:
+            self._until.popitem(last=False)
+
+    def has(self, ip: str, port: int) -> bool:
+        until = self._until.get((ip, port))
+        return until is not None and self._loop.time() < until
 
 
 def _preference(connection: Connection) -> tuple[int, bool, int]:

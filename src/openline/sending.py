@@ -8,11 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .address import Address
-from .connection import FRAME_BYTES, Connection
+from .connection import Connection
+from .core.frames import FRAME_BYTES
 from .errors import Closed, Unreachable
 from .message import Message, Receipt, StreamId
 from .peers import Peer
-from .requests import Deadlines, Pending, Requests
+from .requests import Asked, Deadlines, Pending
 
 if TYPE_CHECKING:
     from .switchboard import Switchboard
@@ -33,8 +34,7 @@ class Sender:
         self._counters = board.counters
         self._router = board.router
         self._deadlines = Deadlines(board.loop)
-        # Requests out to plain peers, by IP: some answer over a socket of their own making.
-        self.asked: dict[str, Requests] = {}
+        self.asked = Asked()
 
     def close(self) -> None:
         self._deadlines.close()
@@ -204,7 +204,7 @@ class Sender:
         pending.connection = connection
         if connection.send(message):
             if connection.plain:
-                self.asked.setdefault(connection.endpoint.ip, Requests()).add(pending)
+                self.asked.add(connection.endpoint.ip, pending)
             return True
         peer.requests.remove(pending)
         pending.connection = None
@@ -214,10 +214,8 @@ class Sender:
         peer = connection.peer
         unanswered = pending.answer.cancelled() or not pending.answer.done() or pending.answer.exception()
         peer.requests.remove(pending, self._board.now if unanswered else None)
-        if connection.plain and (asked := self.asked.get(connection.endpoint.ip)) is not None:
-            asked.remove(pending)
-            if not asked:
-                del self.asked[connection.endpoint.ip]
+        if connection.plain:
+            self.asked.remove(connection.endpoint.ip, pending)
         if not peer.connections:
             self._board.table.forget(peer)
 

@@ -19,12 +19,14 @@ from .config import Config
 from .connection import Connection, State
 from .core.frames import Flow, encode_flow, encode_listening
 from .core.handshake import Hello
+from .core.selection import Rank, Want, match
 from .eager import Runner
 from .errors import Closed, NotConfirmed, Refused, Unreachable
 from .identity import Identity
 from .inbox import FULL_LANES_PER_PEER, Inbox, Lane
 from .message import Message
 from .peers import Dialer, Peer, PeerTable
+from .requests import Pending
 from .router import Router
 from .sending import Sender
 from .stats import Counters
@@ -78,7 +80,7 @@ class Switchboard:
         except TimeoutError:
             self.counters.dial_failures += 1
             reason = f"no answer within dial_timeout={self.config.dial_timeout:g} s"
-            raise Unreachable(str(address), [(f"dial {address}", reason)]) from None
+            raise Unreachable(str(address), [(f"dial {address}", reason)], no_route=True) from None
         except (Unreachable, Refused):
             self.counters.dial_failures += 1
             raise
@@ -88,6 +90,7 @@ class Switchboard:
     def _link_up(self, link: Link) -> LinkEvents:
         connection = Connection(link, self)
         peer = self.table.add(connection)
+        self.router.came(connection)
         self.inbox.peer_back(peer)
         self.watch.add(connection)
         self.inbox.rebind()
@@ -132,8 +135,21 @@ class Switchboard:
         """Is it the answer to a request? A plain peer may also send that over another socket."""
         if connection.peer.requests.claim(message, connection.plain, self.now):
             return True
-        asked = self.sender.asked.get(connection.endpoint.ip) if connection.plain else None
-        return asked is not None and asked.claim_named(message)
+        if not connection.plain:
+            return False
+        return self.sender.asked.claim(
+            connection.endpoint.ip, message, lambda pending: self._may_be(connection, pending)
+        )
+
+    def _may_be(self, connection: Connection, pending: Pending) -> bool:
+        """Would a send to where the request went be allowed on this plain connection?"""
+        asked = pending.connection
+        if asked is None:
+            return False
+        address = Address(asked.endpoint.ip, asked.endpoint.port)
+        want = Want(address, (asked.endpoint.ip,))
+        ends = [candidate.endpoint for candidate in self.table.candidates(want)]
+        return isinstance(match(want, connection.endpoint, ends), Rank)
 
     def _flush_dirty(self) -> None:
         dirty, self.dirty = self.dirty, []

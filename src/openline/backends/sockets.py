@@ -14,6 +14,8 @@ from ..errors import Unreachable
 # The head start of one address over the next: RFC 8305 section 5 recommends 250 ms.
 STAGGER = 0.25
 
+_NO_ROUTE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ETIMEDOUT)
+
 SockAddr = tuple[str, int] | tuple[str, int, int, int]
 Resolved = tuple[socket.AddressFamily, SockAddr]
 # Opens one connected, non-blocking socket. Tests and the demo put faults in here.
@@ -79,6 +81,7 @@ class _Race:
         self._opener = opener
         self._tasks: dict[asyncio.Task[socket.socket], str] = {}
         self._failed: list[tuple[str, str]] = []
+        self._no_route = True
 
     async def run(self, found: list[Resolved]) -> socket.socket:
         waiting = list(found)
@@ -88,7 +91,7 @@ class _Race:
             winner = await self._next(STAGGER if waiting else None)
             if winner is not None:
                 return winner
-        raise Unreachable(str(self._address), self._failed)
+        raise Unreachable(str(self._address), self._failed, no_route=self._no_route)
 
     def _start(self, item: Resolved) -> None:
         family, sockaddr = item
@@ -103,6 +106,7 @@ class _Race:
             error = task.exception()
             if isinstance(error, OSError):
                 self._failed.append((path, describe(error)))
+                self._no_route = self._no_route and error.errno in _NO_ROUTE
             elif error is not None:
                 raise error
             elif winner is None:

@@ -19,7 +19,7 @@ from picows.picows import WSProtocol  # type: ignore[attr-defined]  # the accept
 
 from ..address import Address
 from ..config import Config
-from ..core.frames import Malformed
+from ..core.frames import FRAME_BYTES, Malformed
 from ..core.handshake import HEADER, Hello, parse_hello
 from ..core.selection import Endpoint
 from ..errors import Refused, Unreachable
@@ -34,8 +34,8 @@ log = logging.getLogger("openline")
 _EXTENSIONS = "Sec-WebSocket-Extensions"
 # The smallest picows takes; it grows with traffic. 10,000 idle connections are the reason.
 _READ_BUFFER = 2048
-# A binary frame carries its kind and a count besides the messages.
-_FRAME_OVERHEAD = 64
+# A binary frame may carry other messages, its kind and a count besides a message of full size.
+_FRAME_OVERHEAD = FRAME_BYTES + 64
 
 
 class _PicowsLog(logging.LoggerAdapter[logging.Logger]):
@@ -219,7 +219,9 @@ class WebSocketBackend:
 
     def _make_link(self, endpoint: Endpoint, up: Callable[[Link], None], window: int) -> WebSocketLink:
         config = self._config
-        return WebSocketLink(endpoint, up, config.max_message_size, config.write_high_water, window)
+        return WebSocketLink(
+            endpoint, up, config.max_message_size + _FRAME_OVERHEAD, config.write_high_water, window
+        )
 
     def _protocol_args(
         self, host: str | None, path: str | None, client: bool, factory: Any

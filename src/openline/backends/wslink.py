@@ -68,6 +68,7 @@ class WebSocketLink(WSListener, Link):
         self._parts_size = 0
         self._parts_type = TEXT
         self._parts_deflated = False
+        self._poll: Any = None
         self._why = ""
 
     # From picows ---------------------------------------------------------------------------------
@@ -101,7 +102,8 @@ class WebSocketLink(WSListener, Link):
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         self._closed = True
         self._outbox = self._parts = None
-        self.events.on_closed(self._why or self._close_reason())
+        if self._up is None:  # else it was turned away before it was up
+            self.events.on_closed(self._why or self._close_reason())
 
     def pause_writing(self) -> None:
         self._paused = self.congested = True
@@ -262,9 +264,10 @@ class WebSocketLink(WSListener, Link):
     def broken(self) -> bool:
         if not _GONE or self.closing:
             return self.closing
-        poll = select.poll()
-        poll.register(self._socket().fileno(), _GONE)
-        return bool(poll.poll(0))
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._socket().fileno(), _GONE)
+        return bool(self._poll.poll(0))
 
     def progress(self) -> Progress | None:
         if not _LINUX or self.closing:

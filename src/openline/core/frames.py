@@ -25,6 +25,11 @@ HEADROOM = 14
 BATCH_START = HEADROOM + 6
 _EMPTY_BATCH = bytes(HEADROOM) + bytes([MESSAGES, 0xDD, 0, 0, 0, 0])
 
+# A frame of many messages leaves at this size: large enough that the cost per frame vanishes,
+# small enough that it is never fragmented and the first message does not wait for the last. A
+# larger message has a frame of its own.
+FRAME_BYTES = 48 * 1024
+
 # msgpack ext type: a JSON text, for payloads with integers over 64 bits.
 _JSON_EXT = 1
 
@@ -172,6 +177,15 @@ class Batch:
             self.buffer += _pack_unusual(message, error)
         self.count += 1
         return len(self.buffer) - start
+
+    def split_last(self, size: int) -> bytearray:
+        """Seal all but the last message, which then begins a new batch."""
+        last = self.buffer[-size:]
+        self.drop_last(size)
+        frame = self.seal()
+        self.buffer += last
+        self.count = 1
+        return frame
 
     def drop_last(self, size: int) -> None:
         """Take the last message out again."""

@@ -46,6 +46,7 @@ class Reject(Enum):
     TWO_CLAIMS = "two nodes at that IP claim that port"
     PLAIN_AMBIGUOUS = "more than one plain peer at that IP"
     PLAIN_STANDS_FOR_OTHER = "the plain peer at that IP may be another port's"
+    DIAL_FIRST = "that port has been dialed before, so that comes first"
     PLAIN_NEVER = 'plain_reuse is "never"'
 
 
@@ -61,15 +62,14 @@ class Endpoint:
     """The far side of one connection.
 
     ``bound_port`` is the port a plain inbound socket stands for: the first send by IP alone binds
-    it, as one socket cannot be two listeners. ``foreign_ports`` are ports that other sockets stood
-    for while this one was open, so it is somebody else. ``hint`` is the ``metadata.sourceNodeId``
-    it last sent.
+    it, as one socket cannot be two listeners. ``crowded``: another plain peer's socket from this IP
+    was open beside it. ``hint`` is the ``metadata.sourceNodeId`` it last sent.
     """
 
     __slots__ = (
         "bound_port",
+        "crowded",
         "direction",
-        "foreign_ports",
         "hello",
         "hint",
         "ip",
@@ -95,7 +95,7 @@ class Endpoint:
         self.secure = secure
         self.hello = hello
         self.bound_port: int | None = None
-        self.foreign_ports: frozenset[int] = frozenset()
+        self.crowded = False
         self.hint = ""
 
     @property
@@ -108,11 +108,18 @@ class Endpoint:
 
 
 class Want(msgspec.Struct, frozen=True):
-    """What a send asks for: the address, what its host resolves to now, and the policy."""
+    """What a send asks for: the address, what its host resolves to now, and the policy.
+
+    ``others`` are IPs at which the wanted port is known to be somebody's who is not a plain client
+    from there: another client's far end, or an openline node's. ``dialed`` are those at which it
+    has lately been dialed with success: there a dial comes before recognising a peer by IP.
+    """
 
     address: Address
     ips: tuple[str, ...]
     plain_reuse: str = "unambiguous"
+    others: frozenset[str] = frozenset()
+    dialed: frozenset[str] = frozenset()
 
 
 class Candidate(Protocol):
@@ -187,17 +194,16 @@ def match(want: Want, end: Endpoint, all_ends: Sequence[Endpoint]) -> Rank | Rej
     return _match_plain_by_ip(want, end, all_ends)
 
 
-def disown(gone: Endpoint, others: Iterable[Endpoint]) -> None:
-    """``gone`` has ended: the port it stood for is none of those that were open beside it.
+def crowd(gone: Endpoint, others: Iterable[Endpoint]) -> None:
+    """``gone`` has ended: plain sockets that were open beside it are other peers'.
 
     Unless both gave the same hint: then it is one peer that has connected anew.
     """
-    if gone.bound_port is None:
+    if not gone.plain or gone.direction != "inbound":
         return
     for other in others:
-        if other.plain and other.direction == "inbound" and other.ip == gone.ip:
-            if not (gone.hint and gone.hint == other.hint):
-                other.foreign_ports |= {gone.bound_port}
+        if other.plain and other.direction == "inbound" and not (gone.hint and gone.hint == other.hint):
+            other.crowded = True
 
 
 def _dialed(address: Address, end: Endpoint, ips: tuple[str, ...]) -> bool:
@@ -241,14 +247,18 @@ def _match_plain_by_ip(want: Want, end: Endpoint, all_ends: Sequence[Endpoint]) 
     plain = [other for other in all_ends if other.plain and other.ip == end.ip]
     if any(port == other.port for other in plain if other.direction == "inbound"):
         return Reject.PLAIN_STANDS_FOR_OTHER  # that port is another socket's remote end
+    if end.ip in want.others:
+        return Reject.PLAIN_STANDS_FOR_OTHER
     if want.plain_reuse == "newest":
         return Rank.PLAIN_BY_IP
     if sum(other.direction == "inbound" for other in plain) > 1:
         return Reject.PLAIN_AMBIGUOUS
-    if (
-        port in end.foreign_ports
-        or end.bound_port not in (None, port)
-        or any(other.direction == "outbound" and other.port != port for other in plain)
+    if end.bound_port not in (None, port) or any(
+        other.direction == "outbound" and other.port != port for other in plain
     ):
         return Reject.PLAIN_STANDS_FOR_OTHER
+    if end.bound_port is None and end.crowded:
+        return Reject.PLAIN_AMBIGUOUS
+    if end.bound_port is None and end.ip in want.dialed:
+        return Reject.DIAL_FIRST
     return Rank.PLAIN_BY_IP

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine
@@ -37,6 +38,8 @@ FULL_LANES_PER_PEER = 16
 # So is one that goes on after "stop". An honest one's bytes in flight fit in here: a full send
 # buffer and a full receive buffer of the kernel are about 10 MB on Linux.
 OVERRUN_BYTES = 16 * 1024 * 1024
+# Lanes looked at when there are too many; more at a time would let a peer spend our time.
+LANES_LOOKED_AT = 16
 # What peers that are gone have left behind for receive(); beyond it the oldest is dropped.
 LEFT_BEHIND_BYTES = 64 * 1024 * 1024
 LEFT_BEHIND_PEERS = 1024
@@ -68,6 +71,7 @@ class Lane:
         "bytes",
         "count",
         "handlers",
+        "overflowed",
         "overrun",
         "paused",
         "peer",
@@ -94,6 +98,7 @@ class Lane:
         self.bytes = 0
         # The sender was told to stop; it goes on all the same.
         self.paused = self.overrun = False
+        self.overflowed = False
 
     @property
     def idle(self) -> bool:
@@ -189,11 +194,20 @@ class Inbox:
             self._deliver(lane, message, each)
 
     def _open(self, peer: Peer, stream_id: StreamId) -> Lane:
-        if len(peer.lanes) >= self._config.max_streams:
-            for lane in [lane for lane in peer.lanes.values() if lane.idle]:
-                del peer.lanes[lane.stream_id]
         lane = peer.lanes[stream_id] = Lane(peer, stream_id)
+        if len(peer.lanes) > self._config.max_streams and not self._drop_idle(peer):
+            # That many streams, and something waits on all of them: stop the peer as a whole.
+            lane.paused = lane.overrun = True
+            self._flow(lane)
         return lane
+
+    def _drop_idle(self, peer: Peer) -> bool:
+        """Forget idle lanes, looking at a few, oldest first; True if the peer is within bounds."""
+        for stream_id in list(itertools.islice(peer.lanes, LANES_LOOKED_AT)):
+            lane = peer.lanes.pop(stream_id)
+            if not lane.idle or len(peer.lanes) < self._config.max_streams // 2:
+                peer.lanes[stream_id] = lane
+        return len(peer.lanes) <= self._config.max_streams
 
     def _deliver(self, lane: Lane, message: Message, size: int) -> None:
         if lane.uses or not lane.handlers:
@@ -285,7 +299,11 @@ class Inbox:
         lane.peer.held += size
         config = self._config
         if not lane.paused:
-            if lane.count >= config.inbox_messages or lane.bytes >= config.inbox_bytes:
+            if (
+                lane.count >= config.inbox_messages
+                or lane.bytes >= config.inbox_bytes
+                or lane.peer.held > FULL_LANES_PER_PEER * config.inbox_bytes
+            ):
                 lane.paused = True
                 self._flow(lane)
         elif not lane.overrun and lane.bytes > config.inbox_bytes + OVERRUN_BYTES:
@@ -307,6 +325,8 @@ class Inbox:
     # receive() and messages() --------------------------------------------------------------------
 
     def _keep(self, lane: Lane, message: Message, size: int) -> None:
+        if lane.peer.plain and self._handlers and not lane.uses:
+            self._make_room(lane, size)
         lane.tap.append((message, size, bool(lane.handlers)))
         self._waiting.setdefault(lane)
         self._charge(lane, size)
@@ -314,6 +334,22 @@ class Inbox:
             if use.waiters:
                 use.wake()
                 return
+
+    def _make_room(self, lane: Lane, size: int) -> None:
+        """A plain peer's stream that nobody wants, in a program that handles others.
+
+        It cannot be stopped alone, and stopping the peer would stop the streams that are wanted:
+        the newest messages are kept in case a receive() comes, the oldest go.
+        """
+        config = self._config
+        while lane.tap and (
+            lane.count + 1 >= config.inbox_messages or lane.bytes + size >= config.inbox_bytes
+        ):
+            self._release(lane, lane.tap.popleft()[1])
+            self._counters.undelivered += 1
+            if not lane.overflowed:
+                lane.overflowed = True
+                log.warning("nobody takes stream %r of %r: dropping its oldest", lane.stream_id, lane.peer)
 
     def use_for(self, want: Want, stream_id: StreamId) -> Use:
         """The consumer behind ``receive(address, stream_id)``; it stays in use from now on."""

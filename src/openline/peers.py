@@ -42,6 +42,8 @@ class Peer:
         self.requests = Requests()
         # Bytes received and not taken yet, over all lanes.
         self.held = 0
+        # Lanes that are full: as long as there is one, a plain peer is not read.
+        self.full: set[Lane] = set()
         # Streams the peer has asked us to stop sending on, and who waits for it.
         self.stopped: dict[StreamId, list[asyncio.Future[None]]] = {}
         self._sender = sender

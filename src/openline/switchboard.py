@@ -217,13 +217,17 @@ class Switchboard:
         many streams or does not listen, is stopped by not reading its connections.
         """
         peer = lane.peer
+        if lane.paused:
+            peer.full.add(lane)
+        else:
+            peer.full.discard(lane)
         hard = peer.plain or lane.overrun or peer.held > FULL_LANES_PER_PEER * self.config.inbox_bytes
         for connection in peer.connections:
             if not connection.plain:
                 connection.send_control(encode_flow(lane.stream_id, lane.paused))
             if lane.paused and hard:
                 connection.pause_reading()
-            elif not any(other.paused for other in peer.lanes.values()) or not hard:
+            elif not (peer.full and hard):
                 connection.resume_reading()
 
     def announce(self, ports: tuple[int, ...]) -> None:

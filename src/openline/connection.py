@@ -159,10 +159,11 @@ class Connection:
 
     def send(self, message: Message) -> bool:
         """Write one message. False: no byte of it left. Raises ``InvalidMessage``."""
-        if not self.alive():
+        link, dispatching = self.link, self._hub.dispatching
+        if link.closing or (not dispatching and link.broken()):
             return False
         size = self._send_plain(message) if self.plain else self._send_batched(message)
-        if size <= FRAGMENT and self.link.closing:
+        if size <= FRAGMENT and not dispatching and link.closing:
             return False  # the write itself found out, and nothing of it has left
         self.tx += 1
         counters = self._hub.counters
@@ -203,7 +204,6 @@ class Connection:
         data = encode_plain(message)
         self._check_size(message, len(data))
         self.link.write_text(data)
-        self._hold()
         return len(data)
 
     def _send_batched(self, message: Message) -> int:
@@ -223,8 +223,11 @@ class Connection:
                 self._hub.dirty.append(self)
         elif not self._holding:
             # The first message of a loop turn leaves at once, all others of that turn together.
+            # Where nothing is under way, as between a question and its answer, that need not even
+            # be arranged for.
             self.flush()
-            self._hold()
+            if self.tx != self.tx_heard:
+                self._hold()
         return size
 
     def _hold(self) -> None:

@@ -55,8 +55,10 @@ class Runner:
 
     def _carry(self, pilot: _Pilot, coroutine: Steps) -> None:
         self._busy.add(pilot.task)
-        pilot.task.add_done_callback(self._busy.discard)
         pilot.carry(coroutine)
+
+    def lost(self, task: asyncio.Task[None]) -> None:
+        self._busy.discard(task)
 
     def park(self, pilot: _Pilot) -> None:
         """Keep a pilot, unless a handler has left context variables behind in it."""
@@ -96,6 +98,7 @@ class _Pilot:
         self.context = contextvars.copy_context()
         self.variables = len(self.context)
         self.task = runner.loop.create_task(self._fly(), context=self.context)
+        self.task.add_done_callback(runner.lost)
 
     def carry(self, coroutine: Steps) -> None:
         self._job = coroutine

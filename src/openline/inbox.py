@@ -14,6 +14,7 @@ import itertools
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +70,10 @@ class Lane:
 
     __slots__ = (
         "bytes",
+        "carry_on",
         "count",
         "handlers",
+        "only",
         "overflowed",
         "overrun",
         "paused",
@@ -87,6 +90,9 @@ class Lane:
         self.peer = peer
         self.stream_id = stream_id
         self.handlers: list[Handler] = []
+        # The one handler, where nothing else takes this lane's messages.
+        self.only: Handler | None = None
+        self.carry_on: Callable[[Coroutine[Any, Any, Any]], Coroutine[Any, Any, Any]]
         self.uses: list[Use] = []
         self.version = -1
         # Is a handler running that has not finished? Then messages wait in the queue.
@@ -151,7 +157,10 @@ class Inbox:
         stream = lane.stream_id
         lane.version = self._version
         lane.handlers = [h for h, only in self._handlers if only is None or _same(only, stream)]
+        lane.carry_on = partial(self._carry_on_alone, lane)
         lane.uses = [use for use in (*self._received.values(), *self._iterating) if self._fits(use, lane)]
+
+        lane.only = lane.handlers[0] if len(lane.handlers) == 1 and not lane.uses else None
 
     def _fits(self, use: Use, lane: Lane) -> bool:
         if use.stream_id is not None and not _same(use.stream_id, lane.stream_id):
@@ -191,7 +200,26 @@ class Inbox:
                 continue
             if lane.version != self._version:
                 self._bind(lane)
-            self._deliver(lane, message, each)
+            if lane.only is None:
+                self._deliver(lane, message, each)
+            else:
+                self._deliver_to(lane, lane.only, message)
+
+    def _deliver_to(self, lane: Lane, handler: Handler, message: Message) -> None:
+        """``_deliver`` for the usual case: one handler, and nothing else takes the message."""
+        try:
+            result = handler(lane.peer, message)
+            if result is None:
+                return
+            if type(result) is not CoroutineType:
+                if not inspect.isawaitable(result):
+                    return
+                result = _await(result)
+            lane.running = True
+            lane.running = not self._runner.run(result, lane.carry_on)
+        except (Exception, asyncio.CancelledError):
+            lane.running = False
+            self._failed(lane, handler)
 
     def _open(self, peer: Peer, stream_id: StreamId) -> Lane:
         lane = peer.lanes[stream_id] = Lane(peer, stream_id)
@@ -250,6 +278,15 @@ class Inbox:
         try:
             await self._guard(lane, handlers[index - 1], rest)
             await self._rest_of(lane, handlers[index:], message)
+        except asyncio.CancelledError:
+            lane.running = False
+            raise
+        await self._drain(lane)
+
+    async def _carry_on_alone(self, lane: Lane, rest: Coroutine[Any, Any, Any]) -> None:
+        """The same where there was only that handler."""
+        try:
+            await self._guard(lane, lane.handlers[0], rest)
         except asyncio.CancelledError:
             lane.running = False
             raise

@@ -144,7 +144,7 @@ class PeerTable:
 
     def forget(self, peer: Peer) -> None:
         """Drop a peer that is gone and has nothing left to read."""
-        if not peer.connections and not peer.requests and all(lane.idle for lane in peer.lanes.values()):
+        if not peer.connections and not peer.requests.out and all(lane.idle for lane in peer.lanes.values()):
             self._peers.pop(peer.key, None)
 
     def candidates(self, want: Want) -> Sequence[Connection]:

@@ -22,7 +22,9 @@ class Pending:
 
     __slots__ = ("answer", "connection", "id", "label", "limit", "stream_id")
 
-    def __init__(self, message: Message, answer: asyncio.Future[Message], label: str, limit: float) -> None:
+    def __init__(
+        self, message: Message, answer: asyncio.Future[Message], label: object, limit: float
+    ) -> None:
         # Where to, and how many seconds the answer may take.
         self.label = label
         self.limit = limit
@@ -117,35 +119,34 @@ class Asked:
 
 def _named(message: Message, plain: bool) -> object:
     """The request a message says it answers; a plain peer may say so by giving its id back."""
-    reply_to = message.reply_to
-    if isinstance(reply_to, str | int | float):
-        return reply_to
+    metadata = message.metadata
+    if metadata is not None:
+        reply_to = metadata.get("replyTo")
+        if type(reply_to) is str or isinstance(reply_to, int | float):
+            return reply_to
     return message.id if plain else None
 
 
 class Requests:
     """The requests out to one peer, and those given up whose answer may still come."""
 
-    __slots__ = ("_late", "_out")
+    __slots__ = ("_late", "out")
 
     def __init__(self) -> None:
-        self._out: dict[object, Pending] = {}
+        self.out: dict[object, Pending] = {}
         # Newest last: id → (stream, when to forget it).
         self._late: dict[object, tuple[StreamId, float]] = {}
 
-    def __len__(self) -> int:
-        return len(self._out)
-
     def add(self, pending: Pending) -> None:
-        if pending.id in self._out:
+        if pending.id in self.out:
             raise InvalidMessage(f"a request with id {pending.id!r} is already out to this peer")
-        self._out[pending.id] = pending
+        self.out[pending.id] = pending
 
     def remove(self, pending: Pending, now: float | None = None) -> None:
         """It is over. With ``now`` it went unanswered, and its answer may come late."""
-        if self._out.get(pending.id) is not pending:
+        if self.out.get(pending.id) is not pending:
             return
-        del self._out[pending.id]
+        del self.out[pending.id]
         if now is not None:
             self._late[pending.id] = pending.stream_id, now + LATE_FOR
             if len(self._late) > MAX_LATE:
@@ -156,7 +157,7 @@ class Requests:
 
         By ``metadata.replyTo``; from a plain peer also by the same id, or as the only one out.
         """
-        pending = self._out.pop(_named(message, plain), None)
+        pending = self.out.pop(_named(message, plain), None)
         if pending is None:
             return plain and self._claim_only_one(message, now)
         if not pending.answer.done():
@@ -171,10 +172,10 @@ class Requests:
         """
         if message.reply_to is not None or self._is_late(message, now):
             return False
-        on_stream = [p for p in self._out.values() if p.stream_id == message.stream_id]
+        on_stream = [p for p in self.out.values() if p.stream_id == message.stream_id]
         if len(on_stream) != 1:
             return False
-        del self._out[on_stream[0].id]
+        del self.out[on_stream[0].id]
         if not on_stream[0].answer.done():
             on_stream[0].answer.set_result(message)
         return True
@@ -194,7 +195,7 @@ class Requests:
 
     def fail(self, connection: Connection, error: Exception) -> None:
         """The connection of a plain peer is gone: its answers cannot come any more."""
-        for pending in [p for p in self._out.values() if p.connection is connection]:
-            del self._out[pending.id]
+        for pending in [p for p in self.out.values() if p.connection is connection]:
+            del self.out[pending.id]
             if not pending.answer.done():
                 pending.answer.set_exception(error)

@@ -61,16 +61,19 @@ class Sender:
 
     async def send_to(self, peer: Peer, message: Message, *, timeout: float | None = None) -> Receipt:
         """``send`` for a peer in hand; ``peer.send`` and ``peer.reply`` come here."""
-        if len(peer.connections) == 1 and not peer.stopped:
-            connection = peer.connections[0]
-            if connection.usable and not self._board.closed and connection.send(message):
+        connections = peer.connections
+        if len(connections) == 1 and not peer.stopped and not self._board.closed:
+            connection = connections[0]
+            if connection.usable and connection.send(message):
                 self._counters.reuses += 1
                 return connection.receipt
-        return await self._send(lambda: self._router.find_for(peer), peer.address, message, timeout)
+        return await self._send(self._finder(peer), peer.address, message, timeout)
 
-    def _finder(self, address: str | Address) -> Find:
+    def _finder(self, to: str | Address | Peer) -> Find:
+        if isinstance(to, Peer):
+            return lambda: self._router.find_for(to)
         self._board.check_open()
-        target = Address.parse(address)
+        target = Address.parse(to)
         return lambda: self._router.find(target)
 
     async def _send(
@@ -166,29 +169,22 @@ class Sender:
         connection = self._router.quick(address)
         if connection is not None and connection.peer.stopped:
             connection = None
-        return await self._request(connection, lambda: self._finder(address), str(address), message, timeout)
+        return await self._request(connection, address, message, timeout)
 
     async def request_of(self, peer: Peer, message: Message, timeout: float | None = None) -> Message:
         """``request`` for a peer in hand; ``peer.request`` comes here."""
-        return await self._request(
-            None, lambda: lambda: self._router.find_for(peer), peer.address, message, timeout
-        )
+        return await self._request(None, peer, message, timeout)
 
     async def _request(
-        self,
-        connection: Connection | None,
-        finder: Callable[[], Find],
-        label: str,
-        message: Message,
-        timeout: float | None,
+        self, connection: Connection | None, to: str | Address | Peer, message: Message, timeout: float | None
     ) -> Message:
         limit = self._board.config.request_timeout if timeout is None else timeout
-        pending = Pending(message, self._board.loop.create_future(), label, limit)
+        pending = Pending(message, self._board.loop.create_future(), to, limit)
         self._deadlines.add(pending)
         try:
             if connection is None or not self._write_request(connection, message, pending):
                 write = partial(self._write_request, message=message, pending=pending)
-                await self._hand_over(finder(), label, message.stream_id, write, limit)
+                await self._hand_over(self._finder(to), str(to), message.stream_id, write, limit)
             return await pending.answer
         except BaseException:
             pending.abandon()
@@ -212,8 +208,8 @@ class Sender:
 
     def _finish(self, pending: Pending, connection: Connection) -> None:
         peer = connection.peer
-        unanswered = pending.answer.cancelled() or not pending.answer.done() or pending.answer.exception()
-        peer.requests.remove(pending, self._board.now if unanswered else None)
+        if peer.requests.out.get(pending.id) is pending:  # else it has been answered
+            peer.requests.remove(pending, self._board.now)
         if connection.plain:
             self.asked.remove(connection.endpoint.ip, pending)
         if not peer.connections:

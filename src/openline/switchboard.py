@@ -121,7 +121,7 @@ class Switchboard:
         plain = connection.plain
         if plain:
             _take_hint(connection, messages[0])
-        if peer.requests or (plain and connection.endpoint.ip in self.sender.asked):
+        if peer.requests.out or (plain and connection.endpoint.ip in self.sender.asked):
             messages = [m for m in messages if not self._claim(connection, m)]
         self.dispatching = True
         try:

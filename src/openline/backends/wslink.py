@@ -262,8 +262,8 @@ class WebSocketLink(WSListener, Link):
         return self._ws.underlying_transport.get_extra_info("socket")
 
     def broken(self) -> bool:
-        if not _GONE or self.closing:
-            return self.closing
+        if not _GONE or self._closed:
+            return self._closed
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(self._socket().fileno(), _GONE)

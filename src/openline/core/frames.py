@@ -23,7 +23,8 @@ LISTENING = 3
 HEADROOM = 14
 # Kind, then a msgpack array32 header whose count is filled in when the batch is sealed.
 BATCH_START = HEADROOM + 6
-_EMPTY_BATCH = bytes(HEADROOM) + bytes([MESSAGES, 0xDD, 0, 0, 0, 0])
+# A count of one is in place already: most frames of a quiet link hold one message.
+_EMPTY_BATCH = bytes(HEADROOM) + bytes([MESSAGES, 0xDD, 0, 0, 0, 1])
 
 # A frame of many messages leaves at this size: large enough that the cost per frame vanishes,
 # small enough that it is never fragmented and the first message does not wait for the last. A
@@ -195,7 +196,8 @@ class Batch:
     def seal(self) -> bytearray:
         """The frame, with ``HEADROOM`` bytes free in front; the batch is empty afterwards."""
         buffer = self.buffer
-        buffer[BATCH_START - 4 : BATCH_START] = self.count.to_bytes(4, "big")
+        if self.count != 1:
+            buffer[BATCH_START - 4 : BATCH_START] = self.count.to_bytes(4, "big")
         self.buffer = bytearray(_EMPTY_BATCH)
         self.count = 0
         return buffer

@@ -68,6 +68,9 @@ class Keeper:
                 error,
             )
             return None
+        except Exception:
+            log.exception("keep %s: unexpected; will go on trying", address)
+            return None
 
 
 async def _until_not_live(connection: Connection) -> None:

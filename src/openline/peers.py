@@ -176,6 +176,8 @@ class PeerTable:
 
 def _peer_key(end: Endpoint) -> object:
     """What makes two connections one peer's (rule 3.1, as far as it goes without proof)."""
+    if end.target is not None and end.target.authenticated:
+        return "authenticated", str(end.target)  # what merely claims to be the same stays apart
     if end.hello is not None:
         return end.hello.node_id, end.ip
     if end.target is not None:

@@ -54,7 +54,7 @@ class Switchboard:
         self._ports: tuple[int, ...] = ()
         # Closing: goodbye to whatever still comes up. Closed: nothing is sent or taken in.
         self.closing = self.closed = False
-        self.backend = WebSocketBackend(config, self._hello, self._link_up, opener)
+        self.backend = WebSocketBackend(config, self._hello, self._link_up, self._on_bad_handshake, opener)
         self.table = PeerTable(lambda key, end: Peer(self.sender, key, end))
         self.dialer = Dialer(self._dial)
         self.router = Router(self.table, self.dialer, config.plain_reuse, self.loop)
@@ -86,6 +86,10 @@ class Switchboard:
             raise
         assert isinstance(connection, Connection)
         return connection
+
+    def _on_bad_handshake(self, peer: str, reason: str) -> None:
+        self.counters.malformed += 1
+        log.warning("turned away %s: %s", peer, reason)
 
     def _link_up(self, link: Link) -> LinkEvents:
         connection = Connection(link, self)

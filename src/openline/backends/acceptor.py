@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import logging
 import socket
 import ssl
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from ..address import join
+from .sockets import ip_of
 
 log = logging.getLogger("openline")
 
@@ -22,12 +26,27 @@ _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _RETRY_ACCEPT = 0.5
 BACKLOG = 1024
 
-ProtocolFactory = Callable[[Callable[[], None]], asyncio.BaseProtocol]
+# Connections accepted in a row before the loop gets a turn: a flood must not keep it.
+ACCEPTS_PER_TURN = 64
+
+# The first byte of a TLS handshake record (RFC 8446 section 5.1).
+_TLS_HANDSHAKE = 0x16
+_SPEAKS_TLS = (
+    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+    b"Content-Length: 37\r\n\r\nThis port speaks TLS: dial wss:// it.\n"
+)
+
+# Called with whether the handshake has become a connection.
+Done = Callable[[bool], None]
+ProtocolFactory = Callable[[Done], asyncio.BaseProtocol]
 
 
 class Acceptor:
-    """Listening sockets of one port. ``factory(done)`` makes a protocol that calls ``done`` once
-    its handshake has ended, well or badly."""
+    """Listening sockets of one port.
+
+    ``factory(done)`` makes a protocol that calls ``done`` once its handshake has ended.
+    ``on_bad(peer, reason)`` is told of every handshake that brought something else than one.
+    """
 
     def __init__(
         self,
@@ -35,11 +54,13 @@ class Acceptor:
         context: ssl.SSLContext | None,
         handshake_timeout: float,
         max_pending: int,
+        on_bad: Callable[[str, str], None],
     ) -> None:
         self._factory = factory
         self._context = context
         self._timeout = handshake_timeout
         self._max_pending = max_pending
+        self._on_bad = on_bad
         self._sockets: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
         self._pending: dict[_Pending, None] = {}
@@ -63,14 +84,12 @@ class Acceptor:
         await asyncio.gather(*self._accepting, return_exceptions=True)
         for sock in self._sockets:
             sock.close()
-        tasks = [pending.task for pending in self._pending]
-        for pending in list(self._pending):
-            pending.abort()
+        tasks = [self._cut(pending) for pending in list(self._pending)]
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        while True:
+        for count in itertools.count(1):
             try:
                 sock, _ = await loop.sock_accept(listening)
             except OSError as error:
@@ -79,48 +98,118 @@ class Acceptor:
                     await asyncio.sleep(_RETRY_ACCEPT)
                 continue  # else the client was gone before we came to it
             self._begin(sock)
+            if not count % ACCEPTS_PER_TURN:
+                await asyncio.sleep(0)
 
     def _begin(self, sock: socket.socket) -> None:
         if len(self._pending) >= self._max_pending:
             self.evicted += 1
-            next(iter(self._pending)).abort()
+            self._cut(next(iter(self._pending)))
         sock.setblocking(False)
         pending = _Pending(sock)
         self._pending[pending] = None
         pending.task = asyncio.ensure_future(self._handshake(pending))
+        pending.task.add_done_callback(pending.close)
+
+    def _cut(self, pending: _Pending) -> asyncio.Task[None]:
+        """End a handshake now, also where its task has not had a turn yet."""
+        self._pending.pop(pending, None)
+        if pending.transport is not None:
+            pending.transport.abort()
+        pending.task.cancel()
+        return pending.task
+
+    def _end(self, pending: _Pending, good: bool, reason: str = "no WebSocket upgrade") -> None:
+        """A handshake is over; once for each, and not for those that we have cut."""
+        if pending in self._pending:
+            del self._pending[pending]
+            if not good:
+                self._on_bad(pending.peer, reason)
 
     async def _handshake(self, pending: _Pending) -> None:
-        def done() -> None:
-            self._pending.pop(pending, None)
-
+        loop = asyncio.get_running_loop()
         try:
-            pending.transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: self._factory(done),
-                pending.sock,
-                ssl=self._context,
-                ssl_handshake_timeout=self._timeout if self._context else None,
-            )
-        except (OSError, asyncio.CancelledError) as error:
-            # ssl.SSLError is an OSError: a failed TLS handshake costs its own connection only.
-            done()
-            pending.sock.close()
-            log.debug("handshake failed: %s", error)
+            async with asyncio.timeout(self._timeout):
+                if not await self._begins_well(pending):
+                    return
+                pending.handed_over = True
+                pending.transport, _ = await loop.connect_accepted_socket(
+                    lambda: self._factory(lambda good: self._end(pending, good)),
+                    pending.sock,
+                    ssl=self._context,
+                    ssl_handshake_timeout=self._timeout if self._context else None,
+                )
+        except TimeoutError:
+            self._end(pending, False, "unfinished handshake")
+        except OSError as error:
+            # ssl.SSLError is one: a failed TLS handshake costs its own connection only.
+            self._end(pending, False, f"handshake failed: {error}")
+
+    async def _begins_well(self, pending: _Pending) -> bool:
+        """Look at the first byte: is it TLS where we speak TLS, and HTTP where we do not?
+
+        Until there is one, a silent client costs a socket and nothing else.
+        """
+        first = await _peek(pending.sock)
+        if not first:
+            self._pending.pop(pending, None)  # it went without a word: a port scan, a health check
+            return False
+        is_tls = first[0] == _TLS_HANDSHAKE
+        if self._context is None and not first.isalpha():
+            self._end(pending, False, "TLS, where none is spoken" if is_tls else "neither HTTP nor TLS")
+            return False
+        if self._context is not None and not is_tls:
+            if first.isalpha():
+                pending.sock.send(_SPEAKS_TLS)
+            self._end(pending, False, "no TLS, where it is spoken")
+            return False
+        return True
+
+
+async def _peek(sock: socket.socket) -> bytes:
+    """The first byte, which stays to be read; empty at the end of the stream."""
+    while True:
+        try:
+            return sock.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            await _readable(sock)
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(sock, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(sock)
 
 
 class _Pending:
     """One accepted socket whose handshake is not finished."""
 
-    __slots__ = ("sock", "task", "transport")
+    __slots__ = ("handed_over", "peer", "sock", "task", "transport")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self.peer = _peer_of(sock)
+        # A transport owns the socket now, and closes it when the task is cancelled.
+        self.handed_over = False
+
+    def close(self, task: asyncio.Task[None]) -> None:
+        """The task is over, or was cancelled before it began."""
+        if not self.handed_over:
+            self.sock.close()
         self.task: asyncio.Task[None]
         self.transport: Any = None
 
-    def abort(self) -> None:
-        if self.transport is not None:
-            self.transport.abort()
-        self.task.cancel()
+
+def _peer_of(sock: socket.socket) -> str:
+    try:
+        name = sock.getpeername()
+    except OSError:
+        return "a client that has gone"
+    return join(ip_of(name), name[1])
 
 
 async def bind(host: str | None, port: int) -> list[socket.socket]:

@@ -25,7 +25,10 @@ Opener = Callable[[socket.AddressFamily, SockAddr], Awaitable[socket.socket]]
 async def resolve(address: Address) -> list[Resolved]:
     """Look the host up. Raises ``OSError``, which ``describe`` turns into words."""
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    try:
+        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # from the IDNA codec
+        raise OSError(f"not a name that can be looked up: {error}") from None
     return _interleave([(family, sockaddr) for family, _, _, _, sockaddr in found])  # type: ignore[misc]
 
 

@@ -24,7 +24,7 @@ from ..core.handshake import HEADER, Hello, parse_hello
 from ..core.selection import Endpoint
 from ..errors import Refused, Unreachable
 from . import deflate, tls
-from .acceptor import Acceptor, bind
+from .acceptor import Acceptor, Done, bind
 from .base import Link, LinkEvents, LinkUp
 from .sockets import Opener, connect, describe, ip_of, open_socket
 from .wslink import WebSocketLink
@@ -54,13 +54,25 @@ class _PicowsLog(logging.LoggerAdapter[logging.Logger]):
 _picows_log = _PicowsLog(logging.getLogger("openline.picows"), {})
 
 
-class _ServerProtocol(WSProtocol):  # type: ignore[misc]
+class _Protocol(WSProtocol):  # type: ignore[misc]
+    """picows's protocol, safe against a connection that was lost before it was made."""
+
+    __slots__ = ()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        # connection_made fails on a socket that is closed by then, and leaves no transport; the
+        # compiled connection_lost writes to it all the same, which corrupts memory.
+        if self.transport is not None:
+            super().connection_lost(exc)
+
+
+class _ServerProtocol(_Protocol):
     """Tells the acceptor when a handshake ends without having become a connection."""
 
     __slots__ = ("done",)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.done()
+        self.done(False)
         super().connection_lost(exc)
 
 
@@ -70,11 +82,17 @@ class WebSocketBackend:
     name = "websocket"
 
     def __init__(
-        self, config: Config, hello: Callable[[], Hello], link_up: LinkUp, opener: Opener = open_socket
+        self,
+        config: Config,
+        hello: Callable[[], Hello],
+        link_up: LinkUp,
+        on_bad: Callable[[str, str], None],
+        opener: Opener = open_socket,
     ) -> None:
         self._config = config
         self._hello = hello
         self._link_up = link_up
+        self._on_bad = on_bad
         self._opener = opener
         self._server_context = tls.server_context(config.tls) if config.tls and config.tls.cert else None
         # Loading the trust store takes 20 ms, so only where it is configured or first needed.
@@ -95,11 +113,12 @@ class WebSocketBackend:
             self._server_context,
             config.handshake_timeout,
             config.max_pending_handshakes,
+            self._on_bad,
         )
         acceptor.start(await bind(host, port))
         return acceptor
 
-    def _server_protocol(self, done: Callable[[], None]) -> WSProtocol:
+    def _server_protocol(self, done: Done) -> WSProtocol:
         protocol: _ServerProtocol = _ServerProtocol(
             *self._protocol_args(None, None, False, lambda request: self._accept(request, protocol)),
             self._config.handshake_timeout,
@@ -112,13 +131,14 @@ class WebSocketBackend:
         headers = request.headers
         if headers.get("upgrade", "").lower() != "websocket":
             return _turn_away(426, "This port speaks WebSocket (openline).\n")
+        if headers.get("sec-websocket-version") != "13":
+            return _turn_away(426, "This port speaks WebSocket version 13 (RFC 6455).\n")
         # Firefox sends "keep-alive, Upgrade", which RFC 6455 section 4.2.1 allows and picows does not.
         if "upgrade" in (token.strip().lower() for token in headers.get("connection", "").split(",")):
             headers["Connection"] = "upgrade"
         try:
             hello = _hello_in(headers)
         except Malformed as error:
-            log.warning("turned away %s: %s", _peername(protocol), error)
             return _turn_away(400, f"{error}\n")
         ip, port = _peername(protocol)
         endpoint = Endpoint("inbound", ip, port, secure=self.secure, hello=hello)
@@ -130,7 +150,7 @@ class WebSocketBackend:
             answer.append((_EXTENSIONS, extension))
 
         def up(link: Link) -> None:
-            protocol.done()
+            protocol.done(True)
             link.events = self._link_up(link)
 
         return WSUpgradeResponseWithListener(
@@ -152,7 +172,7 @@ class WebSocketBackend:
                 raise ConnectionResetError("the peer closed the connection during the upgrade")
             return protocol.listener.events  # type: ignore[no-any-return]
         except BaseException as error:
-            if protocol is not None:
+            if protocol is not None and protocol.transport is not None:
                 protocol.transport.disconnect(graceful=False)
             sock.close()
             raise self._dial_error(address, endpoint, error) from None
@@ -167,17 +187,14 @@ class WebSocketBackend:
             offer.append((_EXTENSIONS, deflate.OFFER))
 
         def make() -> WSProtocol:
-            return WSProtocol(*args, None, *self._protocol_tail(offer))
+            return _Protocol(*args, None, *self._protocol_tail(offer))
 
         if address.scheme != "wss":
             _, protocol = await loop.create_connection(make, sock=sock)
             return protocol
         if self._client_context is None:
             self._client_context = tls.client_context(None)
-        host = address.host.partition("%")[0]
-        transport, _ = await loop.create_connection(
-            asyncio.Protocol, sock=sock, ssl=self._client_context, server_hostname=host
-        )
+        transport = await self._start_tls(address, sock, endpoint)
         try:
             certificate = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
             tls.check_pins(self._config.tls, certificate, str(address))
@@ -188,6 +205,20 @@ class WebSocketBackend:
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         return protocol
+
+    async def _start_tls(self, address: Address, sock: Any, endpoint: Endpoint) -> asyncio.Transport:
+        host = address.host.partition("%")[0]
+        try:
+            transport, _ = await asyncio.get_running_loop().create_connection(
+                asyncio.Protocol, sock=sock, ssl=self._client_context, server_hostname=host
+            )
+        except ssl.SSLCertVerificationError:
+            raise
+        except OSError as error:
+            what = error.reason if isinstance(error, ssl.SSLError) and error.reason else describe(error)
+            reason = f"no TLS handshake ({what}); wss asks for TLS, and this port may not speak it"
+            raise Unreachable(str(address), [(f"wss {endpoint.remote}", reason)]) from None
+        return transport
 
     def _connected(self, response: WSUpgradeResponse, endpoint: Endpoint) -> WebSocketLink:
         endpoint.hello = _hello_in(response.headers)
@@ -205,12 +236,10 @@ class WebSocketBackend:
         path = f"{address.scheme or 'ws'} {endpoint.remote}"
         if isinstance(error, ssl.SSLCertVerificationError):
             return Refused(f"{address}: the peer's certificate is not trusted: {error.verify_message}")
-        if isinstance(error, Refused | asyncio.CancelledError):
+        if isinstance(error, Refused | Unreachable | asyncio.CancelledError):
             return error
         if isinstance(error, WSHandshakeError):
             return Unreachable(str(address), [(path, _upgrade_refusal(error))])
-        if isinstance(error, ssl.SSLError):
-            return Unreachable(str(address), [(path, f"TLS: {error.reason or error}")])
         if isinstance(error, OSError | Malformed):
             return Unreachable(str(address), [(path, describe(error))])
         return error
@@ -246,7 +275,7 @@ def _peername(protocol: WSProtocol) -> tuple[str, int]:
 
 
 def _turn_away(status: int, text: str) -> WSUpgradeResponseWithListener:
-    headers = [("Upgrade", "websocket")] if status == 426 else []
+    headers = [("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")] if status == 426 else []
     response = WSUpgradeResponse.create_error_response(status, text.encode(), headers)
     return WSUpgradeResponseWithListener(response, None)
 

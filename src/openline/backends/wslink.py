@@ -35,6 +35,8 @@ PING, PONG, CLOSE = WSMsgType.PING, WSMsgType.PONG, WSMsgType.CLOSE
 
 # Larger messages leave in pieces of this size, so that pings and pongs get in between.
 FRAGMENT = 64 * 1024
+# Fragments of one message: 16 MiB in pieces of 256 bytes. Empty ones cost us, and add no bytes.
+MAX_PARTS = 65_536
 # RFC 6455 section 7.4.1
 NORMAL, GOING_AWAY, PROTOCOL_ERROR, POLICY, TOO_BIG = 1000, 1001, 1002, 1008, 1009
 
@@ -64,8 +66,8 @@ class WebSocketLink(WSListener, Link):
         self._is_closing: Any = None
         self._paused = False
         self._outbox: deque[tuple[WSMsgType, memoryview, bool, bool]] | None = None
-        self._parts: list[bytes] | None = None
-        self._parts_size = 0
+        self._parts: bytearray | None = None
+        self._parts_count = 0
         self._parts_type = TEXT
         self._parts_deflated = False
         self._poll: Any = None
@@ -138,18 +140,20 @@ class WebSocketLink(WSListener, Link):
         if frame.rsv1 and not self._window:
             raise Malformed("a compressed frame, which was not agreed")
         if self._parts is None:
-            self._parts, self._parts_size = [], 0
+            self._parts, self._parts_count = bytearray(), 0
             self._parts_type, self._parts_deflated = kind, frame.rsv1
-        self._parts_size += frame.payload_size
-        if self._parts_size > self._max_message:
+        self._parts_count += 1
+        if self._parts_count > MAX_PARTS:
+            raise TooBig(f"a message in more than {MAX_PARTS} fragments")
+        if len(self._parts) + frame.payload_size > self._max_message:
             raise TooBig(f"a message of more than {self._max_message} bytes")
-        self._parts.append(frame.get_payload_as_bytes())
+        self._parts += frame.get_payload_as_memoryview()
         if frame.fin:
             self._on_last_part()
 
     def _on_last_part(self) -> None:
         assert self._parts is not None
-        data = b"".join(self._parts)
+        data: bytes | bytearray = self._parts
         self._parts = None
         if self._parts_deflated:
             data = deflate.decompress(data, self._max_message)

@@ -20,6 +20,8 @@ TICKS_PER_INTERVAL = 10
 PING_AFTER = 0.9
 # The side that accepted waits a tick longer, so that an idle link carries one ping and not two.
 PING_AFTER_ACCEPTED = 1.0
+# A healthy peer has answered long before; only then is the kernel asked, which costs more.
+LOOK_AFTER = 0.3
 ANSWER_WITHIN = 0.9
 DEAD_AFTER = 2.9
 
@@ -64,8 +66,10 @@ class Liveness:
         self._heard = self.life = now
         self.suspect = False
         self._ping_at: float | None = None
-        # The kernel's counters when the ping left, and the acknowledgement that covers the ping.
-        self._acked = self._received = self._ping_end = -1
+        # The kernel's counters soon after the ping left, and the acknowledgement that covers the
+        # ping; None before they have been asked for.
+        self._acked: int | None = None
+        self._received = self._ping_end = 0
 
     @property
     def due(self) -> float:
@@ -73,13 +77,14 @@ class Liveness:
         if self.suspect:
             return self.life
         if self._ping_at is not None:
-            return self._ping_at + ANSWER_WITHIN * self._interval
+            within = LOOK_AFTER if self._acked is None else ANSWER_WITHIN
+            return self._ping_at + within * self._interval
         return self.life + self._ping_after
 
     def check(self, now: float, heard: float, look: Callable[[], Progress | None], cap: float) -> Action:
         """One check. ``heard`` is when the last inbound unit came, to the tick.
 
-        ``look`` is called only when a ping leaves or a verdict is near.
+        ``look`` is called only where a ping has gone unanswered for a while.
         """
         if heard > self._heard:
             self._heard = heard
@@ -87,7 +92,11 @@ class Liveness:
                 return Action.RECOVERED
         if self._ping_at is None:
             silent = now - self.life >= self._ping_after
-            return self._ping(now, look()) if silent else Action.NONE
+            return self._ping(now) if silent else Action.NONE
+        if self._acked is None:
+            if now - self._ping_at >= LOOK_AFTER * self._interval:
+                self._note(look())
+            return Action.NONE
         if now - self._ping_at < ANSWER_WITHIN * self._interval:
             return Action.NONE
         if now - self._heard < cap and self._moves(now, look()):
@@ -117,19 +126,24 @@ class Liveness:
         suspected, self.suspect = self.suspect, False
         return suspected
 
-    def _ping(self, now: float, progress: Progress | None) -> Action:
+    def _ping(self, now: float) -> Action:
         self._ping_at = now
-        if progress is not None:
+        self._acked = None
+        return Action.PING
+
+    def _note(self, progress: Progress | None) -> None:
+        if progress is None:
+            self._acked = self._ping_end = 0
+        else:
             self._acked, self._received = progress.acked, progress.received
             self._ping_end = progress.acked + progress.pending
-        return Action.PING
 
     def _moves(self, now: float, progress: Progress | None) -> bool:
         """Do bytes still move? Then the answer has another interval from now."""
-        if progress is None:
+        if progress is None or self._acked is None:
             return False
         arriving = progress.received > self._received
-        leaving = self._ping_end > progress.acked > self._acked
+        leaving = self._ping_end >= progress.acked > self._acked
         if arriving or leaving:
             self._acked, self._received = progress.acked, progress.received
             self.life = self._ping_at = now

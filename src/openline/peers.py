@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .address import Address, join
 from .connection import Connection, State
 from .core.selection import Endpoint, Plan, Rank, Want, crowd, match, plan
+from .errors import Closed
 from .message import Message, Receipt, StreamId
 from .requests import Requests
 
@@ -226,7 +227,9 @@ class Dialer:
             if result.done():
                 _ = task.cancelled() or task.exception()
             elif task.cancelled():
-                result.cancel()
+                # Only close() does that; those who wait have not been cancelled themselves.
+                result.set_exception(Closed("the transport is closed"))
+                _ = result.exception()
             elif (error := task.exception()) is not None:
                 result.set_exception(error)
                 _ = result.exception()  # every waiter may have been cancelled; that is no news

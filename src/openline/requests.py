@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .errors import InvalidMessage
+from .errors import Closed, InvalidMessage
 from .message import Message, StreamId
 
 # How long a request that was given up may still be answered, and how many are remembered.
@@ -63,8 +63,12 @@ class Deadlines:
         self._due.pop(pending, None)
 
     def close(self) -> None:
+        """Nobody will answer any more."""
         if self._timer is not None:
             self._timer.cancel()
+        for pending in self._due:
+            if not pending.answer.done():
+                pending.answer.set_exception(Closed("the transport is closed"))
 
     def _arm(self, when: float) -> None:
         if self._timer is not None:

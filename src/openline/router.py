@@ -12,7 +12,7 @@ from collections import OrderedDict
 import msgspec
 
 from .address import Address
-from .backends.sockets import ip_of, resolve
+from .backends.sockets import ip_of, numeric, resolve
 from .connection import Connection
 from .core.selection import RANK_TEXT, Plan, Quality, Rank, Want
 from .errors import Refused, Unreachable
@@ -188,14 +188,14 @@ class Router:
 
     def _known_ips(self, address: Address) -> tuple[tuple[str, ...], bool]:
         if address.is_ip:
-            return (address.host,), True
+            return numeric(address), True
         cached = self._lookups.get(address.host)
         return (cached[1], True) if cached else ((), False)
 
     async def _lookup(self, address: Address) -> tuple[str, ...]:
         """IPs of the host; none where the look-up fails, which only a dial has to report."""
-        if address.is_ip and "%" not in address.host:
-            return (address.host,)
+        if address.is_ip:
+            return numeric(address)
         cached = self._lookups.get(address.host)
         if cached is not None and self._loop.time() < cached[0]:
             return cached[1]

@@ -14,7 +14,7 @@ from .address import Address
 from .backends.base import Link, LinkEvents
 from .backends.sockets import Opener
 from .backends.websocket import WebSocketBackend
-from .backends.wslink import GOING_AWAY
+from .backends.wslink import GOING_AWAY, NORMAL
 from .config import Config
 from .connection import Connection, State
 from .core.frames import Flow, encode_flow, encode_listening
@@ -177,6 +177,18 @@ class Switchboard:
 
     def on_state(self, connection: Connection) -> None:
         self._changed()
+        if connection.state is State.LIVE:
+            self._retire_if_replaced(connection)
+
+    def _retire_if_replaced(self, connection: Connection) -> None:
+        """It was suspect, and is not; if we dialed a replacement meanwhile, one of them is enough."""
+        if connection.endpoint.target is None:
+            return
+        others = [c for c in connection.peer.connections if c is not connection and c.endpoint.target]
+        if any(other.state is State.LIVE for other in others):
+            connection.set_state(State.DRAINING)
+            connection.flush()
+            connection.link.close(NORMAL, "replaced")
 
     def on_lost(self, connection: Connection, reason: str) -> None:
         self.counters.closed += 1

@@ -193,6 +193,8 @@ class _Pending:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.peer = _peer_of(sock)
+        self.task: asyncio.Task[None]
+        self.transport: Any = None
         # A transport owns the socket now, and closes it when the task is cancelled.
         self.handed_over = False
 
@@ -200,8 +202,6 @@ class _Pending:
         """The task is over, or was cancelled before it began."""
         if not self.handed_over:
             self.sock.close()
-        self.task: asyncio.Task[None]
-        self.transport: Any = None
 
 
 def _peer_of(sock: socket.socket) -> str:

@@ -32,6 +32,20 @@ async def resolve(address: Address) -> list[Resolved]:
     return _interleave([(family, sockaddr) for family, _, _, _, sockaddr in found])  # type: ignore[misc]
 
 
+def numeric(address: Address) -> tuple[str, ...]:
+    """The IP of an address that has one, as ``ip_of`` writes it: interface names become numbers.
+
+    Empty where there is no such interface.
+    """
+    if "%" not in address.host:
+        return (address.host,)
+    try:
+        found = socket.getaddrinfo(address.host, address.port, flags=socket.AI_NUMERICHOST)
+    except OSError:
+        return ()
+    return tuple(dict.fromkeys(ip_of(sockaddr) for *_, sockaddr in found))
+
+
 def ip_of(sockaddr: Sequence[object]) -> str:
     """The canonical IP of a socket address; a link-local one keeps its scope as a number."""
     base = str(sockaddr[0]).partition("%")[0]

@@ -166,6 +166,7 @@ class WebSocketLink(WSListener, Link):
         code, reason = int(frame.get_close_code().value), frame.get_close_reason() or ""
         self._why = self._why or f"the peer closed it ({code}{': ' + reason if reason else ''})"
         if not self._ws.is_close_frame_sent:
+            self._empty_outbox()
             self._ws.send_close(WSCloseCode.OK if code == 0 else frame.get_close_code())
         self._ws.disconnect()
 
@@ -239,7 +240,14 @@ class WebSocketLink(WSListener, Link):
     def close(self, code: int, reason: str) -> None:
         self._why = self._why or "closed by this side"
         if not self.closing:
+            self._empty_outbox()
             self._ws.send_close(WSCloseCode(code), reason.encode()[:120])
+
+    def _empty_outbox(self) -> None:
+        """Goodbye comes after what has been promised; the transport buffers it all."""
+        self._paused = False
+        if self._outbox:
+            self._pump()
 
     def abort(self) -> None:
         self._closed = True

@@ -13,6 +13,9 @@ from .errors import InvalidAddress
 SCHEMES = ("ws", "wss", "quic")
 _DEFAULT_PORTS = {"ws": 80, "wss": 443}
 _NODE_ID = re.compile(r"[a-z2-7]{52}")
+# An address ends up in an HTTP request: nothing that could begin another header.
+_PRINTABLE = re.compile(r"[!-~]+")
+_SCOPE = re.compile(r"[A-Za-z0-9._-]+")
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\.?")
 
 
@@ -89,6 +92,8 @@ def is_node_id(text: str) -> bool:
 @lru_cache(maxsize=4096)
 def _parse(text: str) -> Address:
     scheme, rest = _split_scheme(text)
+    if not _PRINTABLE.fullmatch(text):
+        raise _invalid(text, "it holds a space, a control character or a character outside ASCII")
     authority, slash, tail = rest.partition("/")
     if slash and scheme is None:
         raise _invalid(text, "a path needs a scheme, as in ws://host:port/path")
@@ -122,7 +127,8 @@ def _split_port(text: str, hostport: str, default: int | None) -> tuple[str, int
 
 def _ipv6(text: str, host: str) -> str:
     ip = canonical_ip(host)
-    if ip is None or ":" not in host:
+    scope = host.partition("%")[2]
+    if ip is None or ":" not in host or ("%" in host and not _SCOPE.fullmatch(scope)):
         raise _invalid(text, f"{host!r} is not an IPv6 address")
     return ip
 
@@ -142,7 +148,7 @@ def _port(text: str, port: str, default: int | None) -> int:
         if default is None:
             raise _invalid(text, "the port is missing")
         return default
-    if not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
+    if not (port.isascii() and port.isdigit() and len(port) < 6) or not 0 < int(port) < 65536:
         raise _invalid(text, f"port {port!r} is not a number from 1 to 65535")
     return int(port)
 

@@ -181,7 +181,7 @@ class Connection:
             self.flush()
             frame = encode_batch(messages)
             size = len(frame)
-            if size > FRAME_BYTES + FRAME_BYTES // 2:
+            if size > min(FRAME_BYTES + FRAME_BYTES // 2, self._hub.config.max_message_size):
                 return self._send_one_by_one(messages)
             self.link.write_binary(frame)
         self._count(len(messages), size)

@@ -26,6 +26,8 @@ class Runner:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        # What handlers start with: the program's own context, not that of whatever dispatched them.
+        self._base = contextvars.copy_context()
         self._parked: list[_Pilot] = []
         self._busy: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -35,10 +37,10 @@ class Runner:
 
         Raises what the coroutine raises in its first step.
         """
-        if not self._parked or current_task(self.loop) is not None:
-            self._carry(_Pilot(self), wrap(coroutine))
+        pilot = self._free_pilot()
+        if pilot is None:
+            self._carry(self._new_pilot(), coroutine, wrap(coroutine))
             return False
-        pilot = self._parked.pop()
         task = pilot.task
         _enter_task(self.loop, task)
         try:
@@ -50,20 +52,36 @@ class Runner:
             raise
         finally:
             _leave_task(self.loop, task)
-        self._carry(pilot, wrap(_resume(coroutine, yielded)))
+        self._carry(pilot, coroutine, wrap(_resume(coroutine, yielded)))
         return False
 
-    def _carry(self, pilot: _Pilot, coroutine: Steps) -> None:
+    def _free_pilot(self) -> _Pilot | None:
+        """A parked one, where a task may be entered, and not one that somebody has cancelled."""
+        if current_task(self.loop) is not None:
+            return None
+        while self._parked:
+            pilot = self._parked.pop()
+            if not pilot.task.cancelling():
+                return pilot
+        return None
+
+    def _new_pilot(self) -> _Pilot:
+        pilot = _Pilot(self, self._base.copy())
+        pilot.task.add_done_callback(pilot.ended)
+        return pilot
+
+    def _carry(self, pilot: _Pilot, coroutine: Steps, job: Steps) -> None:
         self._busy.add(pilot.task)
-        pilot.carry(coroutine)
+        pilot.carry(coroutine, job)
 
     def lost(self, task: asyncio.Task[None]) -> None:
         self._busy.discard(task)
 
     def park(self, pilot: _Pilot) -> None:
-        """Keep a pilot, unless a handler has left context variables behind in it."""
+        """Keep a pilot, unless it was cancelled or a handler has left context variables behind in it."""
         self._busy.discard(pilot.task)
-        if self._closed or len(self._parked) >= MAX_PARKED or len(pilot.context) != pilot.variables:
+        full = self._closed or len(self._parked) >= MAX_PARKED
+        if full or pilot.task.cancelling() or not pilot.clean():
             pilot.task.cancel()
         else:
             self._parked.append(pilot)
@@ -89,21 +107,38 @@ class Runner:
 class _Pilot:
     """A task that waits for something to carry."""
 
-    __slots__ = ("_job", "_runner", "_wake", "context", "task", "variables")
+    __slots__ = ("_cargo", "_job", "_runner", "_values", "_wake", "context", "task")
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, context: contextvars.Context) -> None:
         self._runner = runner
         self._job: Steps | None = None
+        # What the job is about, to be closed with it.
+        self._cargo: Steps | None = None
         self._wake: asyncio.Future[None] | None = None
-        self.context = contextvars.copy_context()
-        self.variables = len(self.context)
-        self.task = runner.loop.create_task(self._fly(), context=self.context)
-        self.task.add_done_callback(runner.lost)
+        self.context = context
+        self._values = list(context.values())
+        self.task = runner.loop.create_task(self._fly(), context=context)
 
-    def carry(self, coroutine: Steps) -> None:
-        self._job = coroutine
+    def clean(self) -> bool:
+        """Are the context variables as they were?"""
+        if len(self.context) != len(self._values):
+            return False
+        return not self._values or all(
+            a is b for a, b in zip(self.context.values(), self._values, strict=True)
+        )
+
+    def carry(self, coroutine: Steps, job: Steps) -> None:
+        self._cargo, self._job = coroutine, job
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
+
+    def ended(self, task: asyncio.Task[None]) -> None:
+        """The task is over; what it has not come to carry is closed."""
+        self._runner.lost(task)
+        for coroutine in (self._job, self._cargo):
+            if coroutine is not None:
+                coroutine.close()
+        self._job = self._cargo = None
 
     async def _fly(self) -> None:
         while True:
@@ -116,6 +151,7 @@ class _Pilot:
                 self.task.uncancel()
                 self._runner.loop.call_soon(self.task.cancel)
             await job
+            self._cargo = None
             self._runner.park(self)
 
     async def _parked(self) -> bool:

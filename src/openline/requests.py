@@ -121,12 +121,15 @@ class Asked:
         return False
 
 
+_ID_TYPES = frozenset({str, int, float})
+
+
 def _named(message: Message, plain: bool) -> object:
     """The request a message says it answers; a plain peer may say so by giving its id back."""
     metadata = message.metadata
     if metadata is not None:
         reply_to = metadata.get("replyTo")
-        if type(reply_to) is str or isinstance(reply_to, int | float):
+        if type(reply_to) in _ID_TYPES:
             return reply_to
     return message.id if plain else None
 

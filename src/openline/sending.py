@@ -109,7 +109,7 @@ class Sender:
                     self._board.evict(connection)
                 raise Unreachable(label, tried)
         except TimeoutError:
-            text = f"no connection to {label}, or no room on it, within {limit:g} s; nothing was sent"
+            text = f"no connection to {label}, or no room on it, within {limit:g} s"
             raise TimeoutError(text) from None
 
     async def _ready(self, find: Find, stream_id: StreamId | None) -> tuple[Connection, bool]:
@@ -152,6 +152,9 @@ class Sender:
             except Unreachable as error:
                 error.sent = len(receipts)
                 raise
+            except TimeoutError as error:
+                text = f"{error}; {len(receipts)} of {len(waiting)} messages were handed over before"
+                raise TimeoutError(text) from None
             receipts += [_receipt(connection, attempts)] * len(chunk)
             taken = max(1, self._counters.bytes_sent - before)
             size = max(1, len(chunk) * FRAME_BYTES // taken)

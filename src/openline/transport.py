@@ -276,7 +276,8 @@ class Transport:
                 self._board.closed = True
                 await self._say_goodbye()
         except TimeoutError:
-            log.warning("close: cutting %d connections after close_timeout", len(self._table.connections))
+            count = len(self._table.connections)
+            log.warning("close: close_timeout is over; cutting handlers and %d connections", count)
         self._board.closed = True
         for connection in list(self._table.connections):
             connection.link.abort()

@@ -14,6 +14,8 @@ OFFER = f"{EXTENSION}; client_no_context_takeover; server_no_context_takeover"
 # Below this, deflate costs more than it saves (rule 3.7).
 THRESHOLD = 256
 LEVEL = 3
+# What a server may answer to OFFER; its own window may be smaller without our having to care.
+_ANSWERABLE = {"client_no_context_takeover", "server_no_context_takeover", "server_max_window_bits"}
 _TAIL = b"\x00\x00\xff\xff"
 
 
@@ -43,7 +45,7 @@ def accept_offer(header: str) -> tuple[str, int] | None:
         values = dict(parameter.partition("=")[::2] for parameter in parameters)
         bits = values.get("server_max_window_bits", "15").strip('"')
         # zlib cannot make raw streams with a window of 2**8.
-        if bits.isdigit() and 9 <= int(bits) <= 15:
+        if bits.isascii() and bits.isdigit() and len(bits) < 3 and 9 <= int(bits) <= 15:
             answer = OFFER if bits == "15" else f"{OFFER}; server_max_window_bits={bits}"
             return answer, int(bits)
     return None
@@ -54,6 +56,7 @@ def check_answer(header: str) -> bool:
     if not header.strip():
         return False
     name, *parameters = (part.strip().lower() for part in header.split(";"))
-    if name != EXTENSION or "," in header or "server_no_context_takeover" not in parameters:
+    names = {parameter.partition("=")[0] for parameter in parameters}
+    if name != EXTENSION or "server_no_context_takeover" not in parameters or not names <= _ANSWERABLE:
         raise Malformed(f"extensions that were not offered: {header[:80]!r}")
     return True

@@ -69,7 +69,7 @@ _json_any = msgspec.json.Decoder()
 _json_plain = msgspec.json.Decoder(_Plain)
 _pack = msgspec.msgpack.Encoder()
 _PARSE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError)
-_ENCODE_ERRORS = (msgspec.MsgspecError, TypeError, OverflowError, RecursionError, UnicodeEncodeError)
+_ENCODE_ERRORS = (msgspec.MsgspecError, TypeError, OverflowError, RecursionError, ValueError)
 
 
 def _ext_hook(code: int, data: memoryview) -> Any:
@@ -88,15 +88,18 @@ _unpack_listening = msgspec.msgpack.Decoder(Listening)
 
 def encode_plain(message: Message) -> bytes:
     """One message as the JSON text a plain peer reads. Raises ``InvalidMessage``."""
-    if _holds_bytes(message.payload) or _holds_bytes(message.metadata):
-        raise InvalidMessage(
-            f"message {message.id!r} holds bytes; a plain peer reads JSON only (encode them, as in base64)"
-        )
+    _check(message)
     try:
+        if any(map(_holds_bytes, (message.payload, message.metadata, message.extra))):
+            raise InvalidMessage(
+                f"message {message.id!r} holds bytes; a plain peer reads JSON only (encode them, as in base64)"
+            )
         body = _Plain(message.id, message.type, message.payload, message.metadata, message.stream_id)
         if message.extra is None:
             return _json.encode(body)
         return _json.encode({**msgspec.to_builtins(body), **message.extra})
+    except InvalidMessage:
+        raise
     except _ENCODE_ERRORS as error:
         raise InvalidMessage(f"message {message.id!r} is not JSON: {error}") from None
 
@@ -137,23 +140,47 @@ def _stream_of(value: StreamId | float | None) -> StreamId:
 
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
-_BYTES = frozenset({bytes, bytearray, memoryview})
+_BYTES = (bytes, bytearray, memoryview)
 
 
 def _holds_bytes(value: Any) -> bool:
     """JSON encoding would turn bytes into base64 text without a word; find them first."""
-    kind = type(value)
-    if kind in _SCALARS:
+    if type(value) in _SCALARS:
         return False
-    if kind in _BYTES:
+    if isinstance(value, _BYTES):
         return True
-    if kind is dict:
+    if isinstance(value, dict):
         value = value.values()
-    elif kind not in (list, tuple):
-        return False
+    elif not isinstance(value, list | tuple | set | frozenset):
+        # What msgspec makes of it: structs, dataclasses, dates.
+        return _holds_bytes(msgspec.to_builtins(value, builtin_types=_BYTES))
     if set(map(type, value)) <= _SCALARS:
         return False
     return any(map(_holds_bytes, value))
+
+
+def _check(message: Message) -> None:
+    """What the other side would take for bad input is an error on this side."""
+    if (
+        type(message.type) is str
+        and type(message.stream_id) in _STREAM_IDS
+        and type(message.id) in _IDS
+        and (message.metadata is None or _is_object(message.metadata))
+        and (message.extra is None or _is_object(message.extra))
+    ):
+        return
+    raise InvalidMessage(
+        f"message {message.id!r}: id is a string or number, type a string, stream_id a string or integer, "
+        f"metadata and extra are dicts with string keys"
+    )
+
+
+_IDS = frozenset({str, int, float})
+_STREAM_IDS = frozenset({str, int})
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict) and all(type(key) is str for key in value)
 
 
 # Between openline peers -------------------------------------------------------------------------
@@ -170,6 +197,7 @@ class Batch:
 
     def add(self, message: Message) -> int:
         """Append one message; returns its size. Raises ``InvalidMessage`` and leaves no trace."""
+        _check(message)
         start = len(self.buffer)
         try:
             _pack.encode_into(message, self.buffer, -1)
@@ -205,6 +233,8 @@ class Batch:
 
 def encode_batch(messages: list[Message]) -> bytearray:
     """Many messages as one frame, in one call. Raises ``InvalidMessage``."""
+    for message in messages:
+        _check(message)
     buffer = bytearray(_EMPTY_BATCH)
     try:
         _pack.encode_into(messages, buffer, HEADROOM + 1)
@@ -219,6 +249,8 @@ def encode_batch(messages: list[Message]) -> bytearray:
 def _pack_unusual(message: Message, error: Exception) -> bytes:
     """msgpack ends at 64-bit integers and JSON does not: such a payload travels as JSON text."""
     try:
+        if _holds_bytes(message.payload):
+            raise TypeError("bytes beside an integer of more than 64 bits have no common form")
         payload = msgspec.msgpack.Ext(_JSON_EXT, _json.encode(message.payload))
         return _pack.encode(
             Message(message.id, message.type, payload, message.metadata, message.stream_id, message.extra)

@@ -38,7 +38,7 @@ class Hello(msgspec.Struct, frozen=True):
         if self.ports:
             parts.append("listen=" + ",".join(map(str, self.ports[:MAX_PORTS])))
         if self.name:
-            parts.append("name=" + quote(self.name, safe=""))
+            parts.append("name=" + quote(self.name[:MAX_NAME], safe="", errors="replace"))
         return "; ".join(parts)
 
 

@@ -81,10 +81,10 @@ class Liveness:
         """When the next check can have a result; checks before that are wasted, not wrong."""
         if self.suspect:
             return self.life
-        if self._ping_at is not None:
-            within = LOOK_AFTER if self._acked is None else ANSWER_WITHIN
-            return self._ping_at + within * self._interval
-        return self.life + self._ping_after
+        if self._ping_at is None:
+            return self.life + self._ping_after
+        # Once the kernel has been asked, every tick: life is the moment when the bytes moved.
+        return self._ping_at + LOOK_AFTER * self._interval if self._acked is None else self.life
 
     def check(self, now: float, heard: float, look: Callable[[], Progress | None], cap: float) -> Action:
         """One check. ``heard`` is when the last inbound unit came, to the tick.
@@ -102,16 +102,16 @@ class Liveness:
             if now - self._ping_at >= LOOK_AFTER * self._interval:
                 self._note(look())
             return Action.NONE
-        if now - self._ping_at < ANSWER_WITHIN * self._interval:
-            return Action.NONE
         if now - self._heard < cap and self._moves(now, look()):
+            return Action.NONE
+        if now - self._ping_at < ANSWER_WITHIN * self._interval:
             return Action.NONE
         return self._verdict(now)
 
     def wait_for_probe(self, now: float) -> None:
         """The clock cannot be trusted (our loop stalled, the machine slept): ping now, judge later."""
         self._ping_at = None
-        self.life = now - self._ping_after
+        self.life = now - 1.001 * self._ping_after  # due now, whatever the rounding
 
     def shift(self, late: float) -> None:
         """Our loop was late by so many seconds, which were not the peer's silence."""

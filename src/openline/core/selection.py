@@ -244,9 +244,10 @@ def _match_plain_by_ip(want: Want, end: Endpoint, all_ends: Sequence[Endpoint]) 
     port = want.address.port
     if any(port in other.hello.ports for other in all_ends if other.hello and other.ip == end.ip):
         return Reject.PLAIN_STANDS_FOR_OTHER  # that port is an openline node's
-    plain = [other for other in all_ends if other.plain and other.ip == end.ip]
-    if any(port == other.port for other in plain if other.direction == "inbound"):
+    there = [other for other in all_ends if other.ip == end.ip]
+    if any(port == other.port for other in there if other.direction == "inbound"):
         return Reject.PLAIN_STANDS_FOR_OTHER  # that port is another socket's remote end
+    plain = [other for other in there if other.plain]
     if end.ip in want.others:
         return Reject.PLAIN_STANDS_FOR_OTHER
     if want.plain_reuse == "newest":
@@ -259,6 +260,8 @@ def _match_plain_by_ip(want: Want, end: Endpoint, all_ends: Sequence[Endpoint]) 
         return Reject.PLAIN_STANDS_FOR_OTHER
     if end.bound_port is None and end.crowded:
         return Reject.PLAIN_AMBIGUOUS
-    if end.bound_port is None and end.ip in want.dialed:
+    if end.bound_port is None and (
+        end.ip in want.dialed or any(other.direction == "outbound" for other in plain)
+    ):
         return Reject.DIAL_FIRST
     return Rank.PLAIN_BY_IP

@@ -1,0 +1,97 @@
+"""Fetches the real agentic-flow packages, once per clone.
+
+`python tests/interop/npm_peers.py` does it ahead of the tests.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+VERSIONS = ("2.0.12-fix.8", "2.1.3")
+STORE = Path(__file__).resolve().parents[2] / ".node"
+NPM_TIMEOUT = 60.0
+
+
+class PeersUnavailable(Exception):
+    """The packages cannot be had here; the text says why."""
+
+
+def fetch(version: str) -> Path:
+    """The folder of the unpacked package, its one run-time dependency beside it."""
+    home = STORE / f"agentic-flow-{version}"
+    _require_tools()
+    if not home.is_dir():
+        with _lock():
+            if not home.is_dir():
+                _build(version, home)
+    return home / "package"
+
+
+def _require_tools() -> None:
+    for tool in ("node", "npm"):
+        if shutil.which(tool) is None:
+            raise PeersUnavailable(f"{tool} is not installed")
+
+
+@contextmanager
+def _lock() -> Iterator[None]:
+    STORE.mkdir(exist_ok=True)
+    with (STORE / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _build(version: str, home: Path) -> None:
+    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=STORE))
+    try:
+        _unpack(version, staging)
+        _install_ws(staging)
+        # A rename is all or nothing: an interrupted fetch leaves no half package behind.
+        staging.rename(home)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _unpack(version: str, folder: Path) -> None:
+    _npm(folder, "pack", f"agentic-flow@{version}")
+    (archive,) = folder.glob("agentic-flow-*.tgz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    archive.unlink()
+
+
+def _install_ws(folder: Path) -> None:
+    # The transport imports nothing else from outside; the full tree has hundreds of packages, some native.
+    (folder / "package.json").write_text('{"private": true}\n')
+    _npm(
+        folder,
+        "install",
+        "--no-save",
+        "--no-package-lock",
+        "--no-audit",
+        "--no-fund",
+        "--ignore-scripts",
+        "ws@^8.20",
+    )
+
+
+def _npm(folder: Path, *arguments: str) -> None:
+    command = ["npm", *arguments]
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=NPM_TIMEOUT)
+    except subprocess.CalledProcessError as error:
+        raise PeersUnavailable(f"{' '.join(command)} failed: {error.stderr.strip()[-400:]}") from error
+    except subprocess.TimeoutExpired as error:
+        raise PeersUnavailable(f"{' '.join(command)} took over {NPM_TIMEOUT:.0f} s") from error
+
+
+if __name__ == "__main__":
+    for wanted in VERSIONS:
+        print(fetch(wanted).relative_to(STORE.parent))

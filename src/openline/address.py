@@ -92,7 +92,7 @@ def is_node_id(text: str) -> bool:
 @lru_cache(maxsize=4096)
 def _parse(text: str) -> Address:
     scheme, rest = _split_scheme(text)
-    if not _PRINTABLE.fullmatch(text):
+    if text and not _PRINTABLE.fullmatch(text):
         raise _invalid(text, "it holds a space, a control character or a character outside ASCII")
     authority, slash, tail = rest.partition("/")
     if slash and scheme is None:

@@ -64,6 +64,8 @@ class Router:
         self._ephemeral = _Ports(loop)
         self._named = _Ports(loop)
         self._dialed = _Ports(loop)
+        # Who last stood for a port by IP alone, by what it called itself.
+        self._hints = _Ports(loop)
 
     def quick(self, address: str | Address) -> Connection | None:
         """The last choice for this address, if it certainly still is the right one."""
@@ -131,7 +133,8 @@ class Router:
         port = address.port
         others = [ip for ip in ips if self._ephemeral.has(ip, port) or self._named.has(ip, port)]
         dialed = [ip for ip in ips if self._dialed.has(ip, port)]
-        return Want(address, ips, self._plain_reuse, frozenset(others), frozenset(dialed))
+        hints = {ip: hint for ip in ips if (hint := self._hints.note(ip, port))}
+        return Want(address, ips, self._plain_reuse, frozenset(others), frozenset(dialed), hints)
 
     def explain(self, address: Address) -> Explanation:
         try:
@@ -156,6 +159,8 @@ class Router:
         end = connection.endpoint
         if end.plain and end.direction == "outbound":
             self._dialed.add(end.ip, end.port)
+        for port in end.hello.ports if end.hello else ():
+            self._ephemeral.discard(end.ip, port)  # a client's once, and a listener's now
 
     def went(self, connection: Connection) -> None:
         """A connection has ended; if it had come in, its far port is not one to dial."""
@@ -165,6 +170,8 @@ class Router:
             self._named.add(end.ip, port)
         if end.direction == "inbound":
             self._ephemeral.add(end.ip, end.port)
+        if end.bound_port is not None and end.hint:
+            self._hints.add(end.ip, end.bound_port, end.hint)
 
     # ---------------------------------------------------------------------------------------------
 
@@ -225,17 +232,23 @@ class _Ports:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._until: OrderedDict[tuple[str, int], float] = OrderedDict()
+        self._until: OrderedDict[tuple[str, int], tuple[float, str]] = OrderedDict()
 
-    def add(self, ip: str, port: int) -> None:
-        self._until[ip, port] = self._loop.time() + PORT_TTL
+    def add(self, ip: str, port: int, note: str = "") -> None:
+        self._until[ip, port] = self._loop.time() + PORT_TTL, note
         self._until.move_to_end((ip, port))
         if len(self._until) > MAX_CACHED:
             self._until.popitem(last=False)
 
+    def discard(self, ip: str, port: int) -> None:
+        self._until.pop((ip, port), None)
+
     def has(self, ip: str, port: int) -> bool:
-        until = self._until.get((ip, port))
-        return until is not None and self._loop.time() < until
+        return self.note(ip, port) is not None
+
+    def note(self, ip: str, port: int) -> str | None:
+        until, note = self._until.get((ip, port), (0.0, ""))
+        return note if self._loop.time() < until else None
 
 
 def _preference(connection: Connection) -> tuple[int, bool, int]:

@@ -5,6 +5,8 @@ Everything that reads from the wire raises ``Malformed`` and nothing else.
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import msgspec
@@ -68,6 +70,7 @@ _json = msgspec.json.Encoder()
 _json_any = msgspec.json.Decoder()
 _json_plain = msgspec.json.Decoder(_Plain)
 _pack = msgspec.msgpack.Encoder()
+_LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _PARSE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError)
 _ENCODE_ERRORS = (msgspec.MsgspecError, TypeError, OverflowError, RecursionError, ValueError)
 
@@ -92,7 +95,8 @@ def encode_plain(message: Message) -> bytes:
     try:
         if any(map(_holds_bytes, (message.payload, message.metadata, message.extra))):
             raise InvalidMessage(
-                f"message {message.id!r} holds bytes; a plain peer reads JSON only (encode them, as in base64)"
+                f"message {message.id!r} holds bytes; a plain peer reads JSON only "
+                "(encode them, as in base64)"
             )
         body = _Plain(message.id, message.type, message.payload, message.metadata, message.stream_id)
         if message.extra is None:
@@ -111,8 +115,21 @@ def decode_plain(data: Buffer) -> Message:
     except msgspec.ValidationError:
         return _decode_unusual(data)
     except _PARSE_ERRORS as error:
+        if _LONE_SURROGATE.search(data):
+            return _decode_unusual(_without_surrogates(data))
         raise Malformed(f"not a JSON message: {error}") from None
     return Message(wire.id, wire.type, wire.payload, wire.metadata, _stream_of(wire.streamId))
+
+
+def _without_surrogates(data: Buffer) -> bytes:
+    r"""JavaScript that cuts a text inside an emoji sends half of it, as ``\ud83d``: no character.
+
+    It becomes ``?``, as in any encoder told to replace; the rest of the message is kept.
+    """
+    try:
+        return json.dumps(json.loads(bytes(data)), ensure_ascii=False).encode("utf-8", "replace")
+    except _PARSE_ERRORS as error:
+        raise Malformed(f"not a JSON message: {error}") from None
 
 
 def _decode_unusual(data: Buffer) -> Message:
@@ -150,6 +167,8 @@ def _holds_bytes(value: Any) -> bool:
     if isinstance(value, _BYTES):
         return True
     if isinstance(value, dict):
+        if any(isinstance(key, _BYTES) for key in value):
+            return True
         value = value.values()
     elif not isinstance(value, list | tuple | set | frozenset):
         # What msgspec makes of it: structs, dataclasses, dates.

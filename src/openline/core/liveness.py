@@ -20,14 +20,8 @@ TICKS_PER_INTERVAL = 20
 PING_AFTER = 0.9
 # The side that accepted waits a tick longer, so that an idle link carries one ping and not two.
 PING_AFTER_ACCEPTED = 0.95
-# A healthy peer has answered long before; only then is the kernel asked, which costs more.
-LOOK_AFTER = 0.3
 ANSWER_WITHIN = 0.9
 DEAD_AFTER = 2.85
-
-# With so much of ours waiting, twice in a row, acknowledgements say that the peer's program reads:
-# its kernel's buffer must have been full for it.
-BACKLOG = 64 * 1024
 
 
 class Action(Enum):
@@ -71,25 +65,21 @@ class Liveness:
         self._heard = self.life = now
         self.suspect = False
         self._ping_at: float | None = None
-        # The kernel's counters soon after the ping left, and the acknowledgement that covers the
-        # ping; None before they have been asked for.
-        self._acked: int | None = None
-        self._received = self._ping_end = self._pending = 0
+        # The kernel's counters when last asked, and the acknowledgement that covers the ping.
+        self._acked = self._received = self._ping_end = self._pending = 0
 
     @property
     def due(self) -> float:
         """When the next check can have a result; checks before that are wasted, not wrong."""
         if self.suspect:
             return self.life
-        if self._ping_at is None:
-            return self.life + self._ping_after
-        # Once the kernel has been asked, every tick: life is the moment when the bytes moved.
-        return self._ping_at + LOOK_AFTER * self._interval if self._acked is None else self.life
+        # While a ping is out, every tick: life is the moment when the bytes moved.
+        return self.life + self._ping_after if self._ping_at is None else self.life
 
     def check(self, now: float, heard: float, look: Callable[[], Progress | None], cap: float) -> Action:
         """One check. ``heard`` is when the last inbound unit came, to the tick.
 
-        ``look`` is called only where a ping has gone unanswered for a while.
+        ``look`` is called only when a ping leaves and while it is not answered.
         """
         if heard > self._heard:
             self._heard = heard
@@ -97,11 +87,7 @@ class Liveness:
                 return Action.RECOVERED
         if self._ping_at is None:
             silent = now - self.life >= self._ping_after
-            return self._ping(now) if silent else Action.NONE
-        if self._acked is None:
-            if now - self._ping_at >= LOOK_AFTER * self._interval:
-                self._note(look())
-            return Action.NONE
+            return self._ping(now, look()) if silent else Action.NONE
         if now - self._heard < cap and self._moves(now, look()):
             return Action.NONE
         if now - self._ping_at < ANSWER_WITHIN * self._interval:
@@ -131,30 +117,30 @@ class Liveness:
         suspected, self.suspect = self.suspect, False
         return suspected
 
-    def _ping(self, now: float) -> Action:
+    def _ping(self, now: float, progress: Progress | None) -> Action:
         self._ping_at = now
-        self._acked = None
+        if progress is not None:
+            self._note(progress)
+            self._ping_end = progress.acked + progress.pending
         return Action.PING
 
-    def _note(self, progress: Progress | None) -> None:
-        if progress is None:
-            self._acked = self._ping_end = 0
-        else:
-            self._acked, self._received = progress.acked, progress.received
-            self._pending = progress.pending
-            self._ping_end = progress.acked + progress.pending
+    def _note(self, progress: Progress) -> None:
+        self._acked, self._received, self._pending = progress.acked, progress.received, progress.pending
 
     def _moves(self, now: float, progress: Progress | None) -> bool:
-        """Do bytes still move? Then the answer has another interval from now."""
-        if progress is None or self._acked is None:
+        """Do bytes still move? Then the answer has another interval from now.
+
+        Acknowledged bytes count where they were in front of the ping, and also behind it while
+        something of ours waits all the time: on such a link the peer's buffers are full, and they
+        empty only because its program reads.
+        """
+        if progress is None:
             return False
         arriving = progress.received > self._received
-        in_front = self._ping_end >= progress.acked
-        backlog = min(self._pending, progress.pending) >= BACKLOG
-        leaving = progress.acked > self._acked and (in_front or backlog)
-        self._pending = progress.pending
+        in_front, waiting = self._ping_end >= progress.acked, min(self._pending, progress.pending) > 0
+        leaving = progress.acked > self._acked and (in_front or waiting)
+        self._note(progress)
         if arriving or leaving:
-            self._acked, self._received = progress.acked, progress.received
             self.life = self._ping_at = now
         return arriving or leaving
 

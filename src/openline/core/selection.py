@@ -113,6 +113,7 @@ class Want(msgspec.Struct, frozen=True):
     ``others`` are IPs at which the wanted port is known to be somebody's who is not a plain client
     from there: another client's far end, or an openline node's. ``dialed`` are those at which it
     has lately been dialed with success: there a dial comes before recognising a peer by IP.
+    ``hints`` tell by IP what the socket that last stood for the port called itself.
     """
 
     address: Address
@@ -120,6 +121,7 @@ class Want(msgspec.Struct, frozen=True):
     plain_reuse: str = "unambiguous"
     others: frozenset[str] = frozenset()
     dialed: frozenset[str] = frozenset()
+    hints: dict[str, str] = {}
 
 
 class Candidate(Protocol):
@@ -257,6 +259,8 @@ def _match_plain_by_ip(want: Want, end: Endpoint, all_ends: Sequence[Endpoint]) 
     if end.bound_port not in (None, port) or any(
         other.direction == "outbound" and other.port != port for other in plain
     ):
+        return Reject.PLAIN_STANDS_FOR_OTHER
+    if end.hint and want.hints.get(end.ip, end.hint) != end.hint:
         return Reject.PLAIN_STANDS_FOR_OTHER
     if end.bound_port is None and end.crowded:
         return Reject.PLAIN_AMBIGUOUS

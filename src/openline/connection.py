@@ -176,21 +176,19 @@ class Connection:
         if not self.alive():
             return False
         if self.plain:
-            size = sum(map(self._send_plain, messages))
-        else:
-            self.flush()
-            frame = encode_batch(messages)
-            size = len(frame)
-            if size > min(FRAME_BYTES + FRAME_BYTES // 2, self._hub.config.max_message_size):
-                return self._send_one_by_one(messages)
-            self.link.write_binary(frame)
-        self._count(len(messages), size)
+            return self._send_one_by_one(messages)
+        self.flush()
+        frame = encode_batch(messages)
+        if len(frame) > min(FRAME_BYTES + FRAME_BYTES // 2, self._hub.config.max_message_size):
+            return self._send_one_by_one(messages)
+        self.link.write_binary(frame)
+        self._count(len(messages), len(frame))
         return True
 
     def _send_one_by_one(self, messages: list[Message]) -> bool:
-        """Together they are too large for a frame."""
+        """To a plain peer, or together too large for a frame; counted one by one, as any may raise."""
         for message in messages:
-            self._count(1, self._send_batched(message))
+            self._count(1, self._send_plain(message) if self.plain else self._send_batched(message))
         self.flush()
         return True
 

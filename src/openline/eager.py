@@ -39,12 +39,13 @@ class Runner:
         """
         pilot = self._free_pilot()
         if pilot is None:
-            self._carry(self._new_pilot(), coroutine, wrap(coroutine))
+            self._carry(self._new_pilot(), coroutine, wrap(self.isolated(coroutine)))
             return False
         task = pilot.task
+        context = self._base.copy()
         _enter_task(self.loop, task)
         try:
-            yielded = pilot.context.run(coroutine.send, None)
+            yielded = context.run(coroutine.send, None)
         except BaseException as error:
             self.park(pilot)
             if type(error) is StopIteration:
@@ -52,8 +53,17 @@ class Runner:
             raise
         finally:
             _leave_task(self.loop, task)
-        self._carry(pilot, coroutine, wrap(_resume(coroutine, yielded)))
+        self._carry(pilot, coroutine, wrap(_resume(coroutine, yielded, context)))
         return False
+
+    async def isolated(self, coroutine: Steps) -> Any:
+        """Run one handler's coroutine in a task that runs several, in a context of its own."""
+        context = self._base.copy()
+        try:
+            yielded = context.run(coroutine.send, None)
+        except StopIteration as end:
+            return end.value
+        return await _steps(coroutine, yielded, context)
 
     def _free_pilot(self) -> _Pilot | None:
         """A parked one, where a task may be entered, and not one that somebody has cancelled."""
@@ -66,7 +76,7 @@ class Runner:
         return None
 
     def _new_pilot(self) -> _Pilot:
-        pilot = _Pilot(self, self._base.copy())
+        pilot = _Pilot(self)
         pilot.task.add_done_callback(pilot.ended)
         return pilot
 
@@ -78,10 +88,10 @@ class Runner:
         self._busy.discard(task)
 
     def park(self, pilot: _Pilot) -> None:
-        """Keep a pilot, unless it was cancelled or a handler has left context variables behind in it."""
+        """Keep a pilot for the next handlers, unless it was cancelled."""
         self._busy.discard(pilot.task)
         full = self._closed or len(self._parked) >= MAX_PARKED
-        if full or pilot.task.cancelling() or not pilot.clean():
+        if full or pilot.task.cancelling():
             pilot.task.cancel()
         else:
             self._parked.append(pilot)
@@ -107,25 +117,15 @@ class Runner:
 class _Pilot:
     """A task that waits for something to carry."""
 
-    __slots__ = ("_cargo", "_job", "_runner", "_values", "_wake", "context", "task")
+    __slots__ = ("_cargo", "_job", "_runner", "_wake", "task")
 
-    def __init__(self, runner: Runner, context: contextvars.Context) -> None:
+    def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._job: Steps | None = None
         # What the job is about, to be closed with it.
         self._cargo: Steps | None = None
         self._wake: asyncio.Future[None] | None = None
-        self.context = context
-        self._values = list(context.values())
-        self.task = runner.loop.create_task(self._fly(), context=context)
-
-    def clean(self) -> bool:
-        """Are the context variables as they were?"""
-        if len(self.context) != len(self._values):
-            return False
-        return not self._values or all(
-            a is b for a, b in zip(self.context.values(), self._values, strict=True)
-        )
+        self.task = runner.loop.create_task(self._fly())
 
     def carry(self, coroutine: Steps, job: Steps) -> None:
         self._cargo, self._job = coroutine, job
@@ -169,7 +169,7 @@ class _Pilot:
 
 
 @types.coroutine
-def _steps(coroutine: Steps, yielded: Any) -> Generator[Any, Any, Any]:
+def _steps(coroutine: Steps, yielded: Any, context: contextvars.Context) -> Generator[Any, Any, Any]:
     while True:
         try:
             sent = yield yielded
@@ -181,11 +181,13 @@ def _steps(coroutine: Steps, yielded: Any) -> Generator[Any, Any, Any]:
         else:
             thrown = None
         try:
-            yielded = coroutine.send(sent) if thrown is None else coroutine.throw(thrown)
+            yielded = (
+                context.run(coroutine.send, sent) if thrown is None else context.run(coroutine.throw, thrown)
+            )
         except StopIteration as end:
             return end.value
 
 
-async def _resume(coroutine: Steps, yielded: Any) -> Any:
+async def _resume(coroutine: Steps, yielded: Any, context: contextvars.Context) -> Any:
     """Go on with a coroutine that has already been stepped once."""
-    return await _steps(coroutine, yielded)
+    return await _steps(coroutine, yielded, context)

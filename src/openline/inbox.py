@@ -311,7 +311,7 @@ class Inbox:
         for handler in handlers:
             steps = self._call(lane, handler, message)
             if steps is not None:
-                await self._guard(lane, handler, steps)
+                await self._guard(lane, handler, self._runner.isolated(steps))
 
     async def _guard(self, lane: Lane, handler: Handler, steps: Coroutine[Any, Any, Any]) -> None:
         try:

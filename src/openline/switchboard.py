@@ -18,8 +18,8 @@ from .backends.wslink import GOING_AWAY, NORMAL
 from .config import Config
 from .connection import Connection, State
 from .core.frames import Flow, encode_flow, encode_listening
-from .core.handshake import Hello
-from .core.selection import Rank, Want, match
+from .core.handshake import MAX_PORTS, Hello
+from .core.selection import Rank, Reject, Want, match
 from .eager import Runner
 from .errors import Closed, NotConfirmed, Refused, Unreachable
 from .identity import Identity
@@ -153,7 +153,8 @@ class Switchboard:
         address = Address(asked.endpoint.ip, asked.endpoint.port)
         want = Want(address, (asked.endpoint.ip,))
         ends = [candidate.endpoint for candidate in self.table.candidates(want)]
-        return isinstance(match(want, connection.endpoint, ends), Rank)
+        verdict = match(want, connection.endpoint, ends)
+        return isinstance(verdict, Rank) or verdict is Reject.DIAL_FIRST
 
     def _flush_dirty(self) -> None:
         dirty, self.dirty = self.dirty, []
@@ -248,7 +249,7 @@ class Switchboard:
 
     def announce(self, ports: tuple[int, ...]) -> None:
         """We listen on these now: for the next hellos, and for peers whose hello came before."""
-        self._ports = ports
+        self._ports = ports = ports[:MAX_PORTS]
         for connection in self.table.connections:
             if not connection.plain:
                 connection.send_control(encode_listening(ports))

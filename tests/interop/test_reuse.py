@@ -284,7 +284,6 @@ async def test_cold_batch_of_node_leaves_it_reachable(
     assert heard == {0, 1, 2, 3, 4, "by address"}
 
 
-@pytest.mark.xfail(strict=True, reason="a differing sourceNodeId is not taken as a contradiction yet")
 async def test_successor_under_another_name_does_not_inherit_the_address(
     package: Package, start_node: StartNode, open_transport: OpenTransport
 ) -> None:

@@ -1,0 +1,1 @@
+"""openline side by side with what people use today: `python -m benchmarks`."""

@@ -1,0 +1,46 @@
+"""The interface of a contender: both ends of an echo, and both ends of a one-way stream."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+from benchmarks.messages import Plain
+
+HOST = "127.0.0.1"
+
+Seen = Callable[..., None]
+Send = Callable[[Sequence[Any]], Awaitable[None]]
+
+
+class Contender(ABC):
+    def __init__(self) -> None:
+        self.exits = AsyncExitStack()
+
+    def native(self, message: Plain) -> Any:
+        """The message as a program would hold it before it sends; not part of the measured time."""
+        return message
+
+    @abstractmethod
+    async def echo(self) -> int:
+        """Start the end that answers; its port."""
+
+    @abstractmethod
+    async def rtt(self, port: int, messages: Sequence[Any]) -> list[float]:
+        """Seconds from each message to its answer."""
+
+    @abstractmethod
+    async def receive(self, seen: Seen) -> int:
+        """Start the end that counts; its port."""
+
+    @abstractmethod
+    async def sender(self, port: int) -> Send:
+        """Connect; the returned function sends one chunk, in order."""
+
+    def closed(self) -> int | None:
+        """Connections that the sending end lost, where the contender can tell."""
+        return None
+
+    def acked(self) -> bool:
+        """Did the receiver confirm every message that the sending end has sent?"""
+        return False

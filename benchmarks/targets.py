@@ -1,0 +1,117 @@
+"""What openline has to reach (and whether it did): every verdict is computed from the results."""
+
+import msgspec
+
+from benchmarks.runner import Results, Row
+
+KB = 1024
+CONNECTIONS = 10_000
+
+
+class Target(msgspec.Struct, frozen=True):
+    work: str
+    demand: str
+    measured: str
+    # None where this run cannot tell.
+    met: bool | None
+
+    @property
+    def verdict(self) -> str:
+        return {True: "met", False: "**not met**", None: "cannot tell"}[self.met]
+
+
+def value(results: Results, work: str, name: str, key: str) -> float | None:
+    row = results.get(work, {}).get(name)
+    return row.median.get(key) if row else None
+
+
+def ratio(results: Results, work: str, key: str, name: str, against: str) -> float | None:
+    ours, theirs = value(results, work, name, key), value(results, work, against, key)
+    return ours / theirs if ours is not None and theirs else None
+
+
+def targets(results: Results) -> list[Target]:
+    return [*rtt_targets(results), *rate_targets(results), loss_target(results), *idle_targets(results)]
+
+
+def rtt_targets(results: Results) -> list[Target]:
+    limits = (("agentic-flow", "agentic-flow's handler echo", 1.0), ("tcp", "raw TCP", 3.5))
+    ways = (("openline-handler", "RTT p50, handler echo"), ("openline", "RTT p50, `request()`"))
+    return [
+        at_most(results, work, limit, label, name, against)
+        for name, work in ways
+        for against, label, limit in limits
+    ]
+
+
+def rate_targets(results: Results) -> list[Target]:
+    limits = (
+        ("one-way", "one way 240 B, one process", 2.5, ", acked"),
+        ("one-way-two", "one way 240 B, two processes", 2.0, ", acked"),
+        ("one-way-1k", "one way 1 KB", 20.0, ""),
+    )
+    return [rate_target(results, *limit) for limit in limits]
+
+
+def rate_target(results: Results, work: str, label: str, limit: float, condition: str) -> Target:
+    demand = f"≥ {limit:g} × agentic-flow{condition}"
+    measured = ratio(results, work, "rate", "openline", "agentic-flow")
+    if measured is None:
+        return Target(label, demand, "not measured", None)
+    acked = always_acked(results[work]["openline"])
+    spread = by_round(results, work, "rate", "openline", "agentic-flow")
+    said = f"{measured:.2f} ×{spread}, {'acked' if acked else 'not acked'}"
+    return Target(label, demand, said, measured >= limit and (acked or not condition))
+
+
+def always_acked(row: Row) -> bool:
+    """In all rounds: a median would hide one that was not."""
+    return all(numbers["acked"] for numbers in row.rounds)
+
+
+def at_most(results: Results, work: str, limit: float, label: str, name: str, against: str) -> Target:
+    demand = f"≤ {limit:g} × {label}"
+    measured = ratio(results, "rtt", "p50_us", name, against)
+    if measured is None:
+        return Target(work, demand, "not measured", None)
+    spread = by_round(results, "rtt", "p50_us", name, against)
+    return Target(work, demand, f"{measured:.3f} ×{spread}", measured <= limit)
+
+
+def by_round(results: Results, work: str, key: str, name: str, against: str) -> str:
+    """How far the rounds are apart: a ratio near its limit may be a matter of luck."""
+    pairs = zip(results[work][name].rounds, results[work][against].rounds, strict=False)
+    ratios = [ours[key] / theirs[key] for ours, theirs in pairs if theirs[key]]
+    return f" (rounds {min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
+
+
+def loss_target(results: Results) -> Target:
+    row = results.get("one-way-1k", {}).get("openline")
+    if row is None or not row.rounds:
+        return Target("one way 1 KB", "nothing lost", "not measured", None)
+    lost = sum(numbers["lost"] for numbers in row.rounds)
+    return Target("one way 1 KB", "nothing lost", f"{lost:,.0f} lost", lost == 0)
+
+
+def idle_targets(results: Results) -> list[Target]:
+    row = results.get("idle", {}).get("openline")
+    if row is None or not row.median:
+        return []
+    idle = row.median
+    kept = min(idle["connections"], idle["still_there"])
+    each, cpu = bytes_each(idle) / KB, idle["cpu"] * 100
+    return [
+        Target(
+            "idle connections", f"{CONNECTIONS:,} in one process", f"{kept:,.0f}", enough(kept, idle["tried"])
+        ),
+        Target("idle connections", "≤ 12 KB each", f"{each:.1f} KB", each <= 12),
+        Target("idle connections", "liveness ≤ 3 % of a core", f"{cpu:.1f} %", cpu <= 3 and kept > 0),
+    ]
+
+
+def enough(kept: float, tried: float) -> bool | None:
+    return None if kept == tried < CONNECTIONS else kept >= CONNECTIONS
+
+
+def bytes_each(idle: dict[str, float]) -> float:
+    return idle["bytes"] / max(idle["connections"], 1)

@@ -1,0 +1,186 @@
+"""What every command shares: options, configuration, the event loop, signals, exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import signal
+import ssl
+import sys
+import tomllib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+import openline
+from openline.backends.sockets import describe
+
+FAILED, USAGE = 1, 2
+_SHARED = "Connections and configuration"
+_FILE = {"exists": True, "dir_okay": False, "readable": True, "rich_help_panel": _SHARED}
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="Read openline.Config from this TOML or JSON file.", **_FILE),
+]
+Name = Annotated[
+    str | None, typer.Option("--name", help="The name that peers are shown.", rich_help_panel=_SHARED)
+]
+Cert = Annotated[Path | None, typer.Option("--cert", help="PEM certificate: listeners serve wss.", **_FILE)]
+Key = Annotated[Path | None, typer.Option("--key", help="PEM key of --cert.", **_FILE)]
+Ca = Annotated[
+    Path | None, typer.Option("--ca", help="PEM file to trust for wss, in place of the system's.", **_FILE)
+]
+Pin = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pin",
+        help="sha256/<base64> of a peer's certificate: then only that is trusted. Repeatable.",
+        rich_help_panel=_SHARED,
+    ),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Say on stderr what happens and why.", rich_help_panel=_SHARED),
+]
+
+
+class Failure(Exception):
+    """Ends a command with one readable message and an exit code."""
+
+    def __init__(self, text: str, code: int = FAILED) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def complain(text: object) -> None:
+    print(f"openline: {text}", file=sys.stderr, flush=True)
+
+
+# Configuration -------------------------------------------------------------------------------------
+
+
+def configured(command: Callable[..., int]) -> Callable[..., int]:
+    """Add the shared options to a command; it gets the finished ``Config`` as its first argument."""
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    shared = inspect.signature(make_config, eval_str=True).parameters
+
+    @wraps(command)
+    def wrapper(**values: Any) -> int:
+        config = make_config(**{name: values.pop(name) for name in shared})
+        return command(config, **values)
+
+    # What typer looks at.
+    wrapper.__signature__ = inspect.Signature([*own, *shared.values()])  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in (*own, *shared.values())}
+    return wrapper
+
+
+def make_config(
+    config: ConfigFile = None,
+    name: Name = None,
+    cert: Cert = None,
+    key: Key = None,
+    ca: Ca = None,
+    pin: Pin = None,
+    verbose: Verbose = False,
+) -> openline.Config:
+    """The file's settings, overridden by the options."""
+    log_to_stderr(verbose)
+    settings = read_settings(config) if config else {}
+    if name is not None:
+        settings["name"] = name
+    tls = {"cert": cert and str(cert), "key": key and str(key), "ca": ca and str(ca), "pins": pin}
+    given = {option: value for option, value in tls.items() if value}
+    if given:
+        settings["tls"] = {**(settings.get("tls") or {}), **given}
+    return to_config(settings, "these options")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The file as a dict that makes a valid ``Config``."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        settings = msgspec.json.decode(text) if path.suffix == ".json" else tomllib.loads(text)
+    except ValueError as error:
+        raise Failure(f"{path}: {error}", USAGE) from None
+    to_config(settings, str(path))
+    return dict(settings)
+
+
+def to_config(settings: Any, source: str) -> openline.Config:
+    try:
+        return msgspec.convert(settings, openline.Config)
+    except msgspec.ValidationError as error:
+        raise Failure(f"{source}: {error}", USAGE) from None
+
+
+def log_to_stderr(verbose: bool) -> None:
+    handler = logging.StreamHandler()
+    form = "%(asctime)s.%(msecs)03d %(levelname)s %(message)s" if verbose else "openline: %(message)s"
+    handler.setFormatter(logging.Formatter(form, datefmt="%H:%M:%S"))
+    log = logging.getLogger("openline")
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG if verbose else logging.WARNING)
+
+
+@contextlib.asynccontextmanager
+async def transport(config: openline.Config) -> AsyncIterator[openline.Transport]:
+    """``load_transport``, with TLS files that cannot be used as a usage error."""
+    try:
+        loaded = await openline.load_transport(config)
+    except OSError as error:
+        reason = error if isinstance(error, ssl.SSLError) else describe(error)
+        raise Failure(f"cannot use the TLS files: {reason}", USAGE) from None
+    async with loaded:
+        yield loaded
+
+
+# Running -------------------------------------------------------------------------------------------
+
+
+def run(main: Coroutine[Any, Any, int]) -> int:
+    """Run ``main``, on uvloop where there is one; a signal cancels it."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_until_signalled(main))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+async def _until_signalled(main: Coroutine[Any, Any, int]) -> int:
+    task = asyncio.ensure_future(main)
+    received: list[signal.Signals] = []
+
+    def cancel(number: signal.Signals) -> None:
+        received.append(number)
+        task.cancel()
+
+    _on_signals(cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        return 128 + received[0]
+
+
+def _on_signals(callback: Callable[[signal.Signals], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # nohup and background jobs of scripts have signals ignored, on purpose.
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            with contextlib.suppress(NotImplementedError):  # Windows: KeyboardInterrupt does it
+                loop.add_signal_handler(number, callback, number)

@@ -1,0 +1,99 @@
+"""Agents on the hosts of the lab, as the tests speak with them."""
+
+import itertools
+import json
+import time
+from typing import Any
+
+from processes import PATIENCE, Child
+
+from openline.testing.netns import ADDRESS, HostName, TwoHosts
+
+PORT = 8770
+IDLE_TIMEOUT = 3.0
+INTERVAL = IDLE_TIMEOUT / 6
+# Verdicts fall on ticks; reading them from outside adds a look every 10 ms and some scheduling.
+GRACE = 0.15
+
+
+class Agent(Child):
+    """Listens on one address of its host; `listen=""` makes that all of them."""
+
+    def __init__(
+        self,
+        lab: TwoHosts,
+        host: HostName,
+        address: str | None = None,
+        listen: str | None = None,
+        **config: Any,
+    ) -> None:
+        self.ip = address or ADDRESS[host]
+        self.address = f"[{self.ip}]:{PORT}" if ":" in self.ip else f"{self.ip}:{PORT}"
+        settings = {"name": host, "max_idle_timeout": IDLE_TIMEOUT, "backoff_max": 0.5, **config}
+        bind = self.ip if listen is None else listen
+        super().__init__(lab, host, "agent.py", json.dumps(settings), bind, str(PORT))
+        self._numbers = itertools.count(1)
+        self._answers: dict[int, Any] = {}
+        self._events: list[dict[str, Any]] = []
+        self._stalled = 0.0
+        self.event("listening")
+
+    # Orders
+
+    def post(self, do: str, **arguments: Any) -> int:
+        """Give an order without waiting for its answer."""
+        number = next(self._numbers)
+        self.say(json.dumps({"id": number, "do": do, **arguments}))
+        return number
+
+    def answer(self, number: int, timeout: float = PATIENCE) -> Any:
+        deadline = time.monotonic() + timeout
+        while number not in self._answers:
+            self._take_in(deadline)
+        return self._answers.pop(number)
+
+    def ask(self, do: str, *, patience: float = PATIENCE, **arguments: Any) -> Any:
+        return self.answer(self.post(do, **arguments), patience)
+
+    # What happens by itself
+
+    def event(self, kind: str, timeout: float = PATIENCE, **expected: Any) -> dict[str, Any]:
+        """The next event of that kind with these values; earlier ones are dropped."""
+        deadline = time.monotonic() + timeout
+        while True:
+            while not self._events:
+                self._take_in(deadline)
+            event = self._events.pop(0)
+            if event.items() >= {"event": kind, **expected}.items():
+                return event
+
+    def becomes(self, state: str) -> None:
+        """Wait for the peer's state."""
+        self._stalled = self.event("state", state=state)["stalled"]
+
+    def becomes_within(self, intervals: float, state: str, since: float) -> None:
+        """The same, and it must come in time; but not where this machine has stood still meanwhile."""
+        event = self.event("state", state=state)
+        stalled = event["stalled"] - self._stalled
+        excuse = stalled + INTERVAL if stalled else 0.0
+        assert event["at"] - since <= intervals * INTERVAL + GRACE + excuse
+
+    def _take_in(self, deadline: float) -> None:
+        said = json.loads(self.hear(max(0.0, deadline - time.monotonic())))
+        if "event" in said:
+            self._events.append(said)
+        else:
+            assert "error" not in said, f"{self.host} could not do that: {said['error']}"
+            self._answers[said["id"]] = said["result"]
+
+    # Short forms
+
+    def send(self, to: "Agent", count: int, first: int = 0, **how: Any) -> list[list[Any]]:
+        return self.ask("send", to=to.address, numbers=list(range(first, first + count)), **how)
+
+    def received(self, count: int, timeout: float = PATIENCE) -> list[int]:
+        return self.ask("receive", count=count, timeout=timeout, patience=timeout + 5)
+
+    def stat(self, *names: str) -> list[int]:
+        stats = self.ask("stats")
+        return [stats[name] for name in names]

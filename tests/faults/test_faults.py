@@ -1,0 +1,285 @@
+"""Real agents, real kernels, real faults (rules 3.1 and 3.2)."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+from agents import INTERVAL, Agent
+from processes import wait_until
+
+from openline.testing.netns import ADDRESS6, DEVICE, LINK_LOCAL, Direction, TwoHosts
+
+pytestmark = pytest.mark.faults
+
+Pair = tuple[Agent, Agent]
+
+
+@pytest.fixture
+def strangers(lab: TwoHosts) -> Iterator[Pair]:
+    """A and B listen, and do not know each other."""
+    agents = Agent(lab, "A"), Agent(lab, "B")
+    yield agents
+    for agent in agents:
+        print(f"--- log of {agent.host}\n{agent.complaints}")
+
+
+@pytest.fixture
+def pair(strangers: Pair) -> Pair:
+    """A has dialed B, and stays connected."""
+    introduce(*strangers, keep=True)
+    return strangers
+
+
+@pytest.fixture
+def loose_pair(strangers: Pair) -> Pair:
+    """A has dialed B, and dials again only to send."""
+    introduce(*strangers, keep=False)
+    return strangers
+
+
+def introduce(a: Agent, b: Agent, keep: bool) -> None:
+    a.ask("connect", to=b.address, keep=keep)
+    a.becomes("live")
+    b.becomes("live")
+
+
+def connections(agent: Agent) -> list[int]:
+    return agent.stat("created", "accepted", "closed", "active")
+
+
+# The stale route
+
+
+def assert_answers_on_the_open_line(lab: TwoHosts, a: Agent, b: Agent) -> None:
+    before = connections(b)
+    lab.break_route("B", to="A", port=8770)
+    assert b.ask("dial", host=a.ip, port=8770) == "EHOSTUNREACH"
+    assert b.send(a, 20) == [[1, "inbound"]] * 20
+    assert a.received(20) == list(range(20))
+    assert connections(b) == before
+    assert b.stat("created", "dials") == [0, 0]
+
+
+def test_stale_route(lab: TwoHosts, pair: Pair) -> None:
+    assert_answers_on_the_open_line(lab, *pair)
+
+
+def test_stale_route_over_ipv6(lab: TwoHosts) -> None:
+    if not lab.ipv6:
+        pytest.skip("no IPv6 here")
+    a, b = Agent(lab, "A", ADDRESS6["A"]), Agent(lab, "B", ADDRESS6["B"])
+    introduce(a, b, keep=True)
+    assert_answers_on_the_open_line(lab, a, b)
+
+
+def test_a_link_local_address_answers_on_the_open_line(lab: TwoHosts) -> None:
+    if not lab.ipv6:
+        pytest.skip("no IPv6 here")
+    a, b = (Agent(lab, host, f"{LINK_LOCAL[host]}%{DEVICE}") for host in ("A", "B"))
+    introduce(a, b, keep=True)
+    assert b.send(a, 5) == [[1, "inbound"]] * 5
+    assert b.stat("dials") == [0]
+    assert "<inbound" in b.ask("explain", to=a.address)
+
+
+def test_stale_route_batch(lab: TwoHosts, pair: Pair) -> None:
+    a, b = pair
+    lab.break_route("B", to="A", port=8770)
+    assert b.send(a, 500, batch=True) == [[1, "inbound"]] * 500
+    assert a.received(500) == list(range(500))
+
+
+def test_without_an_open_line_the_stale_route_is_a_clear_error(lab: TwoHosts, strangers: Pair) -> None:
+    a, b = strangers
+    lab.break_route("B", to="A", port=8770)
+    [[kind, text]] = b.send(a, 1)
+    assert kind == "Unreachable"
+    assert "EHOSTUNREACH" in text
+    assert a.address in text
+
+
+# The silent cut
+
+
+def test_silent_cut_is_suspected_then_dead_then_heals(lab: TwoHosts, pair: Pair) -> None:
+    a, b = pair
+    lab.break_route("B", to="A", port=8770)
+    started = time.monotonic()
+    lab.cut()
+    for agent in pair:
+        agent.becomes_within(2, "suspect", started)
+        agent.becomes_within(3, "gone", started)
+    assert a.stat("suspects", "evictions", "active") == [1, 1, 0]
+    lab.heal()
+    a.becomes("live")
+    b.becomes("live")
+    assert b.send(a, 20) == [[1, "inbound"]] * 20
+    assert a.received(20) == list(range(20))
+
+
+def test_a_short_cut_costs_nothing(lab: TwoHosts) -> None:
+    # TCP repeats lost data after 0.2, 0.6 and 1.4 s. The last must fall between suspect, when the
+    # cable is healed, and dead: at this setting 1.26 s and 2 s.
+    a, b = (Agent(lab, host, max_idle_timeout=4.2) for host in ("A", "B"))
+    introduce(a, b, keep=False)
+    before = connections(a), connections(b)
+    lab.cut()
+    assert a.send(b, 5) == [[1, "outbound"]] * 5
+    a.becomes("suspect")
+    b.becomes("suspect")
+    lab.heal()
+    a.becomes("live")
+    b.becomes("live")
+    assert b.received(5) == list(range(5))
+    assert (connections(a), connections(b)) == before
+
+
+def test_what_a_cut_swallows_is_counted_in_doubt(lab: TwoHosts, loose_pair: Pair) -> None:
+    a, b = loose_pair
+    assert a.send(b, 5) == [[1, "outbound"]] * 5
+    assert b.received(5) == list(range(5))
+    wait_until_known_as_arrived(a, b)
+    lab.cut()
+    assert a.send(b, 5, first=5) == [[1, "outbound"]] * 5
+    a.becomes("gone")
+    assert a.stat("in_doubt") == [5]
+
+
+def wait_until_known_as_arrived(a: Agent, b: Agent) -> None:
+    """Until A has heard from B, a tick later than what A sent."""
+    received = a.stat("messages_received")[0]
+    time.sleep(INTERVAL / 5)
+    b.send(a, 1)
+    wait_until(lambda: a.stat("messages_received")[0] > received)
+    time.sleep(INTERVAL / 5)
+
+
+def test_a_flood_into_a_cut_loses_nothing_silently(lab: TwoHosts, pair: Pair) -> None:
+    a, b = pair
+    lab.throttle("20mbit")
+    flood = a.post("flood", to=b.address, count=6000, size=1000)
+    b.received(1000)
+    lab.cut()
+    a.becomes("gone")
+    lab.heal()
+    taken = a.answer(flood, timeout=30)
+    a.becomes("live")
+    wait_until(lambda: len(b.received(0)) + a.stat("in_doubt")[0] >= taken, patience=20)
+    got = b.received(0)
+    assert got == sorted(set(got))
+
+
+@pytest.mark.parametrize("direction", ["a-to-b", "b-to-a"])
+def test_one_way_cut(lab: TwoHosts, pair: Pair, direction: Direction) -> None:
+    a, b = pair
+    started = time.monotonic()
+    lab.cut(direction)
+    # The pinger's questions or the answers to them vanish; either way it has no sign of life.
+    deaf, hearing = (b, a) if direction == "a-to-b" else (a, b)
+    deaf.becomes_within(2, "suspect", started)
+    deaf.becomes_within(3, "gone", started)
+    hearing.becomes("gone")
+    lab.heal()
+    a.becomes("live")
+    b.becomes("live")
+    assert b.send(a, 5) == [[1, "inbound"]] * 5
+    assert a.received(5) == list(range(5))
+
+
+def test_connections_reset_in_the_middle(lab: TwoHosts, pair: Pair) -> None:
+    a, b = pair
+    assert lab.reset_connections("A") == 1
+    # It dials again within a millisecond, too fast for a look at the state in between.
+    wait_until(lambda: connections(a) == [2, 0, 1, 1] and connections(b) == [0, 2, 1, 1])
+    assert b.send(a, 5) == [[1, "inbound"]] * 5
+    assert a.received(5) == list(range(5))
+
+
+# Peers that freeze and die
+
+
+def test_a_frozen_peer_is_suspected_and_recovers(loose_pair: Pair) -> None:
+    a, b = loose_pair
+    before = connections(a)
+    os.kill(b.process.pid, signal.SIGSTOP)
+    sent = a.send(b, 20)
+    a.becomes("suspect")
+    os.kill(b.process.pid, signal.SIGCONT)
+    a.becomes("live")
+    assert sent == [[1, "outbound"]] * 20
+    assert b.received(20) == list(range(20))
+    assert connections(a) == before
+    assert b.send(a, 20) == [[1, "inbound"]] * 20
+    assert a.stat("suspects", "recoveries", "evictions") == [1, 1, 0]
+
+
+def test_freezes_do_not_pile_up_connections(pair: Pair) -> None:
+    a, b = pair
+    for _ in range(3):
+        os.kill(b.process.pid, signal.SIGSTOP)
+        a.becomes("suspect")
+        os.kill(b.process.pid, signal.SIGCONT)
+        a.becomes("live")
+    wait_until(lambda: a.stat("active") == b.stat("active") == [1])
+
+
+def test_a_peer_frozen_for_too_long_is_evicted(pair: Pair) -> None:
+    a, b = pair
+    started = time.monotonic()
+    os.kill(b.process.pid, signal.SIGSTOP)
+    a.becomes_within(3, "gone", started)
+    os.kill(b.process.pid, signal.SIGCONT)
+    a.becomes("live")
+    assert a.send(b, 5)[-1][1] == "outbound"
+    assert b.received(5) == list(range(5))
+
+
+def test_our_own_freeze_kills_nothing(pair: Pair) -> None:
+    a, b = pair
+    before = connections(b)
+    os.kill(a.process.pid, signal.SIGSTOP)
+    b.becomes("suspect")
+    os.kill(a.process.pid, signal.SIGCONT)
+    b.becomes("live")
+    assert a.stat("suspects", "evictions", "closed") == [0, 0, 0]
+    assert connections(b) == before
+
+
+def test_a_killed_peer_is_gone_at_once_and_found_again(lab: TwoHosts, pair: Pair) -> None:
+    a, b = pair
+    b.kill()
+    started = time.monotonic()
+    a.becomes("gone")
+    assert time.monotonic() - started < INTERVAL
+    [[kind, text]] = a.send(b, 1)
+    assert kind == "Unreachable"
+    assert "ECONNREFUSED" in text
+    reborn = Agent(lab, "B")
+    assert [attempts for attempts, _ in a.send(reborn, 5)] == [1] * 5
+    assert reborn.received(5) == list(range(5))
+
+
+# A link that is busy is not dead
+
+
+def test_a_saturated_link_survives(lab: TwoHosts, pair: Pair) -> None:
+    a, b = pair
+    lab.throttle("20mbit")
+    count, size = 10_000, 1000  # 10 MB each way take more than 4 s: well over max_idle_timeout
+    flood = [agent.post("flood", to=to.address, count=count, size=size) for agent, to in ((a, b), (b, a))]
+    for agent in pair:
+        assert agent.received(count, timeout=40) == list(range(count))
+    for agent, number in zip(pair, flood, strict=True):
+        agent.answer(number)
+        assert agent.stat("closed", "evictions") == [0, 0]
+
+
+def test_one_message_longer_than_the_dead_line_gets_through(lab: TwoHosts, pair: Pair) -> None:
+    a, b = pair
+    lab.throttle("16mbit")
+    assert a.send(b, 1, size=8_000_000) == [[1, "outbound"]]  # 4 s at that rate; dead would be 1.5 s
+    assert b.received(1, timeout=20) == [0]
+    for agent in pair:
+        assert agent.stat("closed", "evictions") == [0, 0]

@@ -1,0 +1,585 @@
+"""Both wire forms: what is written can be read, and what cannot be read is ``Malformed``, nothing else."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import tracemalloc
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openline import InvalidMessage, Message
+from openline.core.frames import (
+    BATCH_START,
+    FLOW,
+    HEADROOM,
+    LISTENING,
+    MESSAGES,
+    Batch,
+    Flow,
+    Listening,
+    Malformed,
+    decode_frame,
+    decode_plain,
+    encode_batch,
+    encode_flow,
+    encode_listening,
+    encode_plain,
+)
+
+
+def read(frame: bytes | bytearray) -> Any:
+    """What the other side makes of a frame, once the WebSocket header is off."""
+    return decode_frame(memoryview(frame)[HEADROOM:])
+
+
+def sent(message: Message) -> Message:
+    batch = Batch()
+    batch.add(message)
+    (received,) = read(batch.seal())
+    return received
+
+
+def plain(text: str) -> Message:
+    return decode_plain(text.encode())
+
+
+def fields(message: Message) -> dict[str, Any]:
+    return json.loads(encode_plain(message))
+
+
+def nested(value: object, depth: int) -> object:
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+# JSON, toward plain peers -------------------------------------------------------------------------
+
+
+def test_the_plain_form_has_no_more_than_it_needs() -> None:
+    assert encode_plain(Message(id="1")) == b'{"id":"1","type":"task","payload":null}'
+    full = Message("1", "result", {"n": 1}, {"replyTo": "0"}, "rpc")
+    assert fields(full) == {
+        "id": "1",
+        "type": "result",
+        "payload": {"n": 1},
+        "metadata": {"replyTo": "0"},
+        "streamId": "rpc",
+    }
+
+
+@pytest.mark.parametrize(
+    ("stream", "expected"),
+    [
+        ("", "default"),
+        (', "streamId": null', "default"),
+        (', "streamId": "default"', "default"),
+        (', "streamId": "rpc"', "rpc"),
+        (', "streamId": ""', ""),
+        (', "streamId": 42', 42),
+        (', "streamId": 42.0', 42),
+        (', "streamId": 42.0, "unknown": 1', 42),
+        (', "streamId": "42"', "42"),
+        (', "streamId": -1', -1),
+        (', "streamId": 0', 0),
+        (', "streamId": 123456789012345678901234567890', 123456789012345678901234567890),
+    ],
+)
+def test_stream_ids(stream: str, expected: str | int) -> None:
+    message = plain(f'{{"id": 1, "type": "task", "payload": 0{stream}}}')
+    assert message.stream_id == expected
+    assert type(message.stream_id) is type(expected)
+
+
+def test_42_and_its_text_stay_two_streams_on_the_wire() -> None:
+    assert fields(Message(stream_id=42))["streamId"] == 42
+    assert fields(Message(stream_id="42"))["streamId"] == "42"
+
+
+@pytest.mark.parametrize("id", ["7", 7, 7.5, -1, 2**53 + 1, 10**30, ""])
+def test_ids_are_text_or_numbers_and_keep_their_form(id: str | int | float) -> None:
+    message = plain(f'{{"id": {json.dumps(id)}, "type": "t", "payload": 0}}')
+    assert message.id == id
+    assert type(message.id) is type(id)
+    assert fields(message)["id"] == id
+
+
+def test_unknown_fields_are_kept_and_sent_on() -> None:
+    text = '{"id":1,"type":"t","payload":0,"priority":3,"trace":{"a":[1.0,2,null]}}'
+    message = plain(text)
+    assert message.extra == {"priority": 3, "trace": {"a": [1.0, 2, None]}}
+    assert encode_plain(message).decode() == text
+
+
+@pytest.mark.parametrize("number", ["1", "1.0", "-0.0", "0.1", "9007199254740993", "1" * 40, "-" + "1" * 40])
+def test_number_forms_are_kept(number: str) -> None:
+    text = f'{{"id":1,"type":"t","payload":[{number}],"x":{number}}}'
+    assert encode_plain(plain(text)).decode() == text
+
+
+def test_an_exponent_keeps_its_value() -> None:
+    assert fields(plain('{"id":1,"type":"t","payload":1E5}'))["payload"] == 100000.0
+
+
+def test_empty_metadata_is_kept() -> None:
+    assert fields(plain('{"id":1,"type":"t","payload":0,"metadata":{}}'))["metadata"] == {}
+
+
+def test_what_is_missing_is_filled_in_where_that_is_harmless() -> None:
+    first, second = plain("{}"), plain('{"metadata": null}')
+    assert (first.type, first.payload, first.metadata, first.stream_id) == ("task", None, None, "default")
+    assert first.id != second.id
+
+
+def test_the_last_of_two_equal_keys_counts() -> None:
+    assert plain('{"id":1,"id":2,"type":"t","payload":0}').id == 2
+
+
+@pytest.mark.parametrize(
+    ("escaped", "text"),
+    [
+        (r"a\ud83d", "a?"),
+        (r"\ude00b", "?b"),
+        (r"\uDC00\uD800", "??"),
+        (r"\ud83d\ude00", "\U0001f600"),
+        (r"\ud83d\ude00 \ud83d", "\U0001f600 ?"),
+        (r"\\ud83d", r"\ud83d"),
+    ],
+)
+def test_half_an_emoji_costs_one_character_and_not_the_message(escaped: str, text: str) -> None:
+    """JavaScript sends it so when it has cut a text in two."""
+    message = plain(f'{{"id":1,"type":"t","payload":["{escaped}",1.0,{10**30}],"{escaped}":[2]}}')
+    assert message.payload == [text, 1.0, 10**30]
+    assert type(message.payload[1]) is float
+    assert message.extra == {text: [2]}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b" ",
+        b"hello",
+        b"{",
+        b'{"id":1}{"id":2}',
+        b"null",
+        b"1",
+        b'"text"',
+        b"[]",
+        b'[{"id":1}]',
+        b"NaN",
+        b'{"payload":NaN}',
+        b'{"payload":1e400}',
+        b'{"id":null}',
+        b'{"id":true}',
+        b'{"id":[1]}',
+        b'{"id":{}}',
+        b'{"type":1}',
+        b'{"type":null}',
+        b'{"metadata":[]}',
+        b'{"metadata":"x"}',
+        b'{"streamId":true}',
+        b'{"streamId":[]}',
+        b'{"streamId":4.5}',
+        b'{"streamId":1e999}',
+        b'{"id":1,"type":"t","payload":"\xff"}',
+        b'{"id":1,"type":"t","payload":{"\xff":1}}',
+        b'{"id":1,"type":"t","payload":"\xed\xa0\x80"}',
+        b'{"id":1,"type":"t","payload":"\\ud800',
+        b'{"id":1,"type":"t","payload":["\\ud800",NaN]}',
+        b'["\\ud800"]',
+        b'{"id":1,"type":"t","payload":"\\ud800' + b"[" * 100_000 + b'"',
+        b'{"id":1,"type":"t","payload":["\\ud800",' + b"[" * 100_000 + b"]" * 100_000 + b"]}",
+        b'\xef\xbb\xbf{"id":1,"type":"t","payload":0}',
+        b'{"id":1,"type":"t","payload":"a\nb"}',
+        b'{"id":1,"type":"t","payload":' + b"9" * 5000 + b"}",
+        b'{"id":' + b"9" * 5000 + b',"type":"t","payload":0}',
+        b'{"id":1,"type":"t","payload":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"x":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001,
+        b"[" * 1_000_000,
+    ],
+    ids=lambda data: repr(data[:40]),
+)
+def test_malformed_json(data: bytes) -> None:
+    with pytest.raises(Malformed):
+        decode_plain(data)
+    with pytest.raises(Malformed):
+        decode_plain(memoryview(data))
+
+
+@dataclasses.dataclass
+class Dataclass:
+    value: object
+
+
+class Struct(msgspec.Struct):
+    value: object
+
+
+BYTES = [
+    b"x",
+    bytearray(b"x"),
+    memoryview(b"x"),
+    [b"x"],
+    (1, b"x"),
+    {"a": {"b": [1, "two", {"c": b"x"}]}},
+    [1, 2.0, None, True, "s", [b""]],
+    nested(b"x", 200),
+    {b"key": 1},
+    {b"x"},
+    collections.OrderedDict(a=b"x"),
+    collections.defaultdict(None, a=[b"x"]),
+    Dataclass(b"x"),
+    Struct(b"x"),
+]
+
+
+@pytest.mark.parametrize("value", BYTES, ids=lambda value: type(value).__name__)
+def test_bytes_never_become_text_without_a_word(value: Any) -> None:
+    with pytest.raises(InvalidMessage, match="m-1"):
+        encode_plain(Message(id="m-1", payload=value))
+
+
+@pytest.mark.parametrize("where", ["payload", "metadata", "extra"])
+def test_bytes_are_found_in_every_field(where: str) -> None:
+    with pytest.raises(InvalidMessage, match="m-1"):
+        encode_plain(Message(id="m-1", **{where: {"key": [b"x"]}}))
+
+
+def test_bytes_toward_a_plain_peer_are_explained() -> None:
+    with pytest.raises(InvalidMessage, match=r"'m-1' holds bytes; a plain peer reads JSON only"):
+        encode_plain(Message(id="m-1", payload={"image": b"\x89PNG"}))
+
+
+def cycle() -> list[object]:
+    loop: list[object] = []
+    loop.append(loop)
+    return loop
+
+
+UNWRITABLE: list[Any] = [
+    object(),
+    "\ud800",
+    {"\ud800": 1},
+    10**5000,
+    cycle(),
+    nested(0, 5000),
+    {(1, 2): 3},
+    1j,
+]
+
+
+@pytest.mark.parametrize("payload", UNWRITABLE, ids=lambda value: type(value).__name__)
+def test_what_is_not_json_is_invalid(payload: object) -> None:
+    with pytest.raises(InvalidMessage, match="m-1"):
+        encode_plain(Message(id="m-1", payload=payload))
+
+
+# Binary, between openline peers -------------------------------------------------------------------
+
+SAMPLES = [
+    Message(),
+    Message(
+        id=7, type="result", payload={"n": [1, 2.5, None, True]}, metadata={"replyTo": "a"}, stream_id=42
+    ),
+    Message(id=1.5, payload="text", stream_id="42", extra={"x": 1}),
+    Message(payload=b"\x00\xff" * 100),
+    Message(payload={"deep": [{"bytes": b"x"}]}),
+    Message(payload=[2**64 - 1, -(2**63)]),
+    Message(payload={"n": 2**64, "m": [-(2**63) - 1, 10**300]}),
+]
+
+
+def test_a_batch_gathers_messages_in_order() -> None:
+    batch = Batch()
+    sizes = [batch.add(message) for message in SAMPLES]
+    assert batch.count == len(SAMPLES)
+    assert len(batch.buffer) == BATCH_START + sum(sizes)
+    assert read(batch.seal()) == SAMPLES
+
+
+def test_a_batch_in_one_call_reads_the_same() -> None:
+    assert read(encode_batch(SAMPLES)) == SAMPLES
+    assert read(encode_batch(SAMPLES[:6])) == SAMPLES[:6]
+    assert read(encode_batch([])) == []
+
+
+def test_there_is_room_for_the_websocket_header_in_front() -> None:
+    for frame in (encode_batch(SAMPLES), encode_flow("a", True), encode_listening((1,))):
+        assert frame[:HEADROOM] == bytes(HEADROOM)
+        assert frame[HEADROOM] in (MESSAGES, FLOW, LISTENING)
+
+
+def test_a_sealed_batch_is_empty_and_its_frame_is_left_alone() -> None:
+    batch = Batch()
+    batch.add(SAMPLES[0])
+    first = batch.seal()
+    assert batch.count == 0
+    batch.add(SAMPLES[1])
+    assert read(batch.seal()) == SAMPLES[1:2]
+    assert read(first) == SAMPLES[:1]
+    assert read(batch.seal()) == []
+
+
+def test_drop_last_leaves_no_trace() -> None:
+    batch = Batch()
+    batch.add(SAMPLES[0])
+    batch.drop_last(batch.add(SAMPLES[1]))
+    batch.add(SAMPLES[2])
+    batch.drop_last(batch.add(SAMPLES[6]))
+    assert read(batch.seal()) == [SAMPLES[0], SAMPLES[2]]
+
+
+@pytest.mark.parametrize("before", [1, 2, 5])
+def test_the_last_message_may_be_split_off_into_a_new_batch(before: int) -> None:
+    batch = Batch()
+    for message in SAMPLES[:before]:
+        batch.add(message)
+    size = batch.add(SAMPLES[6])
+    assert read(batch.split_last(size)) == SAMPLES[:before]
+    assert batch.count == 1
+    assert len(batch.buffer) == BATCH_START + size
+    batch.add(SAMPLES[0])
+    assert read(batch.seal()) == [SAMPLES[6], SAMPLES[0]]
+
+
+UNPACKABLE = [
+    *(Message(id="bad", payload=payload) for payload in UNWRITABLE if not isinstance(payload, dict)),
+    Message(id="bad", payload=["x" * 10_000, object()]),
+    Message(id="bad", payload={"\ud800": 1}),
+    Message(id="bad", type="\ud800"),
+    Message(id="bad", payload=2**64, metadata={"x": object()}),
+]
+
+
+@pytest.mark.parametrize("bad", UNPACKABLE, ids=lambda m: type(m.payload).__name__)
+def test_an_error_leaves_no_trace_in_the_batch(bad: Message) -> None:
+    batch = Batch()
+    batch.add(SAMPLES[0])
+    before = bytes(batch.buffer)
+    with pytest.raises(InvalidMessage, match="bad"):
+        batch.add(bad)
+    assert (bytes(batch.buffer), batch.count) == (before, 1)
+    batch.add(SAMPLES[1])
+    assert read(batch.seal()) == SAMPLES[:2]
+
+
+@pytest.mark.parametrize("bad", UNPACKABLE, ids=lambda m: type(m.payload).__name__)
+def test_encode_batch_names_the_message_that_cannot_be_sent(bad: Message) -> None:
+    with pytest.raises(InvalidMessage, match="'bad'"):
+        encode_batch([SAMPLES[0], bad, SAMPLES[1]])
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"n": 2**64, "b": b"x"},
+        [2**64, [bytearray(b"x")]],
+    ],
+    ids=repr,
+)
+def test_a_huge_integer_does_not_change_what_else_is_in_the_payload(payload: Any) -> None:
+    """Beside a small integer these bytes travel; refusing them is as good, changing them is not."""
+    batch = Batch()
+    try:
+        batch.add(Message(payload=payload))
+    except InvalidMessage:
+        assert batch.count == 0
+    else:
+        (received,) = read(batch.seal())
+        assert repr(received.payload) == repr(payload)
+
+
+@pytest.mark.parametrize(
+    "where", [{"id": 2**64}, {"stream_id": -(2**70)}, {"metadata": {"n": 2**64}}], ids=repr
+)
+def test_outside_the_payload_integers_end_at_64_bits(where: dict[str, Any]) -> None:
+    with pytest.raises(InvalidMessage):
+        Batch().add(Message(**where))
+
+
+WRONG_TYPES: list[dict[str, Any]] = [
+    {"id": None},
+    {"type": 5},
+    {"metadata": [1]},
+    {"metadata": {1: 2}},
+    {"stream_id": None},
+    {"stream_id": 1.5},
+    {"stream_id": True},
+    {"extra": [1]},
+    {"payload": {2**64: 1}},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG_TYPES, ids=repr)
+def test_what_a_batch_takes_the_peer_can_read(wrong: dict[str, Any]) -> None:
+    """A frame that the peer cannot read would cost the connection, with all that is on it."""
+    batch = Batch()
+    try:
+        batch.add(Message(**wrong))
+    except InvalidMessage:
+        return
+    read(batch.seal())
+
+
+@pytest.mark.parametrize("wrong", WRONG_TYPES, ids=repr)
+def test_what_is_sent_as_json_an_openline_node_can_read(wrong: dict[str, Any]) -> None:
+    try:
+        data = encode_plain(Message(**wrong))
+    except InvalidMessage:
+        return
+    decode_plain(data)
+
+
+@pytest.mark.parametrize("stream_id", ["rpc", "", 42, -1])
+@pytest.mark.parametrize("paused", [True, False])
+def test_flow(stream_id: str | int, paused: bool) -> None:
+    assert read(encode_flow(stream_id, paused)) == Flow(stream_id, paused)
+
+
+@pytest.mark.parametrize("ports", [(), (8770,), (8770, 1, 65535)])
+def test_listening(ports: tuple[int, ...]) -> None:
+    assert read(encode_listening(ports)) == Listening(ports)
+
+
+@pytest.mark.parametrize("kind", [0, 4, 99, 255])
+def test_unknown_kinds_are_room_for_later_versions(kind: int) -> None:
+    assert decode_frame(memoryview(bytes([kind]) + b"\xc1 anything")) is None
+
+
+def test_a_later_version_may_add_fields_to_a_message() -> None:
+    body = msgspec.msgpack.encode([["a", "task", 1, None, "default", None, "new"]])
+    assert decode_frame(memoryview(b"\x01" + body)) == [Message("a", "task", 1)]
+
+
+MESSAGE = b"\x01\x91\x93\xa1a\xa1b"  # one message: id "a", type "b", then its payload
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x01",
+        b"\x01\x90\x90",
+        b"\x01\xc0",
+        b"\x01\x80",
+        b"\x01\x91\x90extra",
+        b"\x01\xdd\xff\xff\xff\xff",
+        b"\x01\xdd\x05\xff\xff\xff",
+        MESSAGE,
+        MESSAGE + b"\xc1",
+        MESSAGE + b"\xdd\xff\xff\xff\xff",
+        MESSAGE + b"\xdf\xff\xff\xff\xff",
+        MESSAGE + b"\xdb\xff\xff\xff\xff",
+        MESSAGE + b"\xc6\xff\xff\xff\xff",
+        MESSAGE + b"\x81\x80\x01",
+        MESSAGE + b"\x81\x91\x80\x01",
+        MESSAGE + b"\x81\xd5\x01[]\x01",
+        MESSAGE + b"\xa1\xff",
+        MESSAGE + b"\xd5\x01[,",
+        MESSAGE + b"\xd5\x07[]",
+        MESSAGE + b"\xc7\x0c\xff" + b"\xff" * 12,
+        MESSAGE + b"\x91" * 100_000 + b"\x01",
+        MESSAGE + b"\xc8\xff\xff\x01" + b"[" * 65535,
+        b"\x01\x91\x91\xc0",
+        b"\x01\x91\x92\xa1a\x01",
+        b"\x01\x91\x94\xa1a\xa1b\x01\x90",
+        b"\x01\x91\x95\xa1a\xa1b\x01\xc0\xc3",
+        b"\x02",
+        b"\x02\x90",
+        b"\x02\x92\xa1a\x01",
+        b"\x02\x92\xc0\xc3",
+        b"\x03",
+        b"\x03\x91\xc0",
+        b"\x03\x91\x91\xa1a",
+        b"\x03\x91\xdd\xff\xff\xff\xff",
+    ],
+    ids=lambda data: data[:16].hex(" "),
+)
+def test_malformed_frames(data: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(Malformed):
+            decode_frame(memoryview(data))
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000, "a length is only a claim"
+    finally:
+        tracemalloc.stop()
+
+
+# Round trips ------------------------------------------------------------------------------------
+
+text = st.text(st.characters(exclude_categories=("Cs",)))
+numbers = st.integers() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
+scalars = st.none() | st.booleans() | numbers | text
+
+
+def trees(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.recursive(leaves, lambda t: st.lists(t) | st.dictionaries(text, t), max_leaves=8)
+
+
+ids = text | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+json_trees = trees(scalars)
+unknown = st.dictionaries(
+    text.filter(lambda key: key not in fields(Message(metadata={}, stream_id=1))), scalars
+)
+messages = st.builds(
+    Message,
+    ids,
+    text,
+    json_trees,
+    st.none() | st.dictionaries(text, trees(text | st.booleans())),
+    text | st.integers(-(2**63), 2**64 - 1),
+    st.none() | unknown.filter(bool),
+)
+
+
+def same(one: Message, other: Message) -> bool:
+    """Equal, with 1 and 1.0 told apart, as well as 1 and True."""
+    return one == other and repr(one) == repr(other)
+
+
+@given(messages)
+def test_plain_round_trip(message: Message) -> None:
+    assert same(decode_plain(encode_plain(message)), message)
+
+
+@given(messages)
+def test_the_plain_form_is_what_any_json_parser_reads(message: Message) -> None:
+    read_back = json.loads(encode_plain(message))
+    assert (read_back["id"], read_back["type"], read_back["payload"]) == (
+        message.id,
+        message.type,
+        message.payload,
+    )
+
+
+@settings(max_examples=50)
+@given(json_trees)
+def test_json_made_elsewhere_is_read_and_passed_on_unchanged(payload: Any) -> None:
+    body = {"id": 1, "type": "t", "payload": payload, "more": payload}
+    message = decode_plain(json.dumps(body).encode())
+    assert repr(json.loads(encode_plain(message))) == repr(body)
+
+
+@given(st.lists(st.builds(Message, ids, text, trees(scalars), st.none(), text), max_size=5))
+def test_batches_round_trip_both_ways_of_making_them(gathered: list[Message]) -> None:
+    batch = Batch()
+    for message in gathered:
+        batch.add(message)
+    for received in (read(batch.seal()), read(encode_batch(gathered))):
+        assert len(received) == len(gathered)
+        assert all(map(same, received, gathered))
+
+
+small = st.integers(-(2**63), 2**64 - 1)
+
+
+@given(trees(st.binary() | st.none() | st.booleans() | small | st.floats(allow_nan=False) | text))
+def test_bytes_travel_between_openline_peers(payload: Any) -> None:
+    assert repr(sent(Message(payload=payload)).payload) == repr(payload)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+import websockets
+
+import openline
+
+from .certificates import Certificate, self_signed
+from .helpers import Dials, PlainServer, Raw, RawServer
+
+Make = Callable[..., Awaitable[openline.Transport]]
+Open = Callable[..., Awaitable[Raw]]
+
+
+@pytest.fixture
+async def transports() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+async def stack(transports: AsyncExitStack) -> AsyncIterator[AsyncExitStack]:
+    """Everybody else, who goes first: a transport waits for the goodbye of those who are still there."""
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+async def make(transports: AsyncExitStack) -> Make:
+    """Makes transports that say goodbye quickly, and closes them after the test."""
+
+    async def made(name: str = "", *, opener: Dials | None = None, **config: Any) -> openline.Transport:
+        settings = openline.Config(name=name, **{"close_timeout": 0.2, **config})
+        loading = openline.load_transport(settings, **({"opener": opener} if opener else {}))
+        return await transports.enter_async_context(loading)
+
+    return made
+
+
+@pytest.fixture
+async def raw(stack: AsyncExitStack) -> Open:
+    """Opens raw WebSocket clients: ``await raw(port, headers)``."""
+
+    async def opened(port: int, headers: dict[str, str] | None = None) -> Raw:
+        client = await Raw.connect(port, headers)
+        stack.callback(client.close)
+        return client
+
+    return opened
+
+
+@pytest.fixture
+async def raw_server(stack: AsyncExitStack) -> RawServer:
+    server = RawServer()
+    stack.callback(server.close_all)
+    return server
+
+
+@pytest.fixture
+async def plain_client(stack: AsyncExitStack) -> Callable[..., Awaitable[Any]]:
+    """Opens `websockets` clients: ``await plain_client(port)``."""
+
+    async def opened(port: int, **options: Any) -> Any:
+        options = {"compression": None, "proxy": None, "ping_interval": None, **options}
+        return await stack.enter_async_context(websockets.connect(f"ws://127.0.0.1:{port}", **options))
+
+    return opened
+
+
+@pytest.fixture
+async def plain_server(stack: AsyncExitStack) -> Callable[..., Awaitable[PlainServer]]:
+    """Starts `websockets` servers: ``await plain_server()``."""
+
+    async def started(**options: Any) -> PlainServer:
+        server = PlainServer()
+        options = {"compression": None, "ping_interval": None, **options}
+        running = await stack.enter_async_context(websockets.serve(server, "127.0.0.1", 0, **options))
+        server.port = next(iter(running.sockets)).getsockname()[1]
+        return server
+
+    return started
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return self_signed(tmp_path_factory.mktemp("certificate"))
+
+
+@pytest.fixture(scope="session")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    """A certificate that nobody trusts."""
+    return self_signed(tmp_path_factory.mktemp("stranger"))

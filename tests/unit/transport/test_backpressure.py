@@ -1,0 +1,401 @@
+"""A slow consumer slows its own stream's sender and nobody else, and memory stays flat (rule 3.5)."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import resource
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import openline
+
+from .conftest import Make, Open
+from .helpers import TEXT, Box, Raw, again, eventually, frame, plain, port_of, serve, task, tasks, within
+
+Plain = Callable[..., Any]
+MB = 1024 * 1024
+
+# A small inbox, so that it fills at once.
+SMALL = {"inbox_messages": 16, "inbox_bytes": 64 * 1024}
+
+
+def resident() -> int:
+    """Bytes of memory in use now."""
+    gc.collect()
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize()
+
+
+linux = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads memory from /proc")
+
+
+class Slow:
+    """An async handler of one stream that holds every message until ``gate`` opens."""
+
+    def __init__(self, transport: openline.Transport, **scope: Any) -> None:
+        self.gate = asyncio.Event()
+        self.done: list[Any] = []
+        self.begun = 0
+        transport.on_message(**scope)(self._handle)
+
+    async def _handle(self, peer: openline.Peer, message: openline.Message) -> None:
+        self.begun += 1
+        await self.gate.wait()
+        self.done.append(message.payload)
+
+
+# Openline peers -----------------------------------------------------------------------------------
+
+
+async def test_a_slow_stream_does_not_delay_another_stream_of_the_same_peer(make: Make) -> None:
+    a, b = await make(**SMALL), await make()
+    slow, fast = Slow(a, stream_id="slow"), Box(a, stream_id="fast")
+    address = await serve(a)
+    flooding = asyncio.ensure_future(b.send_batch(address, tasks(5000, stream_id="slow")))
+    await eventually(lambda: slow.begun)
+    for number in range(200):
+        await within(b.send(address, task(number, stream_id="fast")), 1.0)
+    await eventually(lambda: fast.payloads == list(range(200)), 1.0)
+    assert not flooding.done()
+    slow.gate.set()
+    await within(flooding)
+    await eventually(lambda: slow.done == list(range(5000)))
+
+
+async def test_a_slow_handler_holds_back_its_own_sender(make: Make) -> None:
+    a, b = await make(**SMALL), await make()
+    slow = Slow(a)
+    address = await serve(a)
+    with pytest.raises(TimeoutError):
+        await again(20_000, lambda number: b.send(address, task(number), timeout=0.2))
+    assert a.stats().messages_received < 5000
+    slow.gate.set()
+    assert (await b.send(address, task("goes again"), timeout=2.0)).attempts == 1
+    await eventually(lambda: slow.done and slow.done[-1] == "goes again")
+
+
+async def test_a_send_that_timed_out_for_want_of_room_has_sent_nothing(make: Make) -> None:
+    a, b = await make(**SMALL), await make()
+    slow = Slow(a)
+    address = await serve(a)
+    sent = []
+
+    async def send(number: int) -> None:
+        await b.send(address, task(number), timeout=0.1)
+        sent.append(number)
+
+    with pytest.raises(TimeoutError):
+        await again(20_000, send)
+    slow.gate.set()
+    await b.send(address, task("last"))
+    await eventually(lambda: slow.done and slow.done[-1] == "last")
+    assert slow.done == [*sent, "last"]
+
+
+async def test_a_held_back_request_times_out_too(make: Make) -> None:
+    a, b = await make(**SMALL), await make()
+    Slow(a)
+    address = await serve(a)
+    with pytest.raises(TimeoutError):
+        await b.send_batch(address, tasks(20_000), timeout=0.1)
+    with pytest.raises(TimeoutError):
+        await within(b.request(address, task(), timeout=0.1), 1.0)
+
+
+async def test_a_slow_handler_of_one_peer_does_not_delay_another_peer(make: Make) -> None:
+    a, b, c = await make(**SMALL), await make(), await make()
+    gate = asyncio.Event()
+    got = []
+
+    @a.on_message
+    async def handle(peer: openline.Peer, message: openline.Message) -> None:
+        if peer.node_id == b.node_id:
+            await gate.wait()
+        got.append(message.payload)
+
+    address = await serve(a)
+    flooding = asyncio.ensure_future(b.send_batch(address, tasks(5000)))
+    await eventually(lambda: a.stats().messages_received >= 16)
+    for number in range(100):
+        await within(c.send(address, task(f"c{number}")), 1.0)
+    await eventually(lambda: got == [f"c{number}" for number in range(100)], 1.0)
+    gate.set()
+    await within(flooding)
+
+
+async def test_all_messages_arrive_once_and_in_order_through_many_stops_and_starts(make: Make) -> None:
+    a, b = await make(**SMALL), await make()
+    got = []
+
+    @a.on_message
+    async def handle(peer: openline.Peer, message: openline.Message) -> None:
+        if message.payload % 50 == 0:
+            await asyncio.sleep(0.001)
+        got.append(message.payload)
+
+    await within(b.send_batch(await serve(a), tasks(10_000)))
+    await eventually(lambda: len(got) == 10_000)
+    assert got == list(range(10_000))
+
+
+async def test_a_stream_that_was_stopped_starts_again_after_a_reconnect(make: Make) -> None:
+    a, b = await make(**SMALL), await make()
+    slow = Slow(a)
+    address = await serve(a)
+    peer = await b.connect(address)
+    assert peer is not None
+    with pytest.raises(TimeoutError):
+        await b.send_batch(address, tasks(20_000), timeout=0.1)
+    for connection in list(peer.connections):
+        connection.link.abort()
+    await eventually(lambda: b.stats().active == 0)
+    sending = asyncio.ensure_future(b.send(address, task("after"), timeout=4.0))
+    slow.gate.set()
+    await within(sending)
+    await eventually(lambda: slow.done and slow.done[-1] == "after")
+
+
+async def test_a_consumer_that_never_reads_stalls_its_sender_within_bounds(make: Make) -> None:
+    a, b = await make(**SMALL), await make()
+    address = await serve(a)
+    with pytest.raises(TimeoutError):
+        await b.send_batch(address, tasks(50_000), timeout=0.2)
+    assert a.stats().messages_received < 5000
+    assert a.stats().closed == b.stats().closed == 0
+
+
+async def test_a_consumer_that_never_reads_holds_few_bytes(make: Make) -> None:
+    a, b = await make(**SMALL), await make()
+    address = await serve(a)
+    with pytest.raises(TimeoutError):
+        await again(1000, lambda _: b.send(address, task("x" * 60_000), timeout=0.2))
+    # Its inbox, and what was on the way: the kernel's buffers of one connection.
+    assert a.stats().bytes_received < 16 * MB
+
+
+async def test_a_message_each_on_very_many_streams_stalls_the_sender_too(make: Make) -> None:
+    """No single stream is full, but the peer is."""
+    a, b = await make(**SMALL, max_streams=64), await make()
+    address = await serve(a)
+    with pytest.raises(TimeoutError):
+        await again(5000, lambda number: b.send(address, task("x" * 10_000, stream_id=number), timeout=0.2))
+    assert a.stats().messages_received < 2500
+
+
+async def test_very_many_streams_that_are_read_leave_nothing_behind(make: Make) -> None:
+    a, b = await make(max_streams=64), await make()
+    got = []
+    a.on_message(lambda peer, message: got.append(message.payload))
+    address = await serve(a)
+    objects = []
+    for part in range(2):
+        await b.send_batch(address, [task(n, stream_id=part * 5000 + n) for n in range(5000)])
+        await eventually(lambda: len(got) == 5000)
+        got.clear()
+        gc.collect()
+        objects.append(len(gc.get_objects()))
+    assert objects[1] - objects[0] < 1000
+
+
+async def test_receive_takes_what_a_full_stream_held_back_in_order(make: Make) -> None:
+    a, b = await make(**SMALL), await make()
+    home, address = await serve(b), await serve(a)
+    sending = asyncio.ensure_future(b.send_batch(address, tasks(1000)))
+    got = [(await a.receive(home, timeout=2.0)).payload for _ in range(1000)]
+    assert got == list(range(1000))
+    await within(sending)
+
+
+async def test_a_receiver_on_one_stream_and_no_reader_on_another(make: Make) -> None:
+    a, b = await make(**SMALL), await make()
+    home, address = await serve(b), await serve(a)
+    stalled = asyncio.ensure_future(b.send_batch(address, tasks(5000, stream_id="nobody")))
+    await eventually(lambda: a.stats().messages_received >= 16)
+    for number in range(100):
+        await within(b.send(address, task(number, stream_id="read")), 1.0)
+        assert (await a.receive(home, "read", timeout=1.0)).payload == number
+    stalled.cancel()
+
+
+# Plain peers --------------------------------------------------------------------------------------
+
+
+async def test_a_plain_peer_that_floods_a_slow_handler_is_slowed_by_tcp_and_not_cut(
+    make: Make, plain_client: Plain
+) -> None:
+    """Silence is our own doing while we do not read: no verdict, and nothing is dropped."""
+    a = await make(**SMALL, max_idle_timeout=0.6)
+    slow = Slow(a)
+    client = await plain_client(port_of(await serve(a)))
+    sent = 0
+
+    async def flood() -> None:
+        nonlocal sent
+        for number in range(20_000):
+            await client.send(plain(number).decode() + " " * 1000)
+            sent += 1
+
+    flooding = asyncio.ensure_future(flood())
+    await eventually(lambda: sent > 16)
+    await asyncio.sleep(1.0)  # three intervals of 0.1 s, three times over
+    assert a.stats().messages_received < 2000
+    assert sent < 20_000
+    assert (a.stats().closed, a.stats().active) == (0, 1)
+    slow.gate.set()
+    await within(flooding, 10.0)
+    await eventually(lambda: len(slow.done) == 20_000, 10.0)
+    assert slow.done == list(range(20_000))
+
+
+async def test_the_pings_of_a_plain_peer_that_floods_change_nothing(make: Make, raw: Open) -> None:
+    a = await make(**SMALL, max_idle_timeout=0.6)
+    slow = Slow(a)
+    client = await raw(port_of(await serve(a)))
+
+    async def flood() -> None:
+        for number in range(4000):
+            await client.send(frame(TEXT, plain(number) + b" " * 1000) + frame(9, b"ping"))
+
+    flooding = asyncio.ensure_future(flood())
+    await eventually(lambda: slow.begun)
+    await asyncio.sleep(0.7)
+    assert a.stats().messages_received < 2000
+    assert a.stats().closed == 0
+    slow.gate.set()
+    await within(flooding, 10.0)
+    await eventually(lambda: slow.done == list(range(4000)), 10.0)
+
+
+async def test_a_plain_peer_that_floods_a_slow_handler_does_not_delay_others(make: Make, raw: Open) -> None:
+    a = await make(**SMALL)
+    gate = asyncio.Event()
+    got = []
+
+    @a.on_message
+    async def handle(peer: openline.Peer, message: openline.Message) -> None:
+        if message.payload == "flood":
+            await gate.wait()
+        else:
+            got.append(message.payload)
+
+    port = port_of(await serve(a))
+    flooder, other = await raw(port), await raw(port)
+    flooding = asyncio.ensure_future(flooder.send(frame(TEXT, plain("flood")) * 100_000))
+    await eventually(lambda: a.stats().messages_received >= 16)
+    for number in range(50):
+        await other.say(number)
+    await eventually(lambda: got == list(range(50)), 1.0)
+    flooding.cancel()
+
+
+async def test_a_handler_of_one_stream_gets_its_messages_when_a_plain_peer_fills_a_stream_for_nobody(
+    make: Make, raw: Open
+) -> None:
+    """A push-only program wants "rpc"; what comes on other streams matches no handler, and receive()
+    is not in use: that must not fill up and stop the one connection of a plain peer for ever."""
+    a = await make(**SMALL)
+    rpc = Box(a, stream_id="rpc")
+    client = await raw(port_of(await serve(a)))
+    for number in range(200):
+        await client.say(number, type="heartbeat")
+    await client.say("work", streamId="rpc")
+    await eventually(lambda: rpc.payloads == ["work"], 2.0)
+
+
+async def test_a_plain_peer_that_stops_reading_stalls_its_sender_within_bounds(make: Make, raw: Open) -> None:
+    a = await make(write_high_water=64 * 1024)
+    client = await raw(port_of(await serve(a)))
+    await eventually(lambda: a.stats().active == 1)
+    with pytest.raises(TimeoutError):
+        await again(2000, lambda _: a.send(client.address, task("x" * 10_000), timeout=0.2))
+    # What the kernel's buffers take, and little more.
+    assert a.stats().bytes_sent < 16 * MB
+
+
+async def test_a_stalled_plain_peer_does_not_delay_sends_to_others(make: Make, raw: Open) -> None:
+    a, b = await make(), await make()
+    box = Box(b)
+    home = await serve(b)
+    await a.connect(home)
+    client = await raw(port_of(await serve(a)))
+    await eventually(lambda: a.stats().active == 2)
+    stalled = asyncio.ensure_future(a.send_batch(client.address, [task("x" * 10_000)] * 5000))
+    await eventually(lambda: a.stats().bytes_sent > 2 * MB)
+    for number in range(100):
+        await within(a.send(home, task(number)), 1.0)
+    await eventually(lambda: box.payloads == list(range(100)))
+    assert not stalled.done()
+    stalled.cancel()
+
+
+# Memory -------------------------------------------------------------------------------------------
+
+
+@linux
+async def test_a_push_only_program_stays_flat_over_a_million_messages(make: Make) -> None:
+    a, b = await make(), await make()
+    count = 0
+
+    @a.on_message
+    def handle(peer: openline.Peer, message: openline.Message) -> None:
+        nonlocal count
+        count += 1
+
+    address = await serve(a)
+    chunk = tasks(20_000)
+    await b.send_batch(address, chunk)
+    await eventually(lambda: count == 20_000)
+    before = resident()
+    for _ in range(49):
+        await b.send_batch(address, chunk)
+    await eventually(lambda: count == 1_000_000, 20.0)
+    assert resident() - before < 16 * MB
+
+
+@linux
+async def test_a_consumer_that_never_reads_stays_flat_in_memory(make: Make) -> None:
+    a, b = await make(), await make()
+    address = await serve(a)
+    before = resident()
+    with pytest.raises(TimeoutError):
+        await again(100, lambda _: b.send_batch(address, [task("x" * 1000)] * 2000, timeout=0.3))
+    assert a.stats().messages_received < 20_000
+    assert resident() - before < 48 * MB
+
+
+@linux
+async def test_departed_plain_peers_leave_bounded_memory_behind(make: Make) -> None:
+    """Each one fills its inbox, which nobody reads, and goes; there is no end to them."""
+    a = await make()
+    port = port_of(await serve(a))
+    before = resident()
+    for _ in range(150):
+        client = await Raw.connect(port)
+        await client.send(frame(TEXT, plain("x" * 10_000)) * 100)
+        client.close()
+    await eventually(lambda: a.stats().active == 0, 20.0)
+    assert resident() - before < 100 * MB
+
+
+async def test_clients_that_come_and_go_leave_next_to_nothing_behind(make: Make) -> None:
+    a = await make(max_idle_timeout=0.6)
+    a.on_message(lambda peer, message: None)
+    port = port_of(await serve(a))
+
+    async def come_and_go() -> int:
+        for _ in range(300):
+            client = await Raw.connect(port)
+            await client.say("x")
+            client.close()
+        await eventually(lambda: a.stats().active == 0)
+        await asyncio.sleep(0.2)  # two liveness intervals: nothing is looked at any more
+        gc.collect()
+        return len(gc.get_objects())
+
+    before = await come_and_go()
+    # A port that is not to be dialed may be remembered for each: a key and an entry.
+    assert await come_and_go() - before < 3 * 300

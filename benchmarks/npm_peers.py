@@ -12,6 +12,10 @@ def agentic_flow(version: str) -> Path:
     return fetch(version)
 
 
+def home(version: str) -> Path:
+    return STORE / f"agentic-flow-{version}"
+
+
 def ws_version(version: str) -> str:
-    package = STORE / f"agentic-flow-{version}" / "node_modules/ws/package.json"
+    package = home(version) / "node_modules/ws/package.json"
     return str(msgspec.json.decode(package.read_bytes())["version"])

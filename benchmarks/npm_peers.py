@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import msgspec
-
 from tests.interop.npm_peers import STORE, fetch
 
 

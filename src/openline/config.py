@@ -6,7 +6,7 @@ Every limit has a name here; the comment beside it is its reason. Times are seco
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -95,6 +95,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_streams: Count = 1024
 
     def __post_init__(self) -> None:
+        """msgspec checks ranges when it converts; a ``Config(...)`` in code is checked here."""
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
+                raise ValueError(f"{name} must be greater than 0, not {value!r}")
+        if self.plain_reuse not in get_args(PlainReuse):
+            raise ValueError(f"plain_reuse must be one of {get_args(PlainReuse)}, not {self.plain_reuse!r}")
         if self.backoff_max < self.backoff_min:
             raise ValueError("backoff_max must not be smaller than backoff_min")
 

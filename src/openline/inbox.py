@@ -112,7 +112,8 @@ class Lane:
 
 
 class Inbox:
-    """All lanes of one transport. ``flow(lane)`` is called when a lane has become full or roomy."""
+    """All lanes of one transport. ``flow(peer, lane)`` is called when a lane, or the peer as a whole
+    (lane None), has become full or roomy."""
 
     def __init__(
         self,
@@ -120,7 +121,7 @@ class Inbox:
         counters: Counters,
         runner: Runner,
         matches: Callable[[Want, Peer], bool],
-        flow: Callable[[Lane], None],
+        flow: Callable[[Peer, Lane | None], None],
         forget: Callable[[Peer], None],
     ) -> None:
         self._config = config
@@ -222,20 +223,31 @@ class Inbox:
             self._failed(lane, handler)
 
     def _open(self, peer: Peer, stream_id: StreamId) -> Lane:
+        if len(peer.lanes) >= self._config.max_streams and not self._drop_idle(peer) and not peer.overfull:
+            # That many streams, and something is under way on all of them: stop the peer as a whole.
+            peer.overfull = True
+            self._flow(peer, None)
         lane = peer.lanes[stream_id] = Lane(peer, stream_id)
-        if len(peer.lanes) > self._config.max_streams and not self._drop_idle(peer):
-            # That many streams, and something waits on all of them: stop the peer as a whole.
-            lane.paused = lane.overrun = True
-            self._flow(lane)
         return lane
 
+    def _settled(self, lane: Lane) -> None:
+        """Perhaps nothing is under way on this lane any more: then an overfull peer has one less."""
+        peer = lane.peer
+        if peer.overfull and lane.idle and peer.lanes.get(lane.stream_id) is lane:
+            del peer.lanes[lane.stream_id]
+            if len(peer.lanes) < self._config.max_streams:
+                peer.overfull = False
+                self._flow(peer, None)
+        if not peer.connections:
+            self._tidy(peer)
+
     def _drop_idle(self, peer: Peer) -> bool:
-        """Forget idle lanes, looking at a few, oldest first; True if the peer is within bounds."""
+        """Forget idle lanes, looking at a few, oldest first; True if there is room for one more."""
         for stream_id in list(itertools.islice(peer.lanes, LANES_LOOKED_AT)):
             lane = peer.lanes.pop(stream_id)
             if not lane.idle or len(peer.lanes) < self._config.max_streams // 2:
                 peer.lanes[stream_id] = lane
-        return len(peer.lanes) <= self._config.max_streams
+        return len(peer.lanes) < self._config.max_streams
 
     def _deliver(self, lane: Lane, message: Message, size: int) -> None:
         if lane.uses or not lane.handlers:
@@ -304,8 +316,7 @@ class Inbox:
                 await self._rest_of(lane, lane.handlers, message)
         finally:
             lane.running = False
-        if not lane.peer.connections:
-            self._tidy(lane.peer)
+        self._settled(lane)
 
     async def _rest_of(self, lane: Lane, handlers: list[Handler], message: Message) -> None:
         for handler in handlers:
@@ -342,10 +353,10 @@ class Inbox:
                 or lane.peer.held > FULL_LANES_PER_PEER * config.inbox_bytes
             ):
                 lane.paused = True
-                self._flow(lane)
+                self._flow(lane.peer, lane)
         elif not lane.overrun and lane.bytes > config.inbox_bytes + OVERRUN_BYTES:
             lane.overrun = True
-            self._flow(lane)
+            self._flow(lane.peer, lane)
 
     def _release(self, lane: Lane, size: int) -> None:
         lane.count -= 1
@@ -357,7 +368,7 @@ class Inbox:
             and lane.bytes <= self._config.inbox_bytes // 2
         ):
             lane.paused = lane.overrun = False
-            self._flow(lane)
+            self._flow(lane.peer, lane)
 
     # receive() and messages() --------------------------------------------------------------------
 
@@ -452,8 +463,7 @@ class Inbox:
                 if not lane.tap:
                     del self._waiting[lane]
                 self._release(lane, size)
-                if not lane.peer.connections:
-                    self._tidy(lane.peer)
+                self._settled(lane)
                 return lane.peer, message
         return None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +47,32 @@ class Peer:
         self.held = 0
         # Lanes that are full: as long as there is one, a plain peer is not read.
         self.full: set[Lane] = set()
+        # Something is under way on more streams than are allowed.
+        self.overfull = False
         # Streams the peer has asked us to stop sending on, and who waits for it.
-        self.stopped: dict[StreamId, list[asyncio.Future[None]]] = {}
+        self.stopped: dict[StreamId, Gate] = {}
         self._sender = sender
+
+    def stop(self, stream_id: StreamId) -> None:
+        """The peer has no more room for this stream."""
+        self.stopped.setdefault(stream_id, Gate()).open = False
+
+    def go_on(self, stream_id: StreamId) -> None:
+        """It has room again."""
+        gate = self.stopped.get(stream_id)
+        if gate is not None:
+            gate.open = True
+            gate.let_pass()
+            self._drop_if_unused(stream_id, gate)
+
+    def pass_on(self, stream_id: StreamId, gate: Gate) -> None:
+        """One who waited for that has sent: the next one, please."""
+        gate.passed()
+        self._drop_if_unused(stream_id, gate)
+
+    def _drop_if_unused(self, stream_id: StreamId, gate: Gate) -> None:
+        if gate.unused and self.stopped.get(stream_id) is gate:
+            del self.stopped[stream_id]
 
     @property
     def address(self) -> str:
@@ -95,12 +120,57 @@ class Peer:
         return self._sender.send_to(self, message.answer(payload, type))
 
 
+class Gate:
+    """A stream the peer has told us to stop; those who want to send on it pass one by one, in order."""
+
+    __slots__ = ("_passing", "_waiters", "open")
+
+    def __init__(self) -> None:
+        self.open = False
+        self._passing = False
+        self._waiters: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def unused(self) -> bool:
+        return self.open and not self._passing and not self._waiters
+
+    async def wait(self, first: bool) -> None:
+        """Until it is this one's turn; ``first`` puts back one whose turn it was."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if first:
+            self._passing = False
+            self._waiters.appendleft(waiter)
+        else:
+            self._waiters.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                self.passed()
+            raise
+
+    def passed(self) -> None:
+        """Whoever had the turn is through."""
+        self._passing = False
+        self.let_pass()
+
+    def let_pass(self) -> None:
+        """The next one's turn, if the gate is open and nobody is passing."""
+        while self.open and not self._passing and self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                self._passing = True
+                waiter.set_result(None)
+
+
 class PeerTable:
     """Live connections, indexed by what a send may ask for."""
 
     def __init__(self, make_peer: Callable[[object, Endpoint], Peer]) -> None:
         self._make_peer = make_peer
         self._peers: dict[object, Peer] = {}
+        # A program may keep a Peer; if its node comes back, so does that very object.
+        self._kept: weakref.WeakValueDictionary[object, Peer] = weakref.WeakValueDictionary()
         self._by_ip: dict[str, dict[Connection, None]] = {}
         self._by_target: dict[tuple[str, int], dict[Connection, None]] = {}
         self._by_remote: dict[tuple[str, int], Connection] = {}
@@ -123,7 +193,9 @@ class PeerTable:
         key = _peer_key(end)
         peer = self._peers.get(key)
         if peer is None:
-            peer = self._peers[key] = self._make_peer(key, end)
+            peer = self._peers[key] = self._kept.get(key) or self._make_peer(key, end)
+            if not end.plain or end.target is not None:
+                self._kept[key] = peer  # a plain client's port may be another client's next time
         peer.connections.append(connection)
         peer.endpoint = end if end.target is not None or peer.endpoint.target is None else peer.endpoint
         connection.peer = peer

@@ -12,7 +12,7 @@ from .connection import Connection
 from .core.frames import FRAME_BYTES
 from .errors import Closed, Unreachable
 from .message import Message, Receipt, StreamId
-from .peers import Peer
+from .peers import Gate, Peer
 from .requests import Asked, Deadlines, Pending
 
 if TYPE_CHECKING:
@@ -99,9 +99,14 @@ class Sender:
             async with asyncio.timeout(limit):
                 tried: list[tuple[str, str]] = []
                 while attempts < self._board.config.max_attempts:
-                    connection, reused = await self._ready(find, stream_id)
+                    connection, reused, gate = await self._ready(find, stream_id)
                     attempts += 1
-                    if write(connection):
+                    try:
+                        written = write(connection)
+                    finally:
+                        if gate is not None and stream_id is not None:
+                            connection.peer.pass_on(stream_id, gate)
+                    if written:
                         self._counters.reuses += reused
                         self._counters.retries += attempts > 1
                         return connection, attempts
@@ -112,23 +117,32 @@ class Sender:
             text = f"no connection to {label}, or no room on it, within {limit:g} s"
             raise TimeoutError(text) from None
 
-    async def _ready(self, find: Find, stream_id: StreamId | None) -> tuple[Connection, bool]:
-        """A connection with room, to a peer that has not stopped this stream."""
-        while True:
-            if self._board.closed:
-                raise Closed("the transport is closed")
-            connection, reused = await find()
-            if connection.link.congested and not connection.link.closing:
-                await connection.room()
-            elif stream_id is not None and stream_id in connection.peer.stopped:
-                await self._until_flowing(connection.peer, stream_id)
-            else:
-                return connection, reused
+    async def _ready(self, find: Find, stream_id: StreamId | None) -> tuple[Connection, bool, Gate | None]:
+        """A connection with room, to a peer that has not stopped this stream.
 
-    async def _until_flowing(self, peer: Peer, stream_id: StreamId) -> None:
-        waiter = self._board.loop.create_future()
-        peer.stopped[stream_id].append(waiter)
-        await waiter
+        Where it had, also the gate: whoever has passed must let the next one pass.
+        """
+        passed: Gate | None = None
+        peer: Peer | None = None
+        try:
+            while True:
+                if self._board.closed:
+                    raise Closed("the transport is closed")
+                connection, reused = await find()
+                peer = connection.peer
+                gate = peer.stopped.get(stream_id) if stream_id is not None else None
+                if connection.link.congested and not connection.link.closing:
+                    await connection.room()
+                elif gate is None or (gate is passed and gate.open):
+                    return connection, reused, gate
+                else:
+                    again, passed = gate is passed, None
+                    await gate.wait(again)
+                    passed = gate
+        except BaseException:
+            if passed is not None and peer is not None and stream_id is not None:
+                peer.pass_on(stream_id, passed)
+            raise
 
     async def batch(
         self, address: str | Address, messages: Iterable[Message], *, timeout: float | None = None

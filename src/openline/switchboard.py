@@ -109,7 +109,7 @@ class Switchboard:
                 self.dialer.settle(address, connection)
         for lane in peer.lanes.values():
             if lane.paused:
-                self._regulate(lane)
+                self._regulate(peer, lane)
         if self.closing:
             self.loop.call_soon(link.close, GOING_AWAY, "closing")
         return connection
@@ -163,11 +163,11 @@ class Switchboard:
 
     def on_flow(self, connection: Connection, flow: Flow) -> None:
         """The peer's inbox for a stream is full, or has room again."""
-        stopped = connection.peer.stopped
+        peer = connection.peer
         if not flow.paused:
-            _wake_all(stopped.pop(flow.stream_id, []))
-        elif len(stopped) < self.config.max_streams:
-            stopped.setdefault(flow.stream_id, [])
+            peer.go_on(flow.stream_id)
+        elif len(peer.stopped) < self.config.max_streams:
+            peer.stop(flow.stream_id)
 
     def on_listening(self, connection: Connection, ports: tuple[int, ...]) -> None:
         """The peer listens on other ports than its hello said."""
@@ -212,9 +212,8 @@ class Switchboard:
             peer.requests.fail(connection, error)
         if not peer.connections:
             self.inbox.peer_gone(peer)
-            for waiters in peer.stopped.values():
-                _wake_all(waiters)
-            peer.stopped.clear()
+            for stream_id in list(peer.stopped):
+                peer.go_on(stream_id)
 
     def _changed(self) -> None:
         self.table.generation += 1
@@ -227,25 +226,30 @@ class Switchboard:
         connection.set_state(State.DRAINING)
         self.table.remove(connection)
 
-    def _regulate(self, lane: Lane) -> None:
-        """A lane has become full, or roomy: tell its sender.
+    def _regulate(self, peer: Peer, lane: Lane | None) -> None:
+        """A lane, or the peer as a whole, has become full, or roomy: tell the sender.
 
         An openline peer is told per stream. A plain peer, and an openline peer that fills very
         many streams or does not listen, is stopped by not reading its connections.
         """
-        peer = lane.peer
+        if lane is not None:
+            self._tell_sender(peer, lane)
+        unruly = peer.plain or peer.held > FULL_LANES_PER_PEER * self.config.inbox_bytes
+        stop = peer.overfull or any(unruly or full.overrun for full in peer.full)
+        for connection in peer.connections:
+            if stop:
+                connection.pause_reading()
+            else:
+                connection.resume_reading()
+
+    def _tell_sender(self, peer: Peer, lane: Lane) -> None:
         if lane.paused:
             peer.full.add(lane)
         else:
             peer.full.discard(lane)
-        hard = peer.plain or lane.overrun or peer.held > FULL_LANES_PER_PEER * self.config.inbox_bytes
         for connection in peer.connections:
             if not connection.plain:
                 connection.send_control(encode_flow(lane.stream_id, lane.paused))
-            if lane.paused and hard:
-                connection.pause_reading()
-            elif not (peer.full and hard):
-                connection.resume_reading()
 
     def announce(self, ports: tuple[int, ...]) -> None:
         """We listen on these now: for the next hellos, and for peers whose hello came before."""
@@ -259,9 +263,3 @@ def _take_hint(connection: Connection, message: Message) -> None:
     source = message.metadata.get("sourceNodeId") if message.metadata else None
     if isinstance(source, str):
         connection.endpoint.hint = connection.peer.name = source[:128]
-
-
-def _wake_all(waiters: list[asyncio.Future[None]]) -> None:
-    for waiter in waiters:
-        if not waiter.done():
-            waiter.set_result(None)

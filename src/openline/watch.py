@@ -45,6 +45,7 @@ class Watch:
         self._buckets: dict[int, list[Connection]] = {}
         self._start = hub.loop.time()
         self._tick_number = 0
+        self._pong_every = min(PONG_EVERY, self._interval / 2)
         self._pong_due = 0.0
         self._schedule()
 
@@ -64,8 +65,11 @@ class Watch:
         self._timer.cancel()
 
     def _enter(self, connection: Connection) -> None:
-        number = math.ceil((connection.liveness.due - self._start) / self._tick_length)
-        self._buckets.setdefault(max(number, self._tick_number + 1), []).append(connection)
+        self._buckets.setdefault(self._number(connection.liveness.due), []).append(connection)
+
+    def _number(self, due: float) -> int:
+        """The tick in which something is due; the next one where that has passed."""
+        return max(math.ceil((due - self._start) / self._tick_length), self._tick_number + 1)
 
     def _schedule(self) -> None:
         self._due = self._hub.loop.time() + self._tick_length
@@ -85,7 +89,7 @@ class Watch:
             if connection.state is not State.CLOSED:
                 self._enter(connection)
         if now >= self._pong_due:
-            self._pong_due = now + PONG_EVERY
+            self._pong_due = now + self._pong_every
             self._reassure(now)
         self._schedule()
 
@@ -102,13 +106,14 @@ class Watch:
 
         A short stall does not count as silence; after a long one there is a fresh probe first.
         """
-        if late > self._interval:
-            log.info("stalled for %.1f s: probing all connections before judging any", late)
-        for connection in self._connections:
-            if late > self._interval * LONG_STALL:
-                connection.liveness.wait_for_probe(now)
-            else:
+        if late <= self._interval * LONG_STALL:
+            for connection in self._connections:
                 connection.liveness.shift(late)
+            return
+        log.info("stalled for %.1f s: probing all connections before judging any", late)
+        for connection in self._connections:
+            connection.liveness.wait_for_probe(now)
+        self._buckets = {self._number(now): list(self._connections)}
 
     def _check(self, connection: Connection, now: float) -> None:
         progress, cap = connection.link.progress, self._hub.config.progress_cap
@@ -138,7 +143,7 @@ class Watch:
     def _reassure(self, now: float) -> None:
         """Pongs that nobody asked for: to plain peers that are sending, and where we do not read."""
         for connection in self._plain:
-            if now - connection.heard < PONG_EVERY + self._tick_length:
+            if now - connection.heard < self._pong_every + self._tick_length:
                 connection.link.pong(UNASKED)
         for connection in list(self._hub.paused):
             if connection.link.broken():

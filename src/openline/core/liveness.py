@@ -137,7 +137,7 @@ class Liveness:
         if progress is None:
             return False
         arriving = progress.received > self._received
-        in_front, waiting = self._ping_end >= progress.acked, min(self._pending, progress.pending) > 0
+        in_front, waiting = self._acked < self._ping_end, min(self._pending, progress.pending) > 0
         leaving = progress.acked > self._acked and (in_front or waiting)
         self._note(progress)
         if arriving or leaving:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import resource
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,21 @@ import pytest
 import openline
 
 from .conftest import Make, Open
-from .helpers import TEXT, Box, Raw, again, eventually, frame, plain, port_of, serve, task, tasks, within
+from .helpers import (
+    TEXT,
+    Box,
+    Raw,
+    RawServer,
+    again,
+    eventually,
+    frame,
+    plain,
+    port_of,
+    serve,
+    task,
+    tasks,
+    within,
+)
 
 Plain = Callable[..., Any]
 MB = 1024 * 1024
@@ -201,6 +216,29 @@ async def test_very_many_streams_that_are_read_leave_nothing_behind(make: Make) 
     assert objects[1] - objects[0] < 1000
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3, 8])
+async def test_order_and_one_at_a_time_hold_with_more_streams_than_the_limit(make: Make, limit: int) -> None:
+    """Streams are forgotten when they are idle, never while something of them is under way."""
+    a, b = await make(max_streams=limit), await make()
+    running: set[int] = set()
+    got: dict[int, list[int]] = {}
+
+    @a.on_message
+    async def handle(peer: openline.Peer, message: openline.Message) -> None:
+        stream, number = message.payload
+        assert stream not in running, "two at a time"
+        running.add(stream)
+        await asyncio.sleep(0.001 * (number % 3))
+        running.discard(stream)
+        got.setdefault(stream, []).append(number)
+
+    sent = [task([n % 10, n // 10], stream_id=n % 10) for n in range(300)]
+    await within(b.send_batch(await serve(a), sent))
+    await eventually(lambda: sum(map(len, got.values())) == 300)
+    assert a.stats().handler_errors == 0
+    assert got == {stream: list(range(30)) for stream in range(10)}
+
+
 async def test_receive_takes_what_a_full_stream_held_back_in_order(make: Make) -> None:
     a, b = await make(**SMALL), await make()
     home, address = await serve(b), await serve(a)
@@ -314,6 +352,47 @@ async def test_a_plain_peer_that_stops_reading_stalls_its_sender_within_bounds(m
         await again(2000, lambda _: a.send(client.address, task("x" * 10_000), timeout=0.2))
     # What the kernel's buffers take, and little more.
     assert a.stats().bytes_sent < 16 * MB
+
+
+async def send_all_the_time(t: openline.Transport, address: str, count: int, payload: str) -> None:
+    """Sends that begin one after the other, none waiting for the one before."""
+    sends = []
+    for number in range(count):
+        sends.append(asyncio.ensure_future(t.send(address, task([number, payload]), timeout=20.0)))
+        if number % 10 == 0:
+            await asyncio.sleep(0)
+    await asyncio.gather(*sends)
+
+
+async def test_concurrent_sends_to_a_congested_peer_leave_in_the_order_they_began(
+    make: Make, raw_server: RawServer
+) -> None:
+    t = await make(write_high_water=32 * 1024)
+    raw_server.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)
+    connecting = asyncio.ensure_future(t.connect(raw_server.address))
+    server = await raw_server.accept()
+    await within(connecting)
+    sending = asyncio.ensure_future(send_all_the_time(t, raw_server.address, 2000, "x" * 2000))
+    got = [(await server.message())["payload"][0] for _ in range(2000)]
+    await within(sending)
+    assert got == list(range(2000))
+
+
+async def test_concurrent_sends_to_a_full_inbox_arrive_in_the_order_they_began(make: Make) -> None:
+    a, b = await make(**SMALL), await make()
+    got = []
+
+    @a.on_message
+    async def handle(peer: openline.Peer, message: openline.Message) -> None:
+        if message.payload[0] % 20 == 0:
+            await asyncio.sleep(0.001)
+        got.append(message.payload[0])
+
+    address = await serve(a)
+    await b.connect(address)
+    await within(send_all_the_time(b, address, 3000, "x"), 10.0)
+    await eventually(lambda: len(got) == 3000)
+    assert got == list(range(3000))
 
 
 async def test_a_stalled_plain_peer_does_not_delay_sends_to_others(make: Make, raw: Open) -> None:

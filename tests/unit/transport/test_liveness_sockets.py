@@ -391,6 +391,24 @@ async def test_a_stall_of_our_own_loop_kills_nothing(
     assert (stats.active, stats.evictions, stats.closed) == (2, 0, 0)
 
 
+async def next_ping(client: Raw) -> bytes:
+    while True:
+        first, data = await client.read()
+        if first & 0x0F == PING:
+            return data
+
+
+async def test_after_a_stall_there_is_a_fresh_probe_before_any_verdict(make: Make, raw: Open) -> None:
+    """A ping was out when the loop stalled: that it has no answer yet is nobody's fault but ours."""
+    t = await make(max_idle_timeout=0.6)
+    client = await raw(port_of(await serve(t)))
+    await next_ping(client)
+    time.sleep(0.5)  # noqa: ASYNC251
+    await client.frame(PONG, await next_ping(client))
+    await asyncio.sleep(0.05)
+    assert (t.stats().suspects, t.stats().closed) == (0, 0)
+
+
 async def test_a_loop_that_stalls_again_and_again_kills_nothing(make: Make) -> None:
     a, b = await make(max_idle_timeout=0.6), await make(max_idle_timeout=0.6)
     await b.connect(await serve(a))

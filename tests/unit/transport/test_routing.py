@@ -362,6 +362,30 @@ async def test_a_peer_that_reconnects_many_times_gets_every_message_once(make: M
     assert a.stats().created == 0
 
 
+@pytest.mark.parametrize("listens", [True, False], ids=["that listens", "that does not listen"])
+async def test_a_peer_in_hand_is_reached_over_its_new_connection_after_it_came_back(
+    make: Make, listens: bool
+) -> None:
+    """A program may keep the peer that a handler once got, in a table of agents, say."""
+    dials = Dials()
+    a, b = await make(opener=dials), await make()
+    at_a, at_b = Box(a), Box(b)
+    address = await serve(a)
+    if listens:
+        await serve(b)
+    await b.send(address, task("first"))
+    await eventually(lambda: at_a)
+    for connection in list(at_a.peers[0].connections):
+        connection.link.abort()
+    await eventually(lambda: a.stats().active == b.stats().active == 0)
+    await b.send(address, task("again"))
+    await eventually(lambda: len(at_a) == 2)
+    assert (await at_a.peers[0].send(task("hello again"))).direction == "inbound"
+    assert (await at_a.peers[0].reply(at_a[0], "late answer")).direction == "inbound"
+    await eventually(lambda: at_b.payloads == ["hello again", "late answer"])
+    assert dials.made == []
+
+
 # Several peers behind one IP ----------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from time import perf_counter
 
-from benchmarks import machine, plot, report, runner
+from benchmarks import machine, plot, report, runner, summary
 from benchmarks.contenders import TABLE
 from benchmarks.works import WORKS, Work
 
@@ -22,6 +22,8 @@ def main() -> int:
     if folder := options.out or default_out(options):
         report.write(folder, results, described, command(options), options.quick)
         plot.draw(folder / "results.png", results)
+        if folder == OUT:
+            summary.update(runner.ROOT / "README.md", results)
     print(f"{perf_counter() - began:.0f} s", file=sys.stderr)
     return int(any(row.note.startswith("failed") for rows in results.values() for row in rows.values()))
 

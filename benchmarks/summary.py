@@ -1,0 +1,45 @@
+"""The short comparison in the project's README, written from the results and never by hand."""
+
+from pathlib import Path
+
+from benchmarks.contenders import TABLE
+from benchmarks.report import sender, table
+from benchmarks.runner import Results
+from benchmarks.targets import ratio
+
+BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
+FOR_ECHO = "openline-handler"
+
+
+def update(readme: Path, results: Results) -> None:
+    """Replace what stands between the two marks."""
+    text = readme.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    readme.write_text(f"{before}{BEGIN}\n{comparison(results)}\n{END}{after}", encoding="utf-8")
+
+
+def comparison(results: Results) -> str:
+    names = [name for name in TABLE if name not in (FOR_ECHO, "tcp-json")]
+    head = ("", "round trip, 240 B", "one way, 240 B", "in two processes", "1 KB: lost of 100,000")
+    return table(head, [line(results, name) for name in names])
+
+
+def line(results: Results, name: str) -> list[str]:
+    echo = FOR_ECHO if name == "openline" else name
+    return [
+        sender(name),
+        times(ratio(results, "rtt", "p50_us", echo, "agentic-flow")),
+        times(ratio(results, "one-way", "rate", name, "agentic-flow")),
+        times(ratio(results, "one-way-two", "rate", name, "agentic-flow")),
+        lost(results, name),
+    ]
+
+
+def times(number: float | None) -> str:
+    return "–" if number is None else f"{number:.2f} ×"
+
+
+def lost(results: Results, name: str) -> str:
+    row = results.get("one-way-1k", {}).get(name)
+    return f"{row.median['lost']:,.0f}" if row and row.median else "–"

@@ -10,8 +10,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
-from .backends.base import Link
-from .backends.wslink import FRAGMENT
+from .backends.base import FRAGMENT, Link
 from .config import Config
 from .core.frames import (
     FRAME_BYTES,

@@ -17,7 +17,7 @@ from .message import Message, Receipt, StreamId
 from .requests import Requests
 
 if TYPE_CHECKING:
-    from .inbox import Lane
+    from .lanes import Lane
     from .sending import Sender
 
 log = logging.getLogger("openline")

@@ -23,7 +23,8 @@ from .core.selection import Rank, Reject, Want, match
 from .eager import Runner
 from .errors import Closed, NotConfirmed, Refused, Unreachable
 from .identity import Identity
-from .inbox import FULL_LANES_PER_PEER, Inbox, Lane
+from .inbox import FULL_LANES_PER_PEER, Inbox
+from .lanes import Lane
 from .message import Message
 from .peers import Dialer, Peer, PeerTable
 from .requests import Pending

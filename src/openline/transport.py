@@ -14,8 +14,8 @@ from .backends.wslink import GOING_AWAY
 from .config import Config
 from .connection import Connection, State
 from .errors import Closed, NotConfirmed
-from .inbox import Handler
 from .keeper import Keeper
+from .lanes import Handler
 from .message import DEFAULT_STREAM, Message, Receipt, StreamId
 from .peers import Peer
 from .router import Explanation

@@ -36,6 +36,9 @@ _SPEAKS_TLS = (
     b"Content-Length: 37\r\n\r\nThis port speaks TLS: dial wss:// it.\n"
 )
 
+# Ports tried where any will do, until one is free in both address families.
+PICKS = 5
+
 # Called with whether the handshake has become a connection.
 Done = Callable[[bool], None]
 ProtocolFactory = Callable[[Done], asyncio.BaseProtocol]
@@ -219,12 +222,24 @@ async def bind(host: str | None, port: int) -> list[socket.socket]:
     """
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    places = list(dict.fromkeys((item[0], item[4]) for item in found))
+    for _ in range(PICKS if port == 0 else 1):
+        try:
+            return _bind_all(places, required=host is not None)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            taken = error  # the port picked for one family is somebody's in the other
+    raise taken
+
+
+def _bind_all(places: list[tuple[int, Any]], required: bool) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     try:
-        for family, sockaddr in dict.fromkeys((item[0], item[4]) for item in found):
-            if port == 0 and sockets:
+        for family, sockaddr in places:
+            if sockaddr[1] == 0 and sockets:
                 sockaddr = (sockaddr[0], sockets[0].getsockname()[1], *sockaddr[2:])
-            sockets += _bind_one(family, sockaddr, required=host is not None or not sockets)
+            sockets += _bind_one(family, sockaddr, required or not sockets)
     except BaseException:
         for sock in sockets:
             sock.close()

@@ -14,6 +14,9 @@ from typing import Protocol
 from ..core.liveness import Progress
 from ..core.selection import Endpoint
 
+# Larger messages leave in pieces of this size, so that pings and pongs get in between.
+FRAGMENT = 64 * 1024
+
 
 class LinkEvents(Protocol):
     """What a connection is told. ``data`` is valid only during the call."""

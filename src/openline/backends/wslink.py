@@ -22,7 +22,7 @@ from ..core.frames import HEADROOM, Malformed, TooBig
 from ..core.liveness import Progress
 from ..core.selection import Endpoint
 from . import deflate
-from .base import Link, LinkEvents
+from .base import FRAGMENT, Link, LinkEvents
 
 if sys.platform != "win32":
     import fcntl
@@ -33,8 +33,6 @@ log = logging.getLogger("openline")
 TEXT, BINARY, CONTINUATION = WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION
 PING, PONG, CLOSE = WSMsgType.PING, WSMsgType.PONG, WSMsgType.CLOSE
 
-# Larger messages leave in pieces of this size, so that pings and pongs get in between.
-FRAGMENT = 64 * 1024
 # Fragments of one message: 16 MiB in pieces of 256 bytes. Empty ones cost us, and add no bytes.
 MAX_PARTS = 65_536
 # RFC 6455 section 7.4.1

@@ -1,0 +1,81 @@
+"""The queues of an inbox: one lane per (peer, stream), and those who consume from them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from .core.selection import Want
+from .message import Message, StreamId
+
+if TYPE_CHECKING:
+    from .peers import Peer
+
+Handler = Callable[["Peer", Message], Awaitable[Any] | None]
+
+
+class Use:
+    """One consumer of waiting messages: ``stream_id`` None takes all streams, ``want`` None all peers."""
+
+    __slots__ = ("stream_id", "waiters", "want")
+
+    def __init__(self, want: Want | None, stream_id: StreamId | None) -> None:
+        self.want = want
+        self.stream_id = stream_id
+        self.waiters: deque[asyncio.Future[None]] = deque()
+
+    def wake(self) -> None:
+        """One waiter looks again; the message stays until that one really takes it."""
+        while self.waiters:
+            waiter = self.waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+
+class Lane:
+    """What has arrived from one peer on one stream."""
+
+    __slots__ = (
+        "bytes",
+        "carry_on",
+        "count",
+        "handlers",
+        "only",
+        "overflowed",
+        "overrun",
+        "paused",
+        "peer",
+        "queue",
+        "running",
+        "stream_id",
+        "tap",
+        "uses",
+        "version",
+    )
+
+    def __init__(self, peer: Peer, stream_id: StreamId) -> None:
+        self.peer = peer
+        self.stream_id = stream_id
+        self.handlers: list[Handler] = []
+        # The one handler, where nothing else takes this lane's messages.
+        self.only: Handler | None = None
+        self.carry_on: Callable[[Coroutine[Any, Any, Any]], Coroutine[Any, Any, Any]]
+        self.uses: list[Use] = []
+        self.version = -1
+        # Is a handler running that has not finished? Then messages wait in the queue.
+        self.running = False
+        self.queue: deque[tuple[Message, int]] = deque()
+        # Waiting for receive().
+        self.tap: deque[tuple[Message, int, bool]] = deque()  # the bool: handlers have had it
+        self.count = 0
+        self.bytes = 0
+        # The sender was told to stop; it goes on all the same.
+        self.paused = self.overrun = False
+        self.overflowed = False
+
+    @property
+    def idle(self) -> bool:
+        return not (self.running or self.count or self.paused)

@@ -233,7 +233,7 @@ async def bind(host: str | None, port: int) -> list[socket.socket]:
     raise taken
 
 
-def _bind_all(places: list[tuple[int, Any]], required: bool) -> list[socket.socket]:
+def _bind_all(places: Sequence[tuple[int, Any]], required: bool) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     try:
         for family, sockaddr in places:

@@ -269,7 +269,7 @@ UNWRITABLE: list[Any] = [
     {"\ud800": 1},
     10**5000,
     cycle(),
-    nested(0, 5000),
+    nested(0, 100_000),
     {(1, 2): 3},
     1j,
 ]

@@ -33,6 +33,9 @@ log = logging.getLogger("openline")
 TEXT, BINARY, CONTINUATION = WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION
 PING, PONG, CLOSE = WSMsgType.PING, WSMsgType.PONG, WSMsgType.CLOSE
 
+# A server's larger frames picows sends by writelines(), which on some CPython (seen on 3.12.1 and 3.13.0)
+# does not pause the protocol when the buffer is full; a frame made in place takes another way.
+WRITELINES_OVER = 8192
 # Fragments of one message: 16 MiB in pieces of 256 bytes. Empty ones cost us, and add no bytes.
 MAX_PARTS = 65_536
 # RFC 6455 section 7.4.1
@@ -193,7 +196,7 @@ class WebSocketLink(WSListener, Link):
         if self._window and len(data) >= deflate.THRESHOLD:
             self._write(TEXT, deflate.compress(data, self._window), True)
         elif len(data) <= FRAGMENT and not self._outbox:
-            self._ws.send(TEXT, data)
+            self._write_piece(TEXT, data, True, False)
         else:
             self._write(TEXT, data, False)
 
@@ -219,11 +222,16 @@ class WebSocketLink(WSListener, Link):
             )
         self._pump()
 
+    def _write_piece(self, kind: WSMsgType, data: bytes | memoryview, fin: bool, deflated: bool) -> None:
+        if len(data) <= WRITELINES_OVER:
+            self._ws.send(kind, data, fin, deflated)
+        else:
+            self._ws.send_reuse_external_bytearray(kind, bytearray(HEADROOM) + data, HEADROOM, fin, deflated)
+
     def _pump(self) -> None:
         outbox = self._outbox
         while outbox and not self._paused and not self.closing:
-            kind, data, fin, deflated = outbox.popleft()
-            self._ws.send(kind, data, fin, deflated)
+            self._write_piece(*outbox.popleft())
         if outbox:
             self.congested = True
 

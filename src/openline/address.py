@@ -154,4 +154,5 @@ def _port(text: str, port: str, default: int | None) -> int:
 
 
 def _invalid(text: str, reason: str) -> InvalidAddress:
-    return InvalidAddress(f"address {text!r}: {reason} (for example 10.0.0.2:8770)")
+    example = "" if "as in" in reason else " (for example 10.0.0.2:8770)"
+    return InvalidAddress(f"address {text!r}: {reason}{example}")

@@ -22,6 +22,7 @@ import openline
 from openline.backends.sockets import describe
 
 FAILED, USAGE = 1, 2
+OPTIONS = "these options"
 _SHARED = "Connections and configuration"
 _FILE = {"exists": True, "dir_okay": False, "readable": True, "rich_help_panel": _SHARED}
 
@@ -100,7 +101,7 @@ def make_config(
     given = {option: value for option, value in tls.items() if value}
     if given:
         settings["tls"] = {**(settings.get("tls") or {}), **given}
-    return to_config(settings, "these options")
+    return to_config(settings, OPTIONS)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -118,7 +119,9 @@ def to_config(settings: Any, source: str) -> openline.Config:
     try:
         return msgspec.convert(settings, openline.Config)
     except msgspec.ValidationError as error:
-        raise Failure(f"{source}: {error}", USAGE) from None
+        # The place in the settings helps with a file; there is none on a command line.
+        text = str(error).partition(" - at `")[0] if source == OPTIONS else str(error)
+        raise Failure(f"{source}: {text}", USAGE) from None
 
 
 def log_to_stderr(verbose: bool) -> None:

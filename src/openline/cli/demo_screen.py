@@ -90,7 +90,7 @@ class Screen:
     def limits(self, interval: float) -> None:
         asked = "openline's default" if interval == Config().ping_interval else "set short for this run"
         self.say(
-            f"A silent line is pinged after {interval:.1f} s ({asked}), "
+            f"A silent line is pinged within {interval:.1f} s ({asked}), "
             f"suspect within {2 * interval:.1f} s, dead within {3 * interval:.1f} s."
         )
 
@@ -104,7 +104,7 @@ class Screen:
         table = Table("", "always dial", "openline")
         table.columns[1].style, table.columns[2].style = "red", "green"
         table.add_row("delivered", f"[bold]{dialing.score}[/]", f"[bold]{openline.score}[/]")
-        table.add_row("attempts", dialing.tries, openline.tries)
+        table.add_row("attempts per message", dialing.tries, openline.tries)
         table.add_row("connections created", str(dialing.created), str(openline.created))
         table.add_row("carried by", dialing.line("B"), openline.line("B"))
         table.add_row("errors", escape(dialing.error), escape(openline.error))

@@ -158,6 +158,7 @@ class Connection:
 
     def send(self, message: Message) -> bool:
         """Write one message. False: no byte of it left. Raises ``InvalidMessage``."""
+        # alive(), spelled out: this is the hot path.
         link, dispatching = self.link, self._hub.dispatching
         if link.closing or (not dispatching and link.broken()):
             return False

@@ -13,14 +13,14 @@ import inspect
 import itertools
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from functools import partial
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from .config import Config
 from .core.selection import Want
-from .eager import Runner
+from .eager import Runner, Steps
 from .errors import Closed
 from .lanes import Handler, Lane, Use
 from .message import Message, StreamId
@@ -91,14 +91,13 @@ class Inbox:
     def _bind(self, lane: Lane) -> None:
         stream = lane.stream_id
         lane.version = self._version
-        lane.handlers = [h for h, only in self._handlers if only is None or _same(only, stream)]
+        lane.handlers = [h for h, only in self._handlers if only is None or only == stream]
         lane.carry_on = partial(self._carry_on_alone, lane)
         lane.uses = [use for use in (*self._received.values(), *self._iterating) if self._fits(use, lane)]
-
         lane.only = lane.handlers[0] if len(lane.handlers) == 1 and not lane.uses else None
 
     def _fits(self, use: Use, lane: Lane) -> bool:
-        if use.stream_id is not None and not _same(use.stream_id, lane.stream_id):
+        if use.stream_id is not None and use.stream_id != lane.stream_id:
             return False
         return use.want is None or self._matches(use.want, lane.peer)
 
@@ -142,19 +141,9 @@ class Inbox:
 
     def _deliver_to(self, lane: Lane, handler: Handler, message: Message) -> None:
         """``_deliver`` for the usual case: one handler, and nothing else takes the message."""
-        try:
-            result = handler(lane.peer, message)
-            if result is None:
-                return
-            if type(result) is not CoroutineType:
-                if not inspect.isawaitable(result):
-                    return
-                result = _await(result)
-            lane.running = True
-            lane.running = not self._runner.run(result, lane.carry_on)
-        except (Exception, asyncio.CancelledError):
-            lane.running = False
-            self._failed(lane, handler)
+        steps = self._call(lane, handler, message)
+        if steps is not None:
+            self._start(lane, handler, steps, lane.carry_on)
 
     def _open(self, peer: Peer, stream_id: StreamId) -> Lane:
         if len(peer.lanes) >= self._config.max_streams and not self._drop_idle(peer) and not peer.overfull:
@@ -188,10 +177,11 @@ class Inbox:
             self._keep(lane, message, size)
         for index, handler in enumerate(lane.handlers):
             steps = self._call(lane, handler, message)
-            if steps is not None and not self._start(lane, steps, message, index + 1):
+            carry_on = partial(self._carry_on, lane, message, index + 1)
+            if steps is not None and not self._start(lane, handler, steps, carry_on):
                 return  # the lane is running now; a task does the rest
 
-    def _call(self, lane: Lane, handler: Handler, message: Message) -> Coroutine[Any, Any, Any] | None:
+    def _call(self, lane: Lane, handler: Handler, message: Message) -> Steps | None:
         """Call one handler; its coroutine if there is something left to do."""
         try:
             result = handler(lane.peer, message)
@@ -204,21 +194,17 @@ class Inbox:
             return result
         return _await(result) if inspect.isawaitable(result) else None
 
-    def _start(self, lane: Lane, steps: Coroutine[Any, Any, Any], message: Message, index: int) -> bool:
-        """Step an async handler; True if it is done already."""
+    def _start(self, lane: Lane, handler: Handler, steps: Steps, carry_on: Callable[[Steps], Steps]) -> bool:
+        """Step an async handler; True if it is done already, else a task runs ``carry_on``."""
         lane.running = True
         try:
-            done = self._runner.run(steps, lambda rest: self._carry_on(lane, rest, message, index))
+            lane.running = not self._runner.run(steps, carry_on)
         except (Exception, asyncio.CancelledError):
-            self._failed(lane, lane.handlers[index - 1])
-            done = True
-        if done:
             lane.running = False
-        return done
+            self._failed(lane, handler)
+        return not lane.running
 
-    async def _carry_on(
-        self, lane: Lane, rest: Coroutine[Any, Any, Any], message: Message, index: int
-    ) -> None:
+    async def _carry_on(self, lane: Lane, message: Message, index: int, rest: Steps) -> None:
         """In a task: finish one handler, then the other handlers, then what has queued up."""
         handlers = lane.handlers
         try:
@@ -229,7 +215,7 @@ class Inbox:
             raise
         await self._drain(lane)
 
-    async def _carry_on_alone(self, lane: Lane, rest: Coroutine[Any, Any, Any]) -> None:
+    async def _carry_on_alone(self, lane: Lane, rest: Steps) -> None:
         """The same where there was only that handler."""
         try:
             await self._guard(lane, lane.handlers[0], rest)
@@ -258,7 +244,7 @@ class Inbox:
             if steps is not None:
                 await self._guard(lane, handler, self._runner.isolated(steps))
 
-    async def _guard(self, lane: Lane, handler: Handler, steps: Coroutine[Any, Any, Any]) -> None:
+    async def _guard(self, lane: Lane, handler: Handler, steps: Steps) -> None:
         try:
             await steps
         except Exception:
@@ -439,11 +425,6 @@ class Inbox:
         for use in (*self._received.values(), *self._iterating):
             while use.waiters:
                 use.wake()
-
-
-def _same(one: StreamId, other: StreamId) -> bool:
-    """42 and "42" differ, as they do on the wire."""
-    return one == other
 
 
 async def _await(awaitable: Awaitable[Any]) -> Any:

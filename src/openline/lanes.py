@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from .core.selection import Want
+from .eager import Steps
 from .message import Message, StreamId
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Lane:
         self.handlers: list[Handler] = []
         # The one handler, where nothing else takes this lane's messages.
         self.only: Handler | None = None
-        self.carry_on: Callable[[Coroutine[Any, Any, Any]], Coroutine[Any, Any, Any]]
+        self.carry_on: Callable[[Steps], Steps]
         self.uses: list[Use] = []
         self.version = -1
         # Is a handler running that has not finished? Then messages wait in the queue.

@@ -14,7 +14,7 @@ import msgspec
 from .address import Address
 from .backends.sockets import ip_of, numeric, resolve
 from .connection import Connection
-from .core.selection import RANK_TEXT, Plan, Quality, Rank, Want
+from .core.selection import RANK_TEXT, Plan, Quality, Rank, Want, best_of
 from .errors import Refused, Unreachable
 from .peers import Dialer, Peer, PeerTable
 
@@ -109,7 +109,7 @@ class Router:
 
     async def find_for(self, peer: Peer) -> tuple[Connection, bool]:
         """The same for a peer: any of its connections, else a dial to where it listens."""
-        best = max(peer.connections, key=_preference, default=None)
+        best = best_of(peer.connections)
         if best is not None and best.quality >= Quality.CONGESTED:
             return best, True
         if peer.dial_address is None or self._is_ephemeral(peer.dial_address):
@@ -249,12 +249,6 @@ class _Ports:
     def note(self, ip: str, port: int) -> str | None:
         until, note = self._until.get((ip, port), (0.0, ""))
         return note if self._loop.time() < until else None
-
-
-def _preference(connection: Connection) -> tuple[int, bool, int]:
-    """Rule 3.1 within one peer: the best state, then outbound, then the newest."""
-    end = connection.endpoint
-    return connection.quality, end.direction == "outbound", connection.number
 
 
 def _last_resort(connection: Connection | None, address: str, reason: str) -> Connection:

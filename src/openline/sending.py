@@ -42,12 +42,6 @@ class Sender:
     async def send(
         self, address: str | Address, message: Message, *, timeout: float | None = None
     ) -> Receipt:
-        """Send one message. ``timeout`` (default ``Config.send_timeout``) bounds waiting for a
-        connection and for room on it.
-
-        Raises ``Unreachable`` (no byte left), ``Refused``, ``InvalidMessage``, ``MessageTooLarge``,
-        ``Closed`` and ``TimeoutError``.
-        """
         connection = self._router.quick(address)
         if connection is None or connection.peer.stopped:
             return await self._send(self._finder(address), str(address), message, timeout)
@@ -147,11 +141,6 @@ class Sender:
     async def batch(
         self, address: str | Address, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Receipt]:
-        """Send many messages, pipelined and in order, with one dial at most.
-
-        ``timeout`` bounds each wait for room. Raises as ``send`` does; an ``Unreachable`` then
-        tells in ``sent`` how many were handed over before.
-        """
         find = self._finder(address)
         waiting = list(messages)
         receipts: list[Receipt] = []
@@ -178,11 +167,6 @@ class Sender:
     async def request(
         self, address: str | Address, message: Message, timeout: float | None = None
     ) -> Message:
-        """Send and wait for the answer to exactly this message.
-
-        Raises ``TimeoutError`` after ``timeout`` seconds (default ``Config.request_timeout``),
-        ``NotConfirmed`` where a plain peer's connection dies before the answer, and as ``send`` does.
-        """
         connection = self._router.quick(address)
         if connection is not None and connection.peer.stopped:
             connection = None

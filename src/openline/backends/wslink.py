@@ -260,12 +260,6 @@ class WebSocketLink(WSListener, Link):
         self._why = self._why or "aborted by this side"
         self._ws.disconnect(graceful=False)
 
-    @property
-    def unsent(self) -> int:
-        """Bytes in user space that the kernel has not taken yet."""
-        size: int = self._ws.underlying_transport.get_write_buffer_size()
-        return size + sum(len(part[1]) for part in self._outbox or ())
-
     def pause_reading(self) -> None:
         if not self.closing:
             self._ws.underlying_transport.pause_reading()

@@ -167,8 +167,10 @@ def plan(want: Want, candidates: Sequence[C]) -> Plan[C]:
 
 
 def best_of(candidates: Iterable[C]) -> C | None:
-    """The best of connections that all reach the same peer."""
-    return max(candidates, key=lambda c: (c.quality, c.number), default=None)
+    """The best of connections that all reach the same peer: by state, then outbound, then the newest."""
+    return max(
+        candidates, key=lambda c: (c.quality, c.endpoint.direction == "outbound", c.number), default=None
+    )
 
 
 def _why_not(other: Candidate, best: Candidate) -> str:

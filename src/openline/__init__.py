@@ -8,16 +8,19 @@ from .errors import (
     Error,
     IdentityConflict,
     InvalidAddress,
+    InvalidIdentity,
     InvalidMessage,
+    InvalidSignature,
     MessageTooLarge,
     NotConfirmed,
     Refused,
     Unreachable,
 )
-from .identity import Identity
+from .identity import Identity, node_id_of, public_key_of
 from .message import Message, Receipt
 from .peers import Peer
 from .router import Explanation
+from .signing import canonical, sign_message, verify_message
 from .stats import Stats
 from .transport import Listener, Transport, load_transport
 
@@ -33,7 +36,9 @@ __all__ = [
     "Identity",
     "IdentityConflict",
     "InvalidAddress",
+    "InvalidIdentity",
     "InvalidMessage",
+    "InvalidSignature",
     "Listener",
     "Message",
     "MessageTooLarge",
@@ -46,6 +51,11 @@ __all__ = [
     "Transport",
     "Unreachable",
     "__version__",
+    "canonical",
     "capabilities",
     "load_transport",
+    "node_id_of",
+    "public_key_of",
+    "sign_message",
+    "verify_message",
 ]

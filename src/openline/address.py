@@ -12,7 +12,8 @@ from .errors import InvalidAddress
 
 SCHEMES = ("ws", "wss", "quic")
 _DEFAULT_PORTS = {"ws": 80, "wss": 443}
-_NODE_ID = re.compile(r"[a-z2-7]{52}")
+# 32 bytes in base32: the last character holds one bit of them, so that each key has one text.
+_NODE_ID = re.compile(r"[a-z2-7]{51}[aq]")
 # An address ends up in an HTTP request: nothing that could begin another header.
 _PRINTABLE = re.compile(r"[!-~]+")
 _SCOPE = re.compile(r"[A-Za-z0-9._-]+")
@@ -20,7 +21,10 @@ _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-
 
 
 class Address(msgspec.Struct, frozen=True):
-    """A parsed address. ``scheme`` is None for a bare ``host:port`` (any backend will do)."""
+    """A parsed address. ``scheme`` is None for a bare ``host:port`` (any backend will do).
+
+    A bare node id has no host and port 0: it is reached wherever that node is known to be.
+    """
 
     host: str
     port: int
@@ -31,6 +35,8 @@ class Address(msgspec.Struct, frozen=True):
     @classmethod
     def parse(cls, text: str | Address) -> Address:
         """Parse ``host:port``, ``ws://``, ``wss://`` or ``quic://``, each with optional ``NODEID@``.
+
+        Or a bare ``NODEID``.
 
         Raises ``InvalidAddress``.
         """
@@ -51,6 +57,11 @@ class Address(msgspec.Struct, frozen=True):
         return self.scheme or "ws", self.node_id, self.host, self.port, self.path
 
     @property
+    def dialable(self) -> bool:
+        """False for a bare node id."""
+        return bool(self.host)
+
+    @property
     def netloc(self) -> str:
         return join(self.host, self.port)
 
@@ -60,6 +71,8 @@ class Address(msgspec.Struct, frozen=True):
         return f"{self.scheme or 'ws'}://{self.netloc}{self.path}"
 
     def __str__(self) -> str:
+        if not self.host:
+            return self.node_id or ""
         scheme = f"{self.scheme}://" if self.scheme else ""
         node = f"{self.node_id}@" if self.node_id else ""
         path = "" if self.path == "/" else self.path
@@ -91,6 +104,8 @@ def is_node_id(text: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _parse(text: str) -> Address:
+    if is_node_id(text):
+        return Address("", 0, None, text)
     scheme, rest = _split_scheme(text)
     if text and not _PRINTABLE.fullmatch(text):
         raise _invalid(text, "it holds a space, a control character or a character outside ASCII")

@@ -6,10 +6,14 @@ Every limit has a name here; the comment beside it is its reason. Times are seco
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Literal, get_args
+import os
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
+
+from .address import is_node_id
+from .identity import Identity
 
 Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
@@ -54,6 +58,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     # Shown to peers in the hello; a claim, never proof.
     name: Annotated[str, Meta(max_length=128)] = ""
+    # Who this node is: an ``Identity``, or the path of a file made by ``openline id`` or
+    # ``Identity().save(path)``. None makes a new one in memory, which ends with the process.
+    identity: Any = None
+    # Node ids that may connect or be connected to; None is anybody, plain peers too.
+    allow: tuple[str, ...] | None = None
     tls: Tls | None = None
     # permessage-deflate (RFC 7692): costs CPU on every message, so it is asked for, not assumed.
     compression: bool = False
@@ -72,8 +81,16 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     handshake_timeout: Positive = 5.0
     # Half-open handshakes kept at a time; the oldest makes room, so a flood cannot shut the door.
     max_pending_handshakes: Count = 256
-    # How long a send may wait for a connection and for room on it.
+    # How long a send may wait: for a connection, for room on it, and for the acknowledgement.
     send_timeout: Positive = 30.0
+    # How long a peer that cannot be reached keeps its place: then what is not acknowledged is given
+    # up. Longer than a reboot of its router. The receiving side remembers twice as long what it has
+    # had, so that nothing is ever handed over twice.
+    resume_timeout: Positive = 120.0
+    # Unacknowledged messages and bytes per (peer, stream), kept to be sent again. 4 MiB fill a
+    # 40 ms path at 800 Mbit/s.
+    window_messages: Count = 16384
+    window_bytes: Count = 4 * 1024 * 1024
     # Connections tried for one message before giving up; each failed one has been evicted.
     max_attempts: Count = 4
     # Default for request(timeout=...).
@@ -100,6 +117,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             value = getattr(self, name)
             if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
                 raise ValueError(f"{name} must be greater than 0, not {value!r}")
+        if self.identity is not None and not isinstance(self.identity, str | os.PathLike | Identity):
+            raise ValueError("identity must be a path or an openline.Identity")
+        for node_id in self.allow or ():
+            if not is_node_id(node_id):
+                raise ValueError(f"allow: {node_id!r} is not a node id (52 characters of a-z and 2-7)")
         if self.plain_reuse not in get_args(PlainReuse):
             raise ValueError(f"plain_reuse must be one of {get_args(PlainReuse)}, not {self.plain_reuse!r}")
         if self.backoff_max < self.backoff_min:

@@ -5,30 +5,39 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import time
+from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 from .backends.base import FRAGMENT, Link
 from .config import Config
+from .core.collision import Claim, rank_of
 from .core.frames import (
     FRAME_BYTES,
     Batch,
+    Batched,
+    EncodedNotes,
     Flow,
     Listening,
     Malformed,
     TooBig,
+    Welcome,
+    append_notes,
     decode_frame,
     decode_plain,
     encode_batch,
+    encode_notes,
+    encode_notes_frame,
     encode_plain,
 )
 from .core.handshake import check_ports
 from .core.liveness import Liveness
 from .core.selection import Endpoint, Quality
-from .errors import MessageTooLarge
-from .message import Message, Receipt
+from .core.session import Outgoing, Session, open_at
+from .errors import InvalidMessage, MessageTooLarge
+from .message import Message, Receipt, StreamId
+from .parcel import Parcel
 from .stats import Counters
 
 if TYPE_CHECKING:
@@ -36,9 +45,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("openline")
 
+# Streams a connection notes as opened beyond those its session knows, before it looks again.
+SPARE_OPENED = 1024
+
 # Payloads that tell the answer to our liveness ping from a pong that nobody asked for.
 PROBE = b"probe"
 UNASKED = b"alive"
+# Asked of a connection whose process seems to have been replaced by another with the same key.
+CHALLENGE = b"still you?"
 
 _numbers = itertools.count(1)
 
@@ -65,8 +79,17 @@ class Hub(Protocol):
     dirty: list[Connection]
     # Connections that are not being read.
     paused: dict[Connection, None]
+    # Peers with something unacknowledged.
+    unacked: dict[Peer, None]
+    node_id: str
+
+    stopwatch: Callable[[], float]
 
     def on_messages(self, connection: Connection, messages: list[Message], size: int) -> None: ...
+    def on_batch(self, connection: Connection, batch: Batched, size: int) -> None: ...
+    def on_far_end_lost(self, connection: Connection, lost: list[bytes]) -> None: ...
+    def on_second_process(self, connection: Connection) -> None: ...
+    def divert(self, connection: Connection, parcel: Parcel) -> bool: ...
     def on_flow(self, connection: Connection, flow: Flow) -> None: ...
     def on_listening(self, connection: Connection, ports: tuple[int, ...]) -> None: ...
     def on_state(self, connection: Connection) -> None: ...
@@ -82,9 +105,13 @@ class Connection:
         "_complained",
         "_holding",
         "_hub",
+        "_opened",
+        "_opens",
         "_pings",
         "_probed_at",
         "_waiters",
+        "acks",
+        "doubted",
         "endpoint",
         "heard",
         "link",
@@ -92,8 +119,10 @@ class Connection:
         "number",
         "peer",
         "plain",
+        "positions",
         "reading_paused",
         "receipt",
+        "session",
         "state",
         "tx",
         "tx_heard",
@@ -114,7 +143,16 @@ class Connection:
         # if it dies.
         self.tx = self.tx_heard = 0
         self.reading_paused = False
-        self.receipt = Receipt(1, False, link.backend, link.endpoint.direction)
+        self.receipt = Receipt(1, not self.plain, link.backend, link.endpoint.direction)
+        # Between openline peers: the numbers of streams, ours and theirs, and what we owe them.
+        self.session: Session[Parcel] | None = None
+        self.positions: dict[StreamId, int] | None = None
+        self._opened: dict[StreamId, Outgoing[Parcel]] | None = None
+        self._opens: list[tuple[StreamId, int]] | None = None
+        # To be acknowledged.
+        self.acks: dict[StreamId, int] | None = None
+        # Toward a plain peer: the messages since its last sign of life, where somebody wants to know.
+        self.doubted: deque[Message] | None = None
         self._hub = hub
         self._batch: Batch | None = None
         self._holding = False
@@ -142,6 +180,16 @@ class Connection:
         return Quality.SUSPECT if self.state is State.SUSPECT else Quality.DRAINING
 
     @property
+    def claim(self) -> Claim:
+        """What speaks for it where two connections reach the same process (rule 3.3)."""
+        end = self.endpoint
+        hello = end.hello
+        assert hello is not None
+        outbound = end.direction == "outbound"
+        initiator = self._hub.node_id if outbound else hello.node_id
+        return Claim(rank_of(self.link.backend, end.secure), initiator, hello.dial)
+
+    @property
     def usable(self) -> bool:
         """Good enough to be taken without looking at any other."""
         return self.state is State.LIVE and not self.link.congested
@@ -157,40 +205,126 @@ class Connection:
         return not (link.closing or (not self._hub.dispatching and link.broken()))
 
     def send(self, message: Message) -> bool:
-        """Write one message. False: no byte of it left. Raises ``InvalidMessage``."""
-        # alive(), spelled out: this is the hot path.
-        link, dispatching = self.link, self._hub.dispatching
-        if link.closing or (not dispatching and link.broken()):
+        """Write one message to a plain peer. False: no byte of it left. Raises ``InvalidMessage``."""
+        if not self.alive():
             return False
-        size = self._send_plain(message) if self.plain else self._send_batched(message)
-        if size <= FRAGMENT and not dispatching and link.closing:
+        size = self._send_plain(message)
+        if size <= FRAGMENT and not self._hub.dispatching and self.link.closing:
             return False  # the write itself found out, and nothing of it has left
-        self.tx += 1
-        counters = self._hub.counters
-        counters.messages_sent += 1
-        counters.bytes_sent += size
+        self._count(1, size)
+        if self.doubted is not None:
+            self.doubted.append(message)
         return True
 
     def send_many(self, messages: list[Message]) -> bool:
-        """Write several, toward an openline peer as one frame. False: no byte left."""
+        """Write several to a plain peer. False: no byte left."""
         if not self.alive():
             return False
-        if self.plain:
-            return self._send_one_by_one(messages)
+        for message in messages:  # counted one by one, as any may raise
+            self._count(1, self._send_plain(message))
+            if self.doubted is not None:
+                self.doubted.append(message)
+        return True
+
+    # Sending in a session ------------------------------------------------------------------------
+
+    def post(self, parcel: Parcel) -> bool:
+        """Number a parcel in its stream, and write it. False: nothing of it left.
+
+        Of several messages that are together too large for a frame it keeps the first. Another
+        connection of the peer may take it, so that streams stay in order. Raises ``Blocked`` and
+        ``InvalidMessage``; then the parcel has no numbers.
+        """
+        peer = self.peer
+        if peer.carrier is not self:
+            return self._hub.divert(self, parcel)
+        # alive(), spelled out: this is the hot path.
+        link = self.link
+        if link.closing or (not self._hub.dispatching and link.broken()):
+            return False
+        assert self.session is not None
+        messages = parcel.messages
+        stream_id = messages[0].stream_id
+        out = self.session.out.get(stream_id)
+        if out is None:
+            out = self.session.outgoing(stream_id)
+        if self._opened is None or self._opened.get(stream_id) is not out:
+            self._open(stream_id, out, out.next)
+        if len(messages) == 1:
+            parcel.size = self._send_batched(messages[0])
+        else:
+            parcel.size = self._send_several(messages)
+        if not out.unacked:
+            self._hub.unacked[peer] = None
+        out.add(parcel)
+        if out.full:
+            peer.fill(stream_id)
+        self.tx += len(messages)
+        counters = self._hub.counters
+        counters.messages_sent += len(messages)
+        counters.bytes_sent += parcel.size
+        return True
+
+    def resume(self) -> None:
+        """Carry the session on from here: open its streams anew, send what is not acknowledged."""
+        assert self.session is not None
+        self._opened, self._opens = {}, None
+        for stream_id, out in self.session.unacked():
+            self._open(stream_id, out, open_at(out))
+            for parcel in out.unacked:
+                self._send_again(stream_id, out, parcel)
+        self.flush()
+
+    def _send_again(self, stream_id: StreamId, out: Outgoing[Parcel], parcel: Parcel) -> None:
+        messages = out.pending(parcel)
+        parcel.attempts += 1
+        self._hub.counters.resent += len(messages)
+        try:
+            while messages:
+                part = messages.copy()
+                self._send_several(part)
+                messages = messages[len(part) :]
+        except InvalidMessage as error:
+            # The program has changed it meanwhile. Its numbers are skipped.
+            parcel.set_exception(error)
+            log.error("message changed while it was on its way: %s", error)
+            self._open(stream_id, out, parcel.end)
+
+    def _open(self, stream_id: StreamId, out: Outgoing[Parcel], number: int) -> None:
+        if self._opened is None:
+            self._opened = {}
+        if len(self._opened) > len(self.session.out if self.session else ()) + SPARE_OPENED:
+            self._opened.clear()  # streams that the session has forgotten
+        self._opened[stream_id] = out
+        if self._opens is None:
+            self._opens = []
+        self._opens.append((stream_id, number))
+
+    def _notes(self) -> EncodedNotes | None:
+        """What sessions have to tell each other, to go with the next frame."""
+        acks, opens = self.acks, self._opens
+        if acks is None and opens is None:
+            return None
+        self.acks = self._opens = None
+        return encode_notes(acks or {}, opens)
+
+    def _send_several(self, messages: list[Message]) -> int:
+        """As one frame; what does not fit in, at the end, is taken off the list. Returns the size."""
         self.flush()
         frame = encode_batch(messages)
         if len(frame) > min(FRAME_BYTES + FRAME_BYTES // 2, self._hub.config.max_message_size):
-            return self._send_one_by_one(messages)
+            del messages[_fitting(messages) :]
+            if len(messages) == 1:
+                size = self._send_batched(messages[0])
+                self.flush()
+                return size
+            frame = encode_batch(messages)
+        size = len(frame)
+        notes = self._notes()
+        if notes is not None:
+            append_notes(frame, notes)
         self.link.write_binary(frame)
-        self._count(len(messages), len(frame))
-        return True
-
-    def _send_one_by_one(self, messages: list[Message]) -> bool:
-        """To a plain peer, or together too large for a frame; counted one by one, as any may raise."""
-        for message in messages:
-            self._count(1, self._send_plain(message) if self.plain else self._send_batched(message))
-        self.flush()
-        return True
+        return size
 
     def _count(self, messages: int, size: int) -> None:
         self.tx += messages
@@ -214,7 +348,7 @@ class Connection:
             self._check_size(message, size)
         if len(batch.buffer) > FRAME_BYTES:
             if batch.count > 1:
-                self.link.write_binary(batch.split_last(size))
+                self.link.write_binary(batch.split_last(size, self._notes()))
             self.flush()
         elif self._hub.dispatching:
             if batch.count == 1:
@@ -247,16 +381,16 @@ class Connection:
         self.flush()
 
     def flush(self) -> None:
-        """Write what has gathered."""
+        """Write what has gathered: messages, and notes."""
         batch = self._batch
         if batch is None or not batch.count:
-            return
-        if self.link.closing:
-            self._hub.counters.in_doubt += batch.count
-            log.warning("%r went away with %d messages unsent", self, batch.count)
-            batch.seal()
-            return
-        self.link.write_binary(batch.seal())
+            notes = self._notes()
+            if notes is not None and not self.link.closing:
+                self.link.write_binary(encode_notes_frame(notes))
+        elif self.link.closing:
+            batch.seal()  # its session sends it over another connection
+        else:
+            self.link.write_binary(batch.seal(self._notes()))
 
     def send_control(self, frame: bytearray) -> None:
         """A control frame to an openline peer, after what has gathered."""
@@ -296,8 +430,13 @@ class Connection:
 
     def probe(self) -> None:
         """The liveness ping; its pong also tells the round trip."""
-        self._probed_at = time.perf_counter()
+        self._probed_at = self._hub.stopwatch()
         self.link.ping(PROBE)
+
+    def challenge(self) -> None:
+        """Is the process behind this connection still there? A pong to this says yes."""
+        if not self.link.closing:
+            self.link.ping(CHALLENGE)
 
     async def ping(self) -> float:
         """One WebSocket ping: the round trip in seconds. Raises ``ConnectionError`` when it dies."""
@@ -305,7 +444,7 @@ class Connection:
             self._pings = {}
         payload = next(_numbers).to_bytes(8, "big")
         answer: asyncio.Future[float] = self._hub.loop.create_future()
-        self._pings[payload] = (time.perf_counter(), answer)
+        self._pings[payload] = (self._hub.stopwatch(), answer)
         try:
             self.flush()
             self.link.ping(payload)
@@ -331,8 +470,12 @@ class Connection:
     def _hear(self) -> None:
         self.heard = self._hub.now
         self.tx_heard = self.tx
+        if self.doubted:
+            self.doubted.clear()
 
     def on_text(self, data: memoryview) -> None:
+        if not self.plain:
+            raise Malformed("a text between openline peers")
         self._hear()
         limit = self._hub.config.max_message_size
         if len(data) > limit:
@@ -351,13 +494,21 @@ class Connection:
         self.heard = self._hub.now
         self.tx_heard = self.tx
         frame = decode_frame(data)
-        if type(frame) is list:
-            self._hub.on_messages(self, frame, len(data))
-        elif type(frame) is Flow:
+        if isinstance(frame, Batched):
+            self._hub.on_batch(self, frame, len(data))
+        else:
+            self._on_control(frame)
+
+    def _on_control(self, frame: object) -> None:
+        if isinstance(frame, Flow):
             self._hub.on_flow(self, frame)
-        elif type(frame) is Listening:
+        elif isinstance(frame, Listening):
             check_ports(frame.ports)
             self._hub.on_listening(self, frame.ports)
+        elif isinstance(frame, Welcome):
+            self._hub.on_far_end_lost(self, frame.lost)
+        elif frame is not None:
+            raise Malformed(f"a {type(frame).__name__.lower()} frame out of place")
 
     def on_ping(self, payload: bytes) -> None:
         self._hear()
@@ -366,13 +517,16 @@ class Connection:
     def on_pong(self, payload: bytes) -> None:
         self._hear()
         if payload == PROBE and self._probed_at:
-            self._measured(time.perf_counter() - self._probed_at)
+            self._measured(self._hub.stopwatch() - self._probed_at)
             self._probed_at = 0.0
+            return
+        if payload == CHALLENGE:
+            self._hub.on_second_process(self)
             return
         waiting = self._pings.pop(payload, None) if self._pings else None
         if waiting is not None and not waiting[1].done():
-            self._measured(time.perf_counter() - waiting[0])
-            waiting[1].set_result(time.perf_counter() - waiting[0])
+            self._measured(self._hub.stopwatch() - waiting[0])
+            waiting[1].set_result(self._hub.stopwatch() - waiting[0])
 
     def _measured(self, rtt: float) -> None:
         last = self.receipt
@@ -398,3 +552,13 @@ class Connection:
         if not self._complained:
             self._complained = True
             log.warning("dropped a message from %s: %s (logged once)", self.endpoint.remote, error)
+
+
+def _fitting(messages: list[Message]) -> int:
+    """How many of them fit in a frame; one at least."""
+    total = 0
+    for index, message in enumerate(messages):
+        total += Batch().add(message)
+        if index and total > FRAME_BYTES:
+            return index
+    return len(messages)

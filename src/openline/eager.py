@@ -4,6 +4,9 @@ A handler that never suspends costs no task and no trip through the loop. It sti
 ``asyncio.current_task()``, so ``asyncio.timeout`` and task groups work: each step is taken in the
 name of a parked task (a *pilot*), and if the coroutine suspends, that same task carries it on.
 ``_enter_task`` and ``_leave_task`` are asyncio's documented hooks for this ("Extending asyncio").
+
+A coroutine that suspends for a ``Waiter`` alone, as one that awaits ``peer.reply()`` does, is
+stepped on by the news it waits for, still without its task having run.
 """
 
 from __future__ import annotations
@@ -15,10 +18,14 @@ from asyncio import _enter_task, _leave_task, current_task
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
+from .waiter import Waiter
+
 # Parked tasks kept for the next handlers; more than this many at a time is rare.
 MAX_PARKED = 64
 
 Steps = Coroutine[Any, Any, Any]
+# Told how a coroutine ended that was stepped on by a waiter; returns what its task still has to do.
+Ended = Callable[[BaseException | None], Steps | None]
 
 
 class Runner:
@@ -32,9 +39,10 @@ class Runner:
         self._busy: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    def run(self, coroutine: Steps, wrap: Callable[[Steps], Steps]) -> bool:
+    def run(self, coroutine: Steps, wrap: Callable[[Steps], Steps], ended: Ended | None = None) -> bool:
         """Step ``coroutine``. True: it has finished. False: a task now carries ``wrap(coroutine)``.
 
+        With ``ended`` it may also be left to a waiter, and ``ended`` is called when it has finished.
         Raises what the coroutine raises in its first step.
         """
         pilot = self._free_pilot()
@@ -53,7 +61,11 @@ class Runner:
             raise
         finally:
             _leave_task(self.loop, task)
-        self._carry(pilot, coroutine, wrap(_resume(coroutine, yielded, context)))
+        if ended is not None and isinstance(yielded, Waiter) and not yielded._state:
+            self._busy.add(task)
+            pilot.hold(coroutine, context, wrap, ended, yielded)
+        else:
+            self._carry(pilot, coroutine, wrap(_resume(coroutine, yielded, context)))
         return False
 
     async def isolated(self, coroutine: Steps) -> Any:
@@ -80,9 +92,42 @@ class Runner:
         pilot.task.add_done_callback(pilot.ended)
         return pilot
 
-    def _carry(self, pilot: _Pilot, coroutine: Steps, job: Steps) -> None:
+    def _carry(self, pilot: _Pilot, coroutine: Steps | None, job: Steps) -> None:
         self._busy.add(pilot.task)
         pilot.carry(coroutine, job)
+
+    def step(self, pilot: _Pilot) -> None:
+        """The waiter of a held coroutine has its news."""
+        loop, coroutine = self.loop, pilot.cargo
+        if coroutine is None or not pilot.held:
+            return  # its task has taken it over
+        pilot.held = False
+        if current_task(loop) is not None:
+            # A task may not be entered inside another one.
+            self._carry(pilot, coroutine, pilot.wrap(_resume(coroutine, None, pilot.context)))
+            return
+        error: BaseException | None = None
+        _enter_task(loop, pilot.task)
+        try:
+            yielded = pilot.context.run(coroutine.send, None)
+        except StopIteration:
+            pass
+        except (Exception, asyncio.CancelledError) as raised:
+            error = raised
+        else:
+            if isinstance(yielded, Waiter) and not yielded._state:
+                pilot.hold(coroutine, pilot.context, pilot.wrap, pilot.ended_with, yielded)
+            else:
+                self._carry(pilot, coroutine, pilot.wrap(_resume(coroutine, yielded, pilot.context)))
+            return
+        finally:
+            _leave_task(loop, pilot.task)
+        pilot.cargo = None
+        rest = pilot.ended_with(error)
+        if rest is None:
+            self.park(pilot)
+        else:
+            self._carry(pilot, None, rest)
 
     def lost(self, task: asyncio.Task[None]) -> None:
         self._busy.discard(task)
@@ -117,32 +162,73 @@ class Runner:
 class _Pilot:
     """A task that waits for something to carry."""
 
-    __slots__ = ("_cargo", "_job", "_runner", "_wake", "task")
+    __slots__ = (
+        "_job",
+        "_runner",
+        "_waiter",
+        "_wake",
+        "cargo",
+        "context",
+        "ended_with",
+        "held",
+        "on_news",
+        "task",
+        "wrap",
+    )
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
+        # While held: the coroutine is stepped in the task's name without it.
+        self.held = False
+        self.context: contextvars.Context
+        self.wrap: Callable[[Steps], Steps]
+        self.ended_with: Ended
+        self._waiter: Waiter[Any]
+        # Made once, not for each message.
+        self.on_news = self._on_news
         self._job: Steps | None = None
         # What the job is about, to be closed with it.
-        self._cargo: Steps | None = None
+        self.cargo: Steps | None = None
         self._wake: asyncio.Future[None] | None = None
         self.task = runner.loop.create_task(self._fly())
 
-    def carry(self, coroutine: Steps, job: Steps) -> None:
-        self._cargo, self._job = coroutine, job
+    def hold(
+        self,
+        coroutine: Steps,
+        context: contextvars.Context,
+        wrap: Callable[[Steps], Steps],
+        ended: Ended,
+        waiter: Waiter[Any],
+    ) -> None:
+        """Leave a coroutine to the waiter it waits for."""
+        self.held = True
+        self.cargo, self.context, self.wrap, self.ended_with = coroutine, context, wrap, ended
+        self._waiter = waiter
+        waiter.call(self.on_news)
+
+    def _on_news(self, waiter: Waiter[Any]) -> None:
+        self._runner.step(self)
+
+    def carry(self, coroutine: Steps | None, job: Steps) -> None:
+        self.cargo, self._job = coroutine, job
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
     def ended(self, task: asyncio.Task[None]) -> None:
         """The task is over; what it has not come to carry is closed."""
         self._runner.lost(task)
-        for coroutine in (self._job, self._cargo):
+        for coroutine in (self._job, self.cargo):
             if coroutine is not None:
                 coroutine.close()
-        self._job = self._cargo = None
+        self._job = self.cargo = None
+        self.held = False
 
     async def _fly(self) -> None:
         while True:
             cancelled = await self._parked()
+            if cancelled and self.held and self.cargo is not None:
+                self.held = False
+                self._job = self.wrap(_resume(self.cargo, self._waiter, self.context))
             job, self._job = self._job, None
             if job is None:
                 return
@@ -151,7 +237,7 @@ class _Pilot:
                 self.task.uncancel()
                 self._runner.loop.call_soon(self.task.cancel)
             await job
-            self._cargo = None
+            self.cargo = None
             self._runner.park(self)
 
     async def _parked(self) -> bool:

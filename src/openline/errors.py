@@ -17,6 +17,14 @@ class InvalidAddress(Error, ValueError):
     """An address that cannot be parsed; the text says what is wrong and shows a valid form."""
 
 
+class InvalidIdentity(Error, ValueError):
+    """A node id that is none, or an identity file that cannot be used; the text says why."""
+
+
+class InvalidSignature(Error):
+    """A message that its key did not sign, or not like this; the text says what is wrong."""
+
+
 class InvalidMessage(Error, ValueError):
     """A message that cannot be sent to this peer, such as ``bytes`` toward a plain peer."""
 
@@ -34,7 +42,16 @@ class IdentityConflict(Error):
 
 
 class NotConfirmed(Error):
-    """Bytes of the message left, but nothing confirms that the peer has it."""
+    """Bytes of the message left, but nothing confirms that the peer has it.
+
+    ``attempts`` is how many connections it was written to. ``acked`` is how many messages of a
+    batch were confirmed before (0 for a single send).
+    """
+
+    def __init__(self, text: str, *, attempts: int = 1, acked: int = 0) -> None:
+        super().__init__(text)
+        self.attempts = attempts
+        self.acked = acked
 
 
 class Unreachable(Error):

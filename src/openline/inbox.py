@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import Config
 from .core.selection import Want
-from .eager import Runner, Steps
+from .eager import Ended, Runner, Steps
 from .errors import Closed
 from .lanes import Handler, Lane, Use
 from .message import Message, StreamId
@@ -93,6 +93,7 @@ class Inbox:
         lane.version = self._version
         lane.handlers = [h for h, only in self._handlers if only is None or only == stream]
         lane.carry_on = partial(self._carry_on_alone, lane)
+        lane.ended = partial(self._ended_alone, lane)
         lane.uses = [use for use in (*self._received.values(), *self._iterating) if self._fits(use, lane)]
         lane.only = lane.handlers[0] if len(lane.handlers) == 1 and not lane.uses else None
 
@@ -143,7 +144,7 @@ class Inbox:
         """``_deliver`` for the usual case: one handler, and nothing else takes the message."""
         steps = self._call(lane, handler, message)
         if steps is not None:
-            self._start(lane, handler, steps, lane.carry_on)
+            self._start(lane, handler, steps, lane.carry_on, lane.ended)
 
     def _open(self, peer: Peer, stream_id: StreamId) -> Lane:
         if len(peer.lanes) >= self._config.max_streams and not self._drop_idle(peer) and not peer.overfull:
@@ -194,11 +195,18 @@ class Inbox:
             return result
         return _await(result) if inspect.isawaitable(result) else None
 
-    def _start(self, lane: Lane, handler: Handler, steps: Steps, carry_on: Callable[[Steps], Steps]) -> bool:
+    def _start(
+        self,
+        lane: Lane,
+        handler: Handler,
+        steps: Steps,
+        carry_on: Callable[[Steps], Steps],
+        ended: Ended | None = None,
+    ) -> bool:
         """Step an async handler; True if it is done already, else a task runs ``carry_on``."""
         lane.running = True
         try:
-            lane.running = not self._runner.run(steps, carry_on)
+            lane.running = not self._runner.run(steps, carry_on, ended)
         except (Exception, asyncio.CancelledError):
             lane.running = False
             self._failed(lane, handler)
@@ -223,6 +231,16 @@ class Inbox:
             lane.running = False
             raise
         await self._drain(lane)
+
+    def _ended_alone(self, lane: Lane, error: BaseException | None) -> Steps | None:
+        """The same where that handler has been stepped to its end without a task."""
+        if error is not None and not (self._closed and isinstance(error, asyncio.CancelledError)):
+            self._failed(lane, lane.handlers[0] if lane.handlers else None, error)
+        if lane.queue:
+            return self._drain(lane)
+        lane.running = False
+        self._settled(lane)
+        return None
 
     async def _drain(self, lane: Lane) -> None:
         try:
@@ -254,10 +272,11 @@ class Inbox:
                 raise
             self._failed(lane, handler)  # it cancelled itself; the lane goes on
 
-    def _failed(self, lane: Lane, handler: Handler) -> None:
+    def _failed(self, lane: Lane, handler: Handler | None, error: BaseException | None = None) -> None:
         self._counters.handler_errors += 1
         name = getattr(handler, "__qualname__", repr(handler))
-        log.exception("handler %s failed on a message from %s", name, lane.peer)
+        info = (type(error), error, error.__traceback__) if error is not None else True
+        log.error("handler %s failed on a message from %s", name, lane.peer, exc_info=info)
 
     # Limits --------------------------------------------------------------------------------------
 

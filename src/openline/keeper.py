@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable
 
 from .address import Address
@@ -18,10 +17,17 @@ log = logging.getLogger("openline")
 class Keeper:
     """One task per address that is to stay connected. ``reach`` finds or dials a connection."""
 
-    def __init__(self, reach: Callable[[Address], Awaitable[Connection]], low: float, high: float) -> None:
+    def __init__(
+        self,
+        reach: Callable[[Address], Awaitable[Connection]],
+        low: float,
+        high: float,
+        random: Callable[[], float],
+    ) -> None:
         self._reach = reach
         self._low = low
         self._high = high
+        self._random = random
         self._tasks: dict[Address, tuple[asyncio.Task[None], asyncio.Future[Connection | None]]] = {}
 
     async def keep(self, address: Address) -> Connection | None:
@@ -46,12 +52,13 @@ class Keeper:
                     first.set_result(connection)
                 if connection is None or connection.state is not State.LIVE:
                     failures += 1
-                    await asyncio.sleep(full_jitter(failures, self._low, self._high, random.random()))
+                    await asyncio.sleep(full_jitter(failures, self._low, self._high, self._random()))
                 else:
                     failures = 0
                     await _until_not_live(connection)
                     # Peers that lost the same network come back spread out.
-                    await asyncio.sleep(full_jitter(1, 0.0, self._low, random.random()))
+                    pause = connection.peer.not_before - asyncio.get_running_loop().time()
+                    await asyncio.sleep(max(pause, full_jitter(1, 0.0, self._low, self._random())))
         finally:
             if not first.done():
                 first.set_result(None)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from .core.selection import Want
-from .eager import Steps
+from .eager import Ended, Steps
 from .message import Message, StreamId
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Lane:
         "bytes",
         "carry_on",
         "count",
+        "ended",
         "handlers",
         "only",
         "overflowed",
@@ -64,6 +65,7 @@ class Lane:
         # The one handler, where nothing else takes this lane's messages.
         self.only: Handler | None = None
         self.carry_on: Callable[[Steps], Steps]
+        self.ended: Ended
         self.uses: list[Use] = []
         self.version = -1
         # Is a handler running that has not finished? Then messages wait in the queue.

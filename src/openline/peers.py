@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from .address import Address, join
 from .connection import Connection, State
 from .core.selection import Endpoint, Plan, Rank, Want, crowd, match, plan
+from .core.session import Session
 from .errors import Closed
 from .message import Message, Receipt, StreamId
+from .parcel import Parcel
 from .requests import Requests
 
 if TYPE_CHECKING:
@@ -22,22 +24,29 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("openline")
 
+# Connections named as lost when a peer is dialed again: what may have died unnoticed by the other
+# side within its 15 s of patience.
+MAX_LOST = 8
+# Addresses kept for a connection that has replaced others.
+MAX_ALIASES = 16
+
 
 class Peer:
     """A remote node, as seen from here. Handlers get one; ``Transport.peers()`` lists them.
 
-    ``address`` is where to send to reach it again. ``name`` and ``node_id`` come from its hello
-    and are claims as long as ``proven`` is False; a plain peer has no node id, and its name is
-    whatever ``metadata.sourceNodeId`` it last sent.
+    ``address`` is where to send to reach it again. ``node_id`` is proven; a plain peer has none.
+    ``name`` is what it calls itself, a claim: in its hello, or a plain peer in
+    ``metadata.sourceNodeId``.
     """
 
-    def __init__(self, sender: Sender, key: object, endpoint: Endpoint) -> None:
+    def __init__(self, sender: Sender, key: object, endpoint: Endpoint, own: bool = False) -> None:
         hello = endpoint.hello
         self.key = key
         self.node_id: str | None = hello.node_id if hello else None
         self.name = hello.name if hello else ""
-        self.proven = False
         self.plain = hello is None
+        # This very process, which has dialed itself.
+        self.own = own
         self.connections: list[Connection] = []
         # The last known far ends, for receive() after the connection is gone.
         self.endpoint = endpoint
@@ -49,30 +58,45 @@ class Peer:
         self.full: set[Lane] = set()
         # Something is under way on more streams than are allowed.
         self.overfull = False
-        # Streams the peer has asked us to stop sending on, and who waits for it.
+        # Streams we may not send on now, because the peer has asked us to stop or because too much
+        # is unacknowledged; and who waits for it.
         self.stopped: dict[StreamId, Gate] = {}
+        # Openline peers: what is unacknowledged and what has been received, and the connection
+        # that carries it.
+        self.session: Session[Parcel] | None = None
+        self.carrier: Connection | None = None
+        # Connections to it that we have lost without a goodbye; it may not have noticed.
+        self.lost: deque[bytes] = deque(maxlen=MAX_LOST)
+        # It said goodbye: nothing dials it by itself before then, on the loop's clock.
+        self.not_before = 0.0
         self._sender = sender
 
     def stop(self, stream_id: StreamId) -> None:
         """The peer has no more room for this stream."""
-        self.stopped.setdefault(stream_id, Gate()).open = False
+        self.stopped.setdefault(stream_id, Gate()).halted = True
+
+    def fill(self, stream_id: StreamId) -> None:
+        """As much as may be unacknowledged is."""
+        self.stopped.setdefault(stream_id, Gate()).full = True
 
     def go_on(self, stream_id: StreamId) -> None:
-        """It has room again."""
+        """The peer has room again."""
         gate = self.stopped.get(stream_id)
         if gate is not None:
-            gate.open = True
-            gate.let_pass()
-            self._drop_if_unused(stream_id, gate)
+            gate.halted = False
+            self._let_pass(stream_id, gate)
 
-    def pass_on(self, stream_id: StreamId, gate: Gate) -> None:
-        """One who waited for that has sent: the next one, please."""
-        gate.passed()
-        self._drop_if_unused(stream_id, gate)
+    def make_room(self, stream_id: StreamId) -> None:
+        """Less is unacknowledged."""
+        gate = self.stopped.get(stream_id)
+        if gate is not None:
+            gate.full = False
+            self._let_pass(stream_id, gate)
 
-    def _drop_if_unused(self, stream_id: StreamId, gate: Gate) -> None:
-        if gate.unused and self.stopped.get(stream_id) is gate:
+    def _let_pass(self, stream_id: StreamId, gate: Gate) -> None:
+        if gate.open:
             del self.stopped[stream_id]
+            gate.let_pass()
 
     @property
     def address(self) -> str:
@@ -91,6 +115,11 @@ class Peer:
         return Address.parse(self.address) if self.address != self.endpoint.remote else None
 
     @property
+    def proven(self) -> bool:
+        """Is it known who this is? True for every openline peer."""
+        return self.node_id is not None
+
+    @property
     def connected(self) -> bool:
         return bool(self.connections)
 
@@ -101,9 +130,9 @@ class Peer:
         return best.status if best else "gone"
 
     def __repr__(self) -> str:
-        name = f" {self.name!r}" if self.name else ""
-        kind = "plain peer" if self.plain else "peer"
-        return f"<{kind}{name} at {self.address}, {self.state}>"
+        who = "plain peer" if self.node_id is None else f"peer {self.node_id[:8]}"
+        claim = f" calling itself {self.name!r}" if self.name else ""
+        return f"<{who}{claim} at {self.address}, {self.state}>"
 
     def send(self, message: Message) -> Coroutine[Any, Any, Receipt]:
         """Send to this peer, over whatever reaches it. Raises as ``Transport.send`` does."""
@@ -121,59 +150,46 @@ class Peer:
 
 
 class Gate:
-    """A stream the peer has told us to stop; those who want to send on it pass one by one, in order."""
+    """A stream that is held up, and those who wait until it is not."""
 
-    __slots__ = ("_passing", "_waiters", "open")
+    __slots__ = ("_waiters", "full", "halted")
 
     def __init__(self) -> None:
-        self.open = False
-        self._passing = False
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        # By the peer, whose inbox is full; and by the window of what is unacknowledged.
+        self.halted = self.full = False
+        self._waiters: list[asyncio.Future[None]] = []
 
     @property
-    def unused(self) -> bool:
-        return self.open and not self._passing and not self._waiters
+    def open(self) -> bool:
+        return not (self.halted or self.full)
 
-    async def wait(self, first: bool) -> None:
-        """Until it is this one's turn; ``first`` puts back one whose turn it was."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if first:
-            self._passing = False
-            self._waiters.appendleft(waiter)
-        else:
+    async def wait(self) -> None:
+        if not self.open:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
-        try:
             await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                self.passed()
-            raise
-
-    def passed(self) -> None:
-        """Whoever had the turn is through."""
-        self._passing = False
-        self.let_pass()
 
     def let_pass(self) -> None:
-        """The next one's turn, if the gate is open and nobody is passing."""
-        while self.open and not self._passing and self._waiters:
-            waiter = self._waiters.popleft()
+        for waiter in self._waiters:
             if not waiter.done():
-                self._passing = True
                 waiter.set_result(None)
+        self._waiters.clear()
 
 
 class PeerTable:
     """Live connections, indexed by what a send may ask for."""
 
-    def __init__(self, make_peer: Callable[[object, Endpoint], Peer]) -> None:
+    def __init__(self, make_peer: Callable[[object, Endpoint], Peer], instance: str) -> None:
         self._make_peer = make_peer
+        self._instance = instance
         self._peers: dict[object, Peer] = {}
         # A program may keep a Peer; if its node comes back, so does that very object.
         self._kept: weakref.WeakValueDictionary[object, Peer] = weakref.WeakValueDictionary()
         self._by_ip: dict[str, dict[Connection, None]] = {}
         self._by_target: dict[tuple[str, int], dict[Connection, None]] = {}
         self._by_remote: dict[tuple[str, int], Connection] = {}
+        self._by_node: dict[str, dict[Connection, None]] = {}
+        self._aliased: dict[tuple[str, int], dict[Connection, None]] = {}
         self.connections: dict[Connection, None] = {}
         # Changes whenever a cached choice may have become wrong.
         self.generation = 0
@@ -189,8 +205,10 @@ class PeerTable:
             self._by_target.setdefault((end.target.host, end.target.port), {})[connection] = None
         else:
             self._by_remote[end.ip, end.port] = connection
+        if end.node_id is not None:
+            self._by_node.setdefault(end.node_id, {})[connection] = None
         self.generation += 1
-        key = _peer_key(end)
+        key = self._key(end)
         peer = self._peers.get(key)
         if peer is None:
             peer = self._peers[key] = self._kept.get(key) or self._make_peer(key, end)
@@ -201,6 +219,16 @@ class PeerTable:
         connection.peer = peer
         return peer
 
+    def _key(self, end: Endpoint) -> object:
+        """What makes two connections one peer's: the proven node id, else where it is."""
+        if end.hello is not None:
+            # A connection to ourselves has two ends here, which are two peers.
+            own = end.hello.instance == self._instance
+            return ("node", end.node_id, end.direction if own else "")
+        if end.target is not None:
+            return str(end.target)
+        return end.ip, end.port
+
     def remove(self, connection: Connection) -> None:
         end, peer = connection.endpoint, connection.peer
         self.connections.pop(connection, None)
@@ -209,6 +237,10 @@ class PeerTable:
             _discard(self._by_target, (end.target.host, end.target.port), connection)
         elif self._by_remote.get((end.ip, end.port)) is connection:
             del self._by_remote[end.ip, end.port]
+        if end.node_id is not None:
+            _discard(self._by_node, end.node_id, connection)
+        for alias in end.aliases:
+            _discard(self._aliased, (alias.host, alias.port), connection)
         crowd(end, [other.endpoint for other in self._by_ip.get(end.ip, ())])
         self.generation += 1
         if connection in peer.connections:
@@ -216,8 +248,10 @@ class PeerTable:
         self.forget(peer)
 
     def forget(self, peer: Peer) -> None:
-        """Drop a peer that is gone and has nothing left to read."""
-        if not peer.connections and not peer.requests.out and all(lane.idle for lane in peer.lanes.values()):
+        """Drop a peer that is gone, has nothing left to read, and whose session is over."""
+        if peer.connections or peer.requests.out or peer.session is not None:
+            return
+        if all(lane.idle for lane in peer.lanes.values()):
             self._peers.pop(peer.key, None)
 
     def candidates(self, want: Want) -> Sequence[Connection]:
@@ -227,14 +261,32 @@ class PeerTable:
         found.update(self._by_target.get((address.host, address.port), {}))
         for ip in want.ips:
             found.update(self._by_ip.get(ip, {}))
+        if address.node_id is not None:
+            found.update(self._by_node.get(address.node_id, {}))
+        for connection in self._aliased.get((address.host, address.port), ()):
+            found[connection] = None
         return list(found)
+
+    def alias(self, connection: Connection, target: Address) -> None:
+        """``target`` was dialed to the same node, by a connection that this one has replaced."""
+        end = connection.endpoint
+        if target in end.aliases or (target.scheme in ("wss", "quic") and not end.secure):
+            return
+        end.aliases = (*end.aliases, target)[-MAX_ALIASES:]
+        self._aliased.setdefault((target.host, target.port), {})[connection] = None
+        self.generation += 1
+
+    def node(self, node_id: str) -> Peer | None:
+        """The peer with that node id, also while it is gone."""
+        return self._peers.get(("node", node_id, ""))
 
     def plan(self, want: Want) -> Plan[Connection]:
         return plan(want, self.candidates(want))
 
     def dialed_to(self, address: Address) -> Iterable[Connection]:
         """Live connections that were dialed to this host and port, by name: no look-up needed."""
-        return self._by_target.get((address.host, address.port), ())
+        key = address.host, address.port
+        return [*self._by_target.get(key, ()), *self._aliased.get(key, ())]
 
     def at_remote(self, ip: str, port: int) -> Connection | None:
         return self._by_remote.get((ip, port))
@@ -245,17 +297,6 @@ class PeerTable:
         all_ends = [c.endpoint for c in self.candidates(want)]
         all_ends += [end for end in ends if end not in all_ends]
         return any(isinstance(match(want, end, all_ends), Rank) for end in ends)
-
-
-def _peer_key(end: Endpoint) -> object:
-    """What makes two connections one peer's (rule 3.1, as far as it goes without proof)."""
-    if end.target is not None and end.target.authenticated:
-        return "authenticated", str(end.target)  # what merely claims to be the same stays apart
-    if end.hello is not None:
-        return end.hello.node_id, end.ip
-    if end.target is not None:
-        return str(end.target)
-    return end.ip, end.port
 
 
 def _discard(index: dict[Any, dict[Connection, None]], key: object, connection: Connection) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from .errors import Closed, InvalidMessage
 from .message import Message, StreamId
+from .waiter import Waiter
 
 # How long a request that was given up may still be answered, and how many are remembered.
 LATE_FOR = 60.0
@@ -23,7 +24,7 @@ class Pending:
     __slots__ = ("answer", "connection", "id", "label", "limit", "stream_id")
 
     def __init__(
-        self, message: Message, answer: asyncio.Future[Message], label: object, limit: float
+        self, message: Message, answer: Waiter[Message], label: object, limit: float
     ) -> None:
         # Where to, and how many seconds the answer may take.
         self.label = label
@@ -33,32 +34,43 @@ class Pending:
         self.answer = answer
         self.connection: Connection | None = None
 
+    def done(self) -> bool:
+        return self.answer.done()
+
+    def set_exception(self, error: BaseException) -> None:
+        self.answer.set_exception(error)
+
     def expire(self) -> None:
         if not self.answer.done():
             text = f"no answer from {self.label} to request {self.id!r} within {self.limit:g} s"
             self.answer.set_exception(TimeoutError(text))
 
-    def abandon(self) -> None:
-        """Nobody waits any more; an error that came meanwhile is no news."""
-        if self.answer.done() and not self.answer.cancelled():
-            self.answer.exception()
+
+class Expiring(Protocol):
+    """Something that waits for ``limit`` seconds at most."""
+
+    limit: float
+
+    def expire(self) -> None: ...
+    def done(self) -> bool: ...
+    def set_exception(self, error: BaseException) -> None: ...
 
 
 class Deadlines:
-    """Time-outs of many requests on one timer; a timer each would cost more than the request."""
+    """Time-outs of many on one timer; a timer each would cost more than a request."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._due: dict[Pending, float] = {}
+        self._due: dict[Expiring, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._at = 0.0
 
-    def add(self, pending: Pending) -> None:
+    def add(self, pending: Expiring) -> None:
         when = self._due[pending] = self._loop.time() + pending.limit
         if self._timer is None or when < self._at:
             self._arm(when)
 
-    def remove(self, pending: Pending) -> None:
+    def remove(self, pending: Expiring) -> None:
         """The timer stays: it finds nothing due, and is set for whoever is next."""
         self._due.pop(pending, None)
 
@@ -67,8 +79,8 @@ class Deadlines:
         if self._timer is not None:
             self._timer.cancel()
         for pending in self._due:
-            if not pending.answer.done():
-                pending.answer.set_exception(Closed("the transport is closed"))
+            if not pending.done():
+                pending.set_exception(Closed("the transport is closed"))
 
     def _arm(self, when: float) -> None:
         if self._timer is not None:

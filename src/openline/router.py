@@ -13,6 +13,7 @@ import msgspec
 
 from .address import Address
 from .backends.sockets import ip_of, numeric, resolve
+from .book import Book
 from .connection import Connection
 from .core.selection import RANK_TEXT, Plan, Quality, Rank, Want, best_of
 from .errors import Refused, Unreachable
@@ -25,9 +26,7 @@ MAX_CACHED = 4096
 # may have another use. The remote end of a connection that came in is a client's port, which
 # nobody listens on, so it is not dialed.
 PORT_TTL = 600.0
-_NO_NODE_ID = (
-    "this address names a node id, and node ids cannot be proven yet (unsigned hello); nothing was sent"
-)
+_UNKNOWN_NODE = "no live connection to that node, and no address of it is known"
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -57,8 +56,9 @@ class Router:
         self._dialer = dialer
         self._plain_reuse = plain_reuse
         self._loop = loop
-        self._routes: dict[str | Address, tuple[int, Connection]] = {}
+        self._routes: dict[str | Address, tuple[int, Connection, Address]] = {}
         self._lookups: OrderedDict[str, tuple[float, tuple[str, ...]]] = OrderedDict()
+        self.book = Book(loop)
         # Ports that were a client's far end, that an openline node listened on, and that a dial
         # to a plain peer reached.
         self._ephemeral = _Ports(loop)
@@ -67,18 +67,21 @@ class Router:
         # Who last stood for a port by IP alone, by what it called itself.
         self._hints = _Ports(loop)
 
-    def quick(self, address: str | Address) -> Connection | None:
-        """The last choice for this address, if it certainly still is the right one."""
+    def quick(self, address: str | Address) -> tuple[int, Connection, Address] | None:
+        """The last choice for this address, if it certainly still is the right one.
+
+        Generation, connection, parsed address.
+        """
         route = self._routes.get(address)
         if route is None or route[0] != self._table.generation or not route[1].usable:
             return None
-        return route[1]
+        return route
 
     async def find(self, address: Address) -> tuple[Connection, bool]:
         """A connection for ``address``, and whether it was there already.
 
-        Raises ``Unreachable`` or ``Refused``. The connection may be congested, and suspect where
-        nothing better could be had.
+        Raises ``Unreachable``, ``Refused`` or ``IdentityConflict``. The connection may be
+        congested, and suspect where nothing better could be had.
         """
         _check_supported(address)
         plan = await self._plan(address)
@@ -88,6 +91,8 @@ class Router:
             return chosen, True
         if self._is_ephemeral(address):
             return _last_resort(chosen, str(address), _GONE_CLIENT), True
+        if not address.dialable:
+            return await self._by_book(address, chosen)
         try:
             return await self._dialer.connect(address), False
         except Unreachable as error:
@@ -95,6 +100,19 @@ class Router:
             if chosen is None or chosen.link.closing:
                 raise
             return chosen, True  # a suspect connection beats none
+
+    async def _by_book(self, address: Address, last: Connection | None) -> tuple[Connection, bool]:
+        """A bare node id: dial where that node has been reached or said that it listens."""
+        assert address.node_id is not None
+        tried: list[tuple[str, str]] = []
+        for known in self.book.of(address.node_id):
+            try:
+                return await self._dialer.connect(known), False
+            except (Unreachable, Refused) as error:
+                tried.append((str(known), str(error)))
+        if last is None or last.link.closing:
+            raise Unreachable(str(address), tried or [("known addresses", _UNKNOWN_NODE)])
+        return last, True
 
     async def _by_ip_after_all(self, address: Address) -> Connection | None:
         """Dialed before, and now there is no way there: may the one plain peer at that IP be it?
@@ -112,10 +130,15 @@ class Router:
         best = best_of(peer.connections)
         if best is not None and best.quality >= Quality.CONGESTED:
             return best, True
-        if peer.dial_address is None or self._is_ephemeral(peer.dial_address):
+        where = peer.dial_address
+        if where is None or self._is_ephemeral(where):
+            if peer.node_id is not None:
+                return await self._by_book(Address("", 0, None, peer.node_id), best)
             return _last_resort(best, peer.address, _GONE_CLIENT), True
+        if peer.node_id is not None and not peer.own:
+            where = msgspec.structs.replace(where, node_id=peer.node_id)
         try:
-            return await self._dialer.connect(peer.dial_address), False
+            return await self._dialer.connect(where), False
         except Unreachable:
             if best is None or best.link.closing:
                 raise
@@ -139,7 +162,7 @@ class Router:
     def explain(self, address: Address) -> Explanation:
         try:
             _check_supported(address)
-        except (Refused, Unreachable) as error:
+        except Unreachable as error:
             return Explanation(str(address), None, str(error))
         known = self._known_ips(address)[1]
         plan = self._table.plan(self.want_now(address))
@@ -150,6 +173,11 @@ class Router:
                 why += f"; {plan.chosen.status}, so a dial is tried first"
             return Explanation(str(address), repr(plan.chosen), why, others)
         why = _GONE_CLIENT if self._is_ephemeral(address) else "would dial"
+        if not address.dialable:
+            places = self.book.of(address.node_id or "")
+            return Explanation(
+                str(address), None, f"would dial {places[0]}" if places else _UNKNOWN_NODE, others
+            )
         if not known:
             why += f"; {address.host} has not been looked up yet"
         return Explanation(str(address), None, why, others)
@@ -157,6 +185,7 @@ class Router:
     def came(self, connection: Connection) -> None:
         """A connection has opened."""
         end = connection.endpoint
+        self.book.note(end)
         if end.plain and end.direction == "outbound":
             self._dialed.add(end.ip, end.port)
         for port in end.hello.ports if end.hello else ():
@@ -177,6 +206,8 @@ class Router:
 
     async def _plan(self, address: Address) -> Plan[Connection]:
         """Plan without a look-up where a connection dialed to that very name is good."""
+        if not address.dialable:
+            return self._table.plan(Want(address, ()))
         if not address.is_ip and any(c.usable for c in self._table.dialed_to(address)):
             plan = self._table.plan(self._want(address, ()))
             if plan.chosen is not None and plan.chosen.usable:
@@ -191,16 +222,18 @@ class Router:
             self._table.generation += 1
         if len(self._routes) >= MAX_CACHED:
             self._routes.clear()
-        self._routes[str(address)] = self._routes[address] = self._table.generation, chosen
+        self._routes[str(address)] = self._routes[address] = self._table.generation, chosen, address
 
     def _known_ips(self, address: Address) -> tuple[tuple[str, ...], bool]:
-        if address.is_ip:
-            return numeric(address), True
+        if address.is_ip or not address.dialable:
+            return (numeric(address) if address.dialable else ()), True
         cached = self._lookups.get(address.host)
         return (cached[1], True) if cached else ((), False)
 
     async def _lookup(self, address: Address) -> tuple[str, ...]:
         """IPs of the host; none where the look-up fails, which only a dial has to report."""
+        if not address.dialable:
+            return ()
         if address.is_ip:
             return numeric(address)
         cached = self._lookups.get(address.host)
@@ -258,7 +291,5 @@ def _last_resort(connection: Connection | None, address: str, reason: str) -> Co
 
 
 def _check_supported(address: Address) -> None:
-    if address.node_id is not None:
-        raise Refused(f"{address}: {_NO_NODE_ID}")
     if address.scheme == "quic":
         raise Unreachable(str(address), [("quic", "this version has no QUIC backend")])

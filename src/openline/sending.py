@@ -1,29 +1,45 @@
-"""Getting a message out: find a connection, wait for room, write; evict and try again where it died."""
+"""Getting a message out: find a connection, wait for room, write, wait for the acknowledgement."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .address import Address
 from .connection import Connection
 from .core.frames import FRAME_BYTES
-from .errors import Closed, Unreachable
+from .core.session import Blocked
+from .errors import Closed, Error, NotConfirmed, Unreachable
+from .lines import Lines, Place
 from .message import Message, Receipt, StreamId
-from .peers import Gate, Peer
+from .parcel import Parcel
+from .peers import Peer
 from .requests import Asked, Deadlines, Pending
+from .waiter import Waiter
 
 if TYPE_CHECKING:
     from .switchboard import Switchboard
 
 # Messages of the first chunk of a batch; later ones are sized by what the first took.
 FIRST_CHUNK = 32
-# Sends in a row before the loop gets a turn: a tight loop of sends must not starve it.
+# Plain sends in a row before the loop gets a turn: a tight loop of sends must not starve it. Others
+# wait for their acknowledgement anyway.
 SENDS_PER_TURN = 256
+# Where a peer's session takes nothing just now: until the next look.
+BLOCKED_RETRY = 0.1
+# Shorter waits for an acknowledgement than this are timed exactly, longer ones by the liveness tick.
+EXACT_BELOW = 5.0
 
-Find = Callable[[], Awaitable[tuple[Connection, bool]]]
+class Cargo(Protocol):
+    """What is to be written to a connection, once there is one."""
+
+    @property
+    def stream_id(self) -> StreamId: ...
+
+    def write(self, connection: Connection, attempts: int) -> bool:
+        """False: no byte of it left. Raises ``InvalidMessage`` and ``Blocked``."""
+        ...
 
 
 class Sender:
@@ -31,10 +47,14 @@ class Sender:
 
     def __init__(self, board: Switchboard) -> None:
         self._board = board
+        self._loop = board.loop
         self._counters = board.counters
         self._router = board.router
         self._deadlines = Deadlines(board.loop)
         self.asked = Asked()
+        self._lines = Lines()
+        self._limit = board.config.send_timeout
+        self._exact = self._limit < EXACT_BELOW
 
     def close(self) -> None:
         self._deadlines.close()
@@ -42,64 +62,102 @@ class Sender:
     async def send(
         self, address: str | Address, message: Message, *, timeout: float | None = None
     ) -> Receipt:
-        connection = self._router.quick(address)
-        if connection is None or connection.peer.stopped:
-            return await self._send(self._finder(address), str(address), message, timeout)
-        if not connection.send(message):
-            self._board.evict(connection)
-            return await self._send(self._finder(address), str(address), message, timeout, attempts=1)
-        self._counters.reuses += 1
-        if not self._counters.messages_sent % SENDS_PER_TURN:
-            await asyncio.sleep(0)
-        return connection.receipt
+        route = self._router.quick(address)
+        if route is None or route[1].peer.stopped or self._lines.has(route[2], message.stream_id):
+            return await self._send(self._target(address), message, timeout)
+        connection = route[1]
+        if not connection.plain:
+            if connection.peer.carrier is not connection:
+                return await self._send(route[2], message, timeout)
+            limit = self._limit if timeout is None else timeout
+            parcel = Parcel(self._loop, [message], route[2], limit, self._board.now + limit)
+            try:
+                written = connection.post(parcel)
+            except Blocked:
+                return await self._send(route[2], message, timeout)
+            if written:
+                self._counters.reuses += 1
+                return await (parcel if timeout is None and not self._exact else self._within(parcel))
+        elif connection.send(message):
+            self._counters.reuses += 1
+            if not self._counters.messages_sent % SENDS_PER_TURN:
+                await asyncio.sleep(0)
+            return connection.receipt
+        self._board.evict(connection)
+        return await self._send(route[2], message, timeout, attempts=1)
 
     async def send_to(self, peer: Peer, message: Message, *, timeout: float | None = None) -> Receipt:
         """``send`` for a peer in hand; ``peer.send`` and ``peer.reply`` come here."""
         connections = peer.connections
-        if len(connections) == 1 and not peer.stopped and not self._board.closed:
+        idle = not (peer.stopped or self._board.closed or self._lines.has(peer, message.stream_id))
+        if idle and len(connections) == 1:
             connection = connections[0]
-            if connection.usable and connection.send(message):
-                self._counters.reuses += 1
-                return connection.receipt
-        return await self._send(self._finder(peer), peer.address, message, timeout)
+            if not connection.usable:
+                pass
+            elif connection.plain:
+                if connection.send(message):
+                    self._counters.reuses += 1
+                    return connection.receipt
+            elif peer.carrier is connection:
+                limit = self._limit if timeout is None else timeout
+                parcel = Parcel(self._loop, [message], None, limit, self._board.now + limit)
+                try:
+                    written = connection.post(parcel)
+                except Blocked:
+                    written = False
+                if written:
+                    self._counters.reuses += 1
+                    return await (parcel if timeout is None and not self._exact else self._within(parcel))
+        return await self._send(peer, message, timeout)
 
-    def _finder(self, to: str | Address | Peer) -> Find:
-        if isinstance(to, Peer):
-            return lambda: self._router.find_for(to)
+    def parcel(self, messages: list[Message], address: Address | None, timeout: float | None) -> Parcel:
+        limit = self._limit if timeout is None else timeout
+        return Parcel(self._board.loop, messages, address, limit, self._board.now + limit)
+
+    async def _within(self, parcel: Parcel) -> Receipt:
+        self._deadlines.add(parcel)
+        try:
+            return await parcel
+        finally:
+            self._deadlines.remove(parcel)
+
+    def _target(self, to: str | Address) -> Address:
         self._board.check_open()
-        target = Address.parse(to)
-        return lambda: self._router.find(target)
+        return Address.parse(to)
 
     async def _send(
-        self, find: Find, label: str, message: Message, timeout: float | None, attempts: int = 0
+        self, to: Address | Peer, message: Message, timeout: float | None, attempts: int = 0
     ) -> Receipt:
-        connection, attempts = await self._hand_over(
-            find, label, message.stream_id, lambda c: c.send(message), timeout, attempts
+        cargo = _Load(self, [message], to if isinstance(to, Address) else None, timeout)
+        connection, attempts = await self._hand_over(to, cargo, timeout, attempts)
+        return await self._confirmed(cargo, connection, attempts)
+
+    async def _confirmed(self, cargo: _Load, connection: Connection, attempts: int) -> Receipt:
+        if cargo.parcel is not None:
+            return await self._within(cargo.parcel)
+        first = connection.receipt
+        return (
+            first if attempts == 1 else Receipt(attempts, False, first.backend, first.direction, first.rtt)
         )
-        return _receipt(connection, attempts)
 
     async def _hand_over(
-        self,
-        find: Find,
-        label: str,
-        stream_id: StreamId | None,
-        write: Callable[[Connection], bool],
-        timeout: float | None,
-        attempts: int = 0,
+        self, to: Address | Peer, cargo: Cargo, timeout: float | None, attempts: int = 0
     ) -> tuple[Connection, int]:
         """Find a connection, wait for room, write; evict and try again where it has died."""
-        limit = self._board.config.send_timeout if timeout is None else timeout
+        limit = self._limit if timeout is None else timeout
+        label = to.address if isinstance(to, Peer) else str(to)
+        line = self._lines.enter(to, cargo.stream_id)
         try:
             async with asyncio.timeout(limit):
                 tried: list[tuple[str, str]] = []
                 while attempts < self._board.config.max_attempts:
-                    connection, reused, gate = await self._ready(find, stream_id)
-                    attempts += 1
+                    connection, reused = await self._ready(to, cargo.stream_id, line)
                     try:
-                        written = write(connection)
-                    finally:
-                        if gate is not None and stream_id is not None:
-                            connection.peer.pass_on(stream_id, gate)
+                        written = cargo.write(connection, attempts + 1)
+                    except Blocked:
+                        await asyncio.sleep(BLOCKED_RETRY)
+                        continue
+                    attempts += 1
                     if written:
                         self._counters.reuses += reused
                         self._counters.retries += attempts > 1
@@ -110,102 +168,108 @@ class Sender:
         except TimeoutError:
             text = f"no connection to {label}, or no room on it, within {limit:g} s"
             raise TimeoutError(text) from None
+        finally:
+            line.leave()
 
-    async def _ready(self, find: Find, stream_id: StreamId | None) -> tuple[Connection, bool, Gate | None]:
-        """A connection with room, to a peer that has not stopped this stream.
+    async def _ready(
+        self, to: Address | Peer, stream_id: StreamId, line: Place
+    ) -> tuple[Connection, bool]:
+        """A connection with room, to a peer for which this stream is not held up, when it is our turn."""
+        while True:
+            if self._board.closed:
+                raise Closed("the transport is closed")
+            # All of a line look together: they share one dial, and its failure.
+            connection, reused = await self._find(to)
+            gate = connection.peer.stopped.get(stream_id)
+            if not line.first:
+                await line.turn()
+            elif connection.link.congested and not connection.link.closing:
+                await connection.room()
+            elif gate is not None:
+                await gate.wait()
+            else:
+                return connection, reused
 
-        Where it had, also the gate: whoever has passed must let the next one pass.
-        """
-        passed: Gate | None = None
-        peer: Peer | None = None
-        try:
-            while True:
-                if self._board.closed:
-                    raise Closed("the transport is closed")
-                connection, reused = await find()
-                peer = connection.peer
-                gate = peer.stopped.get(stream_id) if stream_id is not None else None
-                if connection.link.congested and not connection.link.closing:
-                    await connection.room()
-                elif gate is None or (gate is passed and gate.open):
-                    return connection, reused, gate
-                else:
-                    again, passed = gate is passed, None
-                    await gate.wait(again)
-                    passed = gate
-        except BaseException:
-            if passed is not None and peer is not None and stream_id is not None:
-                peer.pass_on(stream_id, passed)
-            raise
+    def _find(self, to: Address | Peer) -> Coroutine[Any, Any, tuple[Connection, bool]]:
+        return self._router.find_for(to) if isinstance(to, Peer) else self._router.find(to)
 
     async def batch(
         self, address: str | Address, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Receipt]:
-        find = self._finder(address)
+        target = self._target(address)
         waiting = list(messages)
-        receipts: list[Receipt] = []
-        size = FIRST_CHUNK
-        while len(receipts) < len(waiting):
-            chunk = _one_stream_at_a_time(waiting, len(receipts), size)
+        sent: list[tuple[_Load, Connection, int]] = []
+        count, size = 0, FIRST_CHUNK
+        while count < len(waiting):
+            chunk = _one_stream_at_a_time(waiting, count, size)
+            cargo = _Load(self, chunk, target, timeout)
             before = self._counters.bytes_sent
             try:
-                connection, attempts = await self._hand_over(
-                    find, str(address), chunk[0].stream_id, partial(_write_many, chunk), timeout
-                )
+                connection, attempts = await self._hand_over(target, cargo, timeout)
             except Unreachable as error:
-                error.sent = len(receipts)
+                error.sent = count
                 raise
             except TimeoutError as error:
-                text = f"{error}; {len(receipts)} of {len(waiting)} messages were handed over before"
+                text = f"{error}; {count} of {len(waiting)} messages were handed over before"
                 raise TimeoutError(text) from None
-            receipts += [_receipt(connection, attempts)] * len(chunk)
+            sent.append((cargo, connection, attempts))
+            count += len(cargo.messages)
             taken = max(1, self._counters.bytes_sent - before)
-            size = max(1, len(chunk) * FRAME_BYTES // taken)
+            size = max(1, len(cargo.messages) * FRAME_BYTES // taken)
             await asyncio.sleep(0)
+        return await self._receipts(sent)
+
+    async def _receipts(self, sent: list[tuple[_Load, Connection, int]]) -> list[Receipt]:
+        receipts: list[Receipt] = []
+        for cargo, connection, attempts in sent:
+            try:
+                receipt = await self._confirmed(cargo, connection, attempts)
+            except NotConfirmed as error:
+                error.acked = len(receipts)
+                raise
+            receipts += [receipt] * len(cargo.messages)
         return receipts
+
+    # Requests ------------------------------------------------------------------------------------
 
     async def request(
         self, address: str | Address, message: Message, timeout: float | None = None
     ) -> Message:
-        connection = self._router.quick(address)
-        if connection is not None and connection.peer.stopped:
-            connection = None
-        return await self._request(connection, address, message, timeout)
+        route = self._router.quick(address)
+        if route is None or route[1].peer.stopped or self._lines.has(route[2], message.stream_id):
+            return await self._request(None, self._target(address), message, timeout)
+        return await self._request(route[1], route[2], message, timeout)
 
     async def request_of(self, peer: Peer, message: Message, timeout: float | None = None) -> Message:
         """``request`` for a peer in hand; ``peer.request`` comes here."""
         return await self._request(None, peer, message, timeout)
 
     async def _request(
-        self, connection: Connection | None, to: str | Address | Peer, message: Message, timeout: float | None
+        self,
+        connection: Connection | None,
+        to: Address | Peer,
+        message: Message,
+        timeout: float | None,
     ) -> Message:
         limit = self._board.config.request_timeout if timeout is None else timeout
-        pending = Pending(message, self._board.loop.create_future(), to, limit)
+        answer: Waiter[Message] = Waiter(self._board.loop)
+        pending = Pending(message, answer, to, limit)
+        cargo = _Question(self, pending, message, to if isinstance(to, Address) else None)
         self._deadlines.add(pending)
         try:
-            if connection is None or not self._write_request(connection, message, pending):
-                write = partial(self._write_request, message=message, pending=pending)
-                await self._hand_over(self._finder(to), str(to), message.stream_id, write, limit)
+            if connection is None or not self._ask(cargo, connection):
+                await self._hand_over(to, cargo, limit)
             return await pending.answer
-        except BaseException:
-            pending.abandon()
-            raise
         finally:
             self._deadlines.remove(pending)
             if pending.connection is not None:
                 self._finish(pending, pending.connection)
 
-    def _write_request(self, connection: Connection, message: Message, pending: Pending) -> bool:
-        peer = connection.peer
-        peer.requests.add(pending)
-        pending.connection = connection
-        if connection.send(message):
-            if connection.plain:
-                self.asked.add(connection.endpoint.ip, pending)
-            return True
-        peer.requests.remove(pending)
-        pending.connection = None
-        return False
+    def _ask(self, cargo: _Question, connection: Connection) -> bool:
+        try:
+            return cargo.write(connection, 1)
+        except Blocked:
+            return False
 
     def _finish(self, pending: Pending, connection: Connection) -> None:
         peer = connection.peer
@@ -217,13 +281,90 @@ class Sender:
             self._board.table.forget(peer)
 
 
-def _write_many(chunk: list[Message], connection: Connection) -> bool:
-    return connection.send_many(chunk)
+class _Load:
+    """Messages of one stream on their way out."""
+
+    __slots__ = ("_sender", "_timeout", "address", "messages", "parcel")
+
+    def __init__(
+        self, sender: Sender, messages: list[Message], address: Address | None, timeout: float | None
+    ) -> None:
+        self.messages = messages
+        self.address = address
+        # What waits for the acknowledgement; None toward a plain peer, which gives none.
+        self.parcel: Parcel | None = None
+        self._sender = sender
+        self._timeout = timeout
+
+    @property
+    def stream_id(self) -> StreamId:
+        return self.messages[0].stream_id
+
+    def write(self, connection: Connection, attempts: int) -> bool:
+        if connection.plain:
+            return connection.send_many(self.messages)
+        parcel = self._sender.parcel(self.messages, self.address, self._timeout)
+        parcel.attempts = attempts
+        if not connection.post(parcel):
+            return False
+        self.parcel = parcel
+        return True
 
 
-def _receipt(connection: Connection, attempts: int) -> Receipt:
-    first = connection.receipt
-    return first if attempts == 1 else Receipt(attempts, False, first.backend, first.direction, first.rtt)
+class _Question:
+    """A request on its way out."""
+
+    __slots__ = ("_message", "_pending", "_sender", "address")
+
+    def __init__(self, sender: Sender, pending: Pending, message: Message, address: Address | None) -> None:
+        self.address = address
+        self._message = message
+        self._pending = pending
+        self._sender = sender
+
+    @property
+    def stream_id(self) -> StreamId:
+        return self._message.stream_id
+
+    def write(self, connection: Connection, attempts: int) -> bool:
+        pending, requests = self._pending, connection.peer.requests
+        requests.add(pending)
+        pending.connection = connection
+        written = False
+        try:
+            written = self._written(connection)
+        finally:
+            if not written:
+                requests.remove(pending)
+                pending.connection = None
+        return written
+
+    def _written(self, connection: Connection) -> bool:
+        sender, pending = self._sender, self._pending
+        if connection.plain:
+            if not connection.send(self._message):
+                return False
+            sender.asked.add(connection.endpoint.ip, pending)
+            return True
+        limit = pending.limit
+        deadline = sender._board.now + limit
+        parcel = _Asking(sender._board.loop, [self._message], self.address, limit, deadline)
+        parcel.pending = pending
+        return connection.post(parcel)
+
+
+class _Asking(Parcel):
+    """A request: nobody waits for its acknowledgement, as the answer says as much."""
+
+    pending: Pending
+
+    def expire(self) -> None:
+        """The request has a time-out of its own."""
+
+    def set_exception(self, error: BaseException) -> None:
+        super().set_exception(error)
+        if isinstance(error, Error) and not self.pending.answer.done():
+            self.pending.answer.set_exception(error)
 
 
 def _one_stream_at_a_time(messages: list[Message], start: int, size: int) -> list[Message]:

@@ -27,8 +27,11 @@ class Counters(msgspec.Struct):
     bytes_received: int = 0
     malformed: int = 0  # messages and connections dropped for bad input
     handler_errors: int = 0
-    duplicates_suppressed: int = 0  # by sessions, which are not in this version
-    in_doubt: int = 0  # messages whose bytes left, or may have, on a connection that then died
+    resent: int = 0  # messages written again, because their connection died before the acknowledgement
+    duplicates_suppressed: int = 0  # messages that came again and were not handed over again
+    replaced: int = 0  # connections closed because another one reaches the same process
+    conflicts: int = 0  # times that two processes presented one identity
+    in_doubt: int = 0  # messages that left, or may have, and that nothing will ever confirm
     undelivered: int = 0  # received, but never taken by the program before close
 
 

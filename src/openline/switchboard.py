@@ -8,25 +8,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import msgspec
 
 from .address import Address
-from .backends.base import Link, LinkEvents
-from .backends.sockets import Opener
-from .backends.websocket import WebSocketBackend
-from .backends.wslink import GOING_AWAY, NORMAL
+from .admission import Admission
+from .backends.base import (
+    CLOSED_BY_US,
+    CONFLICT,
+    GOING_AWAY,
+    NORMAL,
+    REPLACED,
+    Environment,
+    Link,
+    closed_with,
+)
 from .config import Config
 from .connection import Connection, State
-from .core.frames import Flow, encode_flow, encode_listening
-from .core.handshake import MAX_PORTS, Hello
-from .core.selection import Rank, Reject, Want, match
+from .core.frames import Batched, Flow, encode_flow, encode_listening, encode_welcome
+from .core.handshake import MAX_PORTS
+from .core.selection import Endpoint, Rank, Reject, Want, match
+from .delivery import Delivery
 from .eager import Runner
-from .errors import Closed, NotConfirmed, Refused, Unreachable
+from .errors import Closed, IdentityConflict, NotConfirmed, Refused, Unreachable
 from .identity import Identity
 from .inbox import FULL_LANES_PER_PEER, Inbox
 from .lanes import Lane
 from .message import Message
+from .pairing import Pairing
+from .parcel import Parcel
 from .peers import Dialer, Peer, PeerTable
+from .recovery import Recovery
 from .requests import Pending
 from .router import Router
 from .sending import Sender
@@ -35,14 +49,21 @@ from .watch import Watch
 
 log = logging.getLogger("openline")
 
-# How a connection may end without leaving its last messages in doubt.
-CLEAN_ENDS = ("closed by this side", "the peer closed it (100", "the peer closed it (0")
+# How a connection may end without leaving its last messages in doubt: closed by this side, by no
+# code, and as RFC 6455 section 7.4.1 has it.
+CLEAN_ENDS = (CLOSED_BY_US, 0, *range(1000, 1010))
+
+# Messages to a plain peer since its last sign of life that are kept to be reported if it dies.
+MAX_DOUBTED = 1024
+
+# Told of messages that may not have arrived: the peer, the message, and why.
+Undelivered = Callable[[Peer, Message, str], object]
 
 
 class Switchboard:
     """All connections of one transport, and what happens on them."""
 
-    def __init__(self, config: Config, opener: Opener) -> None:
+    def __init__(self, config: Config, environment: Environment) -> None:
         self.config = config
         self.counters = Counters()
         self.loop = asyncio.get_running_loop()
@@ -50,13 +71,22 @@ class Switchboard:
         self.dispatching = False
         self.dirty: list[Connection] = []
         self.paused: dict[Connection, None] = {}
-        self.identity = Identity()
-        self._nonce = secrets.token_urlsafe(24)
-        self._ports: tuple[int, ...] = ()
+        self.random = environment.random
+        self.stopwatch = environment.stopwatch
+        self.undelivered: list[Undelivered] = []
+        identity = _identity(config)
+        self.node_id = identity.node_id
+        self.pairing = Pairing(self)
+        self.door = Admission(config, identity, self._link_up, self._lost_to, self.pairing.in_conflict)
+        self.unacked: dict[Peer, None] = {}
+        self.recovery = Recovery(self)
+        self.delivery = Delivery(self, self.recovery.stranded)
         # Closing: goodbye to whatever still comes up. Closed: nothing is sent or taken in.
         self.closing = self.closed = False
-        self.backend = WebSocketBackend(config, self._hello, self._link_up, self._on_bad_handshake, opener)
-        self.table = PeerTable(lambda key, end: Peer(self.sender, key, end))
+        # Going away: what openline peers send from now on is the next process's.
+        self.leaving = False
+        self.backend = environment.backend(config, self.door, self._on_bad_handshake)
+        self.table = PeerTable(self._make_peer, self.door.instance)
         self.dialer = Dialer(self._dial)
         self.router = Router(self.table, self.dialer, config.plain_reuse, self.loop)
         self.runner = Runner(self.loop)
@@ -64,14 +94,23 @@ class Switchboard:
             config, self.counters, self.runner, self.table.matches, self._regulate, self.table.forget
         )
         self.sender = Sender(self)
-        self.watch = Watch(self)
+        self.watch = Watch(self, environment.wall_clock, self.delivery.tick)
 
     def check_open(self) -> None:
         if self.closing:
             raise Closed("the transport is closed")
 
-    def _hello(self) -> Hello:
-        return Hello(self.identity.node_id, self._nonce, self._ports, self.config.name)
+    def _make_peer(self, key: object, end: Endpoint) -> Peer:
+        own = end.hello is not None and end.hello.instance == self.door.instance
+        return Peer(self.sender, key, end, own)
+
+    def _lost_to(self, node_id: str) -> list[bytes]:
+        """Connections to that node that we have lost, or give up now, and that it may still hold."""
+        peer = self.table.node(node_id)
+        if peer is None:
+            return []
+        suspects = [c.endpoint.connection_id for c in peer.connections if c.state is State.SUSPECT]
+        return [*peer.lost, *(connection_id for connection_id in suspects if connection_id is not None)]
 
     async def _dial(self, address: Address) -> Connection:
         self.counters.dials += 1
@@ -82,19 +121,26 @@ class Switchboard:
             self.counters.dial_failures += 1
             reason = f"no answer within dial_timeout={self.config.dial_timeout:g} s"
             raise Unreachable(str(address), [(f"dial {address}", reason)], no_route=True) from None
-        except (Unreachable, Refused):
+        except (Unreachable, Refused, IdentityConflict):
             self.counters.dial_failures += 1
             raise
         assert isinstance(connection, Connection)
+        if not connection.plain:
+            for peer in self.delivery.unacked():
+                self.delivery.move(peer, address, connection.peer)
         return connection
 
     def _on_bad_handshake(self, peer: str, reason: str) -> None:
         self.counters.malformed += 1
         log.warning("turned away %s: %s", peer, reason)
 
-    def _link_up(self, link: Link) -> LinkEvents:
+    def _link_up(self, link: Link, lost: list[bytes]) -> Connection:
         connection = Connection(link, self)
         peer = self.table.add(connection)
+        if connection.plain:
+            connection.doubted = deque(maxlen=MAX_DOUBTED) if self.undelivered else None
+        else:
+            self.delivery.joined(connection)
         self.router.came(connection)
         self.inbox.peer_back(peer)
         self.watch.add(connection)
@@ -104,6 +150,10 @@ class Switchboard:
         else:
             self.counters.accepted += 1
         log.debug("open: %r", connection)
+        if not connection.plain:
+            if link.endpoint.direction == "inbound":
+                link.write_binary(encode_welcome(list(peer.lost)))
+            self.pairing.joined(connection, lost)
         for address in self.dialer.waiting():
             want = self.router.want_now(address)
             if link.endpoint.direction == "inbound" and self.table.plan(want).chosen is connection:
@@ -122,19 +172,58 @@ class Switchboard:
         if self.closed:
             counters.undelivered += len(messages)
             return
-        peer = connection.peer
-        plain = connection.plain
-        if plain:
-            _take_hint(connection, messages[0])
-        if peer.requests.out or (plain and connection.endpoint.ip in self.sender.asked):
-            messages = [m for m in messages if not self._claim(connection, m)]
+        _take_hint(connection, messages[0])
         self.dispatching = True
         try:
+            peer = connection.peer
+            if peer.requests.out or connection.endpoint.ip in self.sender.asked:
+                messages = [m for m in messages if not self._claim(connection, m)]
             self.inbox.feed(peer, messages, size)
         finally:
             self.dispatching = False
             if self.dirty:
                 self._flush_dirty()
+
+    def on_batch(self, connection: Connection, batch: Batched, size: int) -> None:
+        """A frame of an openline peer's session."""
+        self.dispatching = True
+        try:
+            if batch.acks or batch.opens:
+                self.delivery.on_notes(connection, batch)
+            messages = batch.messages
+            if messages and not (self.leaving and self._refuses(connection)):
+                counters = self.counters
+                counters.messages_received += len(messages)
+                counters.bytes_received += size
+                messages = self.delivery.take(connection, messages)
+                peer = connection.peer
+                if peer.requests.out:
+                    messages = [m for m in messages if not self._claim(connection, m)]
+                self.inbox.feed(peer, messages, size)
+        finally:
+            self.dispatching = False
+            if self.dirty:
+                self._flush_dirty()
+        if connection.acks is not None:
+            self.delivery.owe(connection)
+
+    def _refuses(self, connection: Connection) -> bool:
+        """While closing: what is not taken in is not acknowledged, and goes to whoever comes next.
+
+        As long as handlers wait for answers of this peer, everything of it is taken in.
+        """
+        if not connection.peer.requests.out:
+            connection.positions = None
+        return connection.positions is None
+
+    def divert(self, connection: Connection, parcel: Parcel) -> bool:
+        return self.delivery.divert(connection, parcel)
+
+    def on_far_end_lost(self, connection: Connection, lost: list[bytes]) -> None:
+        self.pairing.far_end_lost(connection.peer, lost)
+
+    def on_second_process(self, connection: Connection) -> None:
+        self.pairing.second_process(connection)
 
     def _claim(self, connection: Connection, message: Message) -> bool:
         """Is it the answer to a request? A plain peer may also send that over another socket."""
@@ -174,22 +263,31 @@ class Switchboard:
         """The peer listens on other ports than its hello said."""
         hello = connection.endpoint.hello
         assert hello is not None
-        connection.endpoint.hello = Hello(hello.node_id, hello.nonce, ports, hello.name)
+        connection.endpoint.hello = msgspec.structs.replace(hello, ports=ports)
+        self.router.came(connection)
         self._changed()
 
     def on_state(self, connection: Connection) -> None:
         self._changed()
-        if connection.state is State.LIVE:
-            self._retire_if_replaced(connection)
+        peer = connection.peer
+        if connection.plain:
+            if connection.state is State.LIVE:
+                self._retire_if_replaced(connection)
+        elif connection.state is State.LIVE:
+            self.pairing.settle(peer)
+        elif connection is peer.carrier:
+            if connection.state is State.DRAINING:
+                peer.carrier = None
+                self.delivery.settle(peer)
+            self.delivery.check(peer)
 
     def _retire_if_replaced(self, connection: Connection) -> None:
-        """It was suspect, and is not; if we dialed a replacement meanwhile, one of them is enough."""
+        """A plain one was suspect, and is not; if we dialed a replacement meanwhile, one is enough."""
         if connection.endpoint.target is None:
             return
         others = [c for c in connection.peer.connections if c is not connection and c.endpoint.target]
         if any(other.state is State.LIVE for other in others):
             connection.set_state(State.DRAINING)
-            connection.flush()
             connection.link.close(NORMAL, "replaced")
 
     def on_lost(self, connection: Connection, reason: str) -> None:
@@ -199,13 +297,17 @@ class Switchboard:
             log.warning("closed %r: %s", connection, reason)
         else:
             log.debug("gone: %r: %s", connection, reason)
-        if not reason.startswith(CLEAN_ENDS):
-            self.counters.in_doubt += connection.tx - connection.tx_heard
         peer = connection.peer
+        code = closed_with(reason)
         self.router.went(connection)
         self.table.remove(connection)
         self.watch.remove(connection)
         self.inbox.rebind()
+        if not connection.plain:
+            self._session_lost(connection, code)
+        elif code not in CLEAN_ENDS:
+            self.counters.in_doubt += connection.tx - connection.tx_heard
+            self.report(peer, connection.doubted or (), f"the connection was lost: {reason}")
         if connection.plain:
             error = NotConfirmed(
                 f"the connection to {peer.address} was lost before the answer came: {reason}"
@@ -215,6 +317,33 @@ class Switchboard:
             self.inbox.peer_gone(peer)
             for stream_id in list(peer.stopped):
                 peer.go_on(stream_id)
+
+    def _session_lost(self, connection: Connection, code: int | None) -> None:
+        peer = connection.peer
+        if code is None and connection.endpoint.connection_id is not None:
+            peer.lost.append(connection.endpoint.connection_id)
+        elif code == GOING_AWAY:
+            self.recovery.said_goodbye(peer)
+        elif code == REPLACED:
+            self.pairing.replaced(connection)
+        elif code == CONFLICT:
+            self.pairing.told_of_conflict(connection)
+        self.delivery.lost(connection)
+
+    def doubt(self, peer: Peer, messages: Iterable[Message], why: str) -> None:
+        """Nothing will ever confirm these."""
+        messages = list(messages)
+        self.counters.in_doubt += len(messages)
+        self.report(peer, messages, why)
+
+    def report(self, peer: Peer, messages: Iterable[Message], why: str) -> None:
+        for message in messages:
+            for handler in self.undelivered:
+                try:
+                    handler(peer, message, why)
+                except Exception:
+                    self.counters.handler_errors += 1
+                    log.exception("on_undelivered handler %r failed", handler)
 
     def _changed(self) -> None:
         self.table.generation += 1
@@ -254,10 +383,16 @@ class Switchboard:
 
     def announce(self, ports: tuple[int, ...]) -> None:
         """We listen on these now: for the next hellos, and for peers whose hello came before."""
-        self._ports = ports = ports[:MAX_PORTS]
+        self.door.ports = ports = ports[:MAX_PORTS]
         for connection in self.table.connections:
             if not connection.plain:
                 connection.send_control(encode_listening(ports))
+
+
+def _identity(config: Config) -> Identity:
+    if config.identity is None:
+        return Identity()
+    return config.identity if isinstance(config.identity, Identity) else Identity.load(config.identity)
 
 
 def _take_hint(connection: Connection, message: Message) -> None:

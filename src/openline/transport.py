@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Itera
 from typing import Any, TypeVar, overload
 
 from .address import Address, join
-from .backends.acceptor import Acceptor
-from .backends.sockets import Opener, open_socket
-from .backends.wslink import GOING_AWAY
+from .backends.base import GOING_AWAY, Door, Environment
+from .backends.sockets import Opener
 from .config import Config
 from .connection import Connection, State
+from .environment import RealEnvironment
 from .errors import Closed, NotConfirmed
 from .keeper import Keeper
 from .lanes import Handler
@@ -20,7 +20,7 @@ from .message import DEFAULT_STREAM, Message, Receipt, StreamId
 from .peers import Peer
 from .router import Explanation
 from .stats import Counters, Stats
-from .switchboard import Switchboard
+from .switchboard import Switchboard, Undelivered
 
 log = logging.getLogger("openline")
 
@@ -30,7 +30,7 @@ H = TypeVar("H", bound=Handler)
 class Listener:
     """A port that a transport listens on."""
 
-    def __init__(self, transport: Transport, acceptor: Acceptor, host: str | None, secure: bool) -> None:
+    def __init__(self, transport: Transport, acceptor: Door, host: str | None, secure: bool) -> None:
         self._transport = transport
         self._acceptor = acceptor
         self.host = host or "0.0.0.0"
@@ -56,21 +56,21 @@ class Transport:
     Made by ``load_transport``. Belongs to the event loop it was made on; not thread safe.
     """
 
-    def __init__(self, config: Config, *, opener: Opener = open_socket) -> None:
-        """Must be called with an event loop running. ``opener`` replaces how sockets are dialed (tests)."""
+    def __init__(self, config: Config, environment: Environment | None = None) -> None:
+        """Must be called with an event loop running. ``environment`` replaces network and clocks."""
         self.config = config
-        self._board = board = Switchboard(config, opener)
+        self._board = board = Switchboard(config, environment or RealEnvironment())
         self._table = board.table
         self._router = board.router
         self._inbox = board.inbox
         self._listeners: list[Listener] = []
-        self._keeper = Keeper(self._reach, config.backoff_min, config.backoff_max)
+        self._keeper = Keeper(self._reach, config.backoff_min, config.backoff_max, board.random.random)
         self._closing: asyncio.Task[None] | None = None
 
     @property
     def node_id(self) -> str:
         """This node's id: its public key in base32."""
-        return self._board.identity.node_id
+        return self._board.node_id
 
     def __repr__(self) -> str:
         state = "closed" if self._board.closed else f"{len(self._table.connections)} connections"
@@ -184,6 +184,17 @@ class Transport:
         self._inbox.add_handler(handler, stream_id)
         return handler
 
+    def on_undelivered(self, handler: Undelivered) -> Undelivered:
+        """Call ``handler(peer, message, why)`` for messages that may not have arrived. Also a decorator.
+
+        To a plain peer: what left since its last sign of life, when its connection is lost (the
+        last 1,024; set the handler before connecting). To an openline peer: what was given up
+        unacknowledged, when it was out of reach for ``Config.resume_timeout``. Counted as
+        ``stats().in_doubt`` in any case.
+        """
+        self._board.undelivered.append(handler)
+        return handler
+
     def off_message(self, handler: Handler) -> None:
         """Stop calling ``handler``."""
         self._inbox.remove_handler(handler)
@@ -263,13 +274,16 @@ class Transport:
 
     async def _close(self) -> None:
         await self._keeper.close()
+        await self._board.recovery.close()
         await self._board.dialer.close()
         for listener in list(self._listeners):
             self._listeners.remove(listener)
             await listener._acceptor.close()
+        self._board.leaving = True
         try:
             async with asyncio.timeout(self.config.close_timeout):
                 await self._board.runner.idle()
+                await self._board.delivery.drain()
                 for connection in list(self._table.connections):
                     connection.flush()
                     await connection.room()
@@ -278,10 +292,11 @@ class Transport:
         except TimeoutError:
             count = len(self._table.connections)
             log.warning("close: close_timeout is over; cutting handlers and %d connections", count)
-        self._board.closed = True
+        self._board.closed = self._board.leaving = True
         for connection in list(self._table.connections):
             connection.link.abort()
             connection.on_closed("cut at close")
+        self._board.delivery.close()
         self._board.watch.stop()
         self._board.sender.close()
         self._inbox.close()
@@ -306,9 +321,9 @@ class Transport:
 class _Loading:
     """``await load_transport(...)`` and ``async with load_transport(...)`` both work."""
 
-    def __init__(self, config: Config, opener: Opener) -> None:
+    def __init__(self, config: Config, environment: Environment) -> None:
         self._config = config
-        self._opener = opener
+        self._environment = environment
         self._transport: Transport | None = None
 
     def __await__(self) -> Generator[Any, None, Transport]:
@@ -323,13 +338,18 @@ class _Loading:
         await self._transport.close()
 
     async def _load(self) -> Transport:
-        return Transport(self._config, opener=self._opener)
+        return Transport(self._config, self._environment)
 
 
-def load_transport(config: Config | None = None, *, opener: Opener = open_socket) -> _Loading:
+def load_transport(
+    config: Config | None = None, *, opener: Opener | None = None, environment: Environment | None = None
+) -> _Loading:
     """A transport: ``async with load_transport(config) as t`` or ``t = await load_transport(config)``.
 
-    Raises ``OSError`` and ``ssl.SSLError`` where the files of ``Config.tls`` cannot be used.
-    ``opener`` replaces how sockets are dialed, for tests that inject faults.
+    Raises ``OSError`` and ``ssl.SSLError`` where the files of ``Config.tls`` cannot be used, and
+    ``InvalidIdentity`` where that of ``Config.identity`` cannot. For tests: ``opener`` replaces how
+    sockets are dialed, ``environment`` network and clocks (``openline.testing.Network``).
     """
-    return _Loading(config or Config(), opener)
+    if environment is None:
+        environment = RealEnvironment(opener) if opener is not None else RealEnvironment()
+    return _Loading(config or Config(), environment)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
-import time
+from collections.abc import Callable
 
 from .connection import UNASKED, Connection, Hub, State
 from .core.liveness import TICKS_PER_INTERVAL, Action
@@ -25,18 +24,16 @@ PONG_EVERY = 0.5
 LONG_STALL = 0.25
 
 
-def _wall_clock() -> float:
-    """A clock that goes on while the machine sleeps, which ``loop.time()`` does not on Linux."""
-    if sys.platform == "linux":
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.time()
-
-
 class Watch:
     """The liveness timer. Each connection is looked at when its next check is due, not on every tick."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(
+        self, hub: Hub, wall_clock: Callable[[], float], on_tick: Callable[[float], None]
+    ) -> None:
+        """``wall_clock`` goes on while the machine sleeps; ``on_tick(now)`` is called on every tick."""
         self._hub = hub
+        self._wall_clock = wall_clock
+        self._on_tick = on_tick
         self._interval = hub.config.ping_interval
         self._tick_length = max(MIN_TICK, self._interval / TICKS_PER_INTERVAL)
         self._connections: dict[Connection, None] = {}
@@ -73,12 +70,12 @@ class Watch:
 
     def _schedule(self) -> None:
         self._due = self._hub.loop.time() + self._tick_length
-        self._wall_due = _wall_clock() + self._tick_length
+        self._wall_due = self._wall_clock() + self._tick_length
         self._timer = self._hub.loop.call_at(self._due, self._tick)
 
     def _tick(self) -> None:
         now = self._hub.now = self._hub.loop.time()
-        late = max(now - self._due, _wall_clock() - self._wall_due)
+        late = max(now - self._due, self._wall_clock() - self._wall_due)
         if late > self._tick_length:
             self._forgive(now, late)
         for connection in self._take_due(now):
@@ -91,6 +88,7 @@ class Watch:
         if now >= self._pong_due:
             self._pong_due = now + self._pong_every
             self._reassure(now)
+        self._on_tick(now)
         self._schedule()
 
     def _take_due(self, now: float) -> list[Connection]:

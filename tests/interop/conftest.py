@@ -4,7 +4,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import pytest
 
@@ -12,7 +12,8 @@ import openline
 
 from .certificates import Certificate, self_signed
 from .node_peer import NodePeer
-from .npm_peers import VERSIONS, PeersUnavailable, fetch
+from .npm_peers import VERSIONS, PeersUnavailable, fetch, fetch_canonicalize
+from .signer import Signer
 
 REUSING = "2.1.3"
 
@@ -31,9 +32,13 @@ def _package(version: str) -> Package:
     try:
         return Package(version, fetch(version))
     except PeersUnavailable as reason:
-        if os.environ.get("OPENLINE_REQUIRE_INTEROP") == "1":
-            pytest.fail(f"agentic-flow {version}: {reason}", pytrace=False)
-        pytest.skip(f"agentic-flow {version}: {reason}")
+        _unavailable(f"agentic-flow {version}: {reason}")
+
+
+def _unavailable(reason: str) -> NoReturn:
+    if os.environ.get("OPENLINE_REQUIRE_INTEROP") == "1":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session", params=VERSIONS)
@@ -46,6 +51,15 @@ def package(request: pytest.FixtureRequest) -> Package:
 def reusing_package() -> Package:
     """The version that replies on inbound sockets and probes its connections."""
     return _package(REUSING)
+
+
+@pytest.fixture(scope="session")
+def javascript() -> Signer:
+    """Signs and verifies in JavaScript."""
+    try:
+        return Signer(fetch_canonicalize())
+    except PeersUnavailable as reason:
+        _unavailable(f"canonicalize: {reason}")
 
 
 OpenTransport = Callable[..., Awaitable[openline.Transport]]

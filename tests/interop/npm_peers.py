@@ -1,4 +1,4 @@
-"""Fetches the real agentic-flow packages, once per clone.
+"""Fetches the real agentic-flow packages, and a library for them to sign with, once per clone.
 
 `python tests/interop/npm_peers.py` does it ahead of the tests.
 """
@@ -10,11 +10,14 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 VERSIONS = ("2.0.12-fix.8", "2.1.3")
+# RFC 8785 in JavaScript; it has no dependencies.
+CANONICALIZE = "canonicalize@2.1.0"
 STORE = Path(__file__).resolve().parents[2] / ".node"
 NPM_TIMEOUT = 60.0
 
@@ -26,12 +29,23 @@ class PeersUnavailable(Exception):
 def fetch(version: str) -> Path:
     """The folder of the unpacked package, its one run-time dependency beside it."""
     home = STORE / f"agentic-flow-{version}"
+    _once(home, partial(_agentic_flow, version))
+    return home / "package"
+
+
+def fetch_canonicalize() -> Path:
+    """The folder to import ``canonicalize`` from."""
+    home = STORE / CANONICALIZE.replace("@", "-")
+    _once(home, partial(_install, CANONICALIZE))
+    return home
+
+
+def _once(home: Path, build: Callable[[Path], None]) -> None:
     _require_tools()
     if not home.is_dir():
         with _lock():
             if not home.is_dir():
-                _build(version, home)
-    return home / "package"
+                _build(home, build)
 
 
 def _require_tools() -> None:
@@ -48,15 +62,20 @@ def _lock() -> Iterator[None]:
         yield
 
 
-def _build(version: str, home: Path) -> None:
+def _build(home: Path, build: Callable[[Path], None]) -> None:
     staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=STORE))
     try:
-        _unpack(version, staging)
-        _install_ws(staging)
+        build(staging)
         # A rename is all or nothing: an interrupted fetch leaves no half package behind.
         staging.rename(home)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _agentic_flow(version: str, folder: Path) -> None:
+    _unpack(version, folder)
+    # The transport imports nothing else from outside; the full tree has hundreds of packages, some native.
+    _install("ws@^8.20", folder)
 
 
 def _unpack(version: str, folder: Path) -> None:
@@ -67,8 +86,7 @@ def _unpack(version: str, folder: Path) -> None:
     archive.unlink()
 
 
-def _install_ws(folder: Path) -> None:
-    # The transport imports nothing else from outside; the full tree has hundreds of packages, some native.
+def _install(package: str, folder: Path) -> None:
     (folder / "package.json").write_text('{"private": true}\n')
     _npm(
         folder,
@@ -78,7 +96,7 @@ def _install_ws(folder: Path) -> None:
         "--no-audit",
         "--no-fund",
         "--ignore-scripts",
-        "ws@^8.20",
+        package,
     )
 
 
@@ -93,5 +111,5 @@ def _npm(folder: Path, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    for wanted in VERSIONS:
-        print(fetch(wanted).relative_to(STORE.parent))
+    for folder in (*map(fetch, VERSIONS), fetch_canonicalize()):
+        print(folder.relative_to(STORE.parent))

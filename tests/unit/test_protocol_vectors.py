@@ -2,44 +2,96 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
-from openline import Message
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from openline import Identity, Message
 from openline.backends import deflate
+from openline.core.collision import Claim, winner
 from openline.core.frames import (
     HEADROOM,
     Batch,
+    Batched,
+    EncodedNotes,
     Flow,
     Listening,
+    Proof,
+    Welcome,
     decode_frame,
     decode_plain,
     encode_flow,
     encode_listening,
+    encode_notes,
+    encode_notes_frame,
     encode_plain,
+    encode_proof,
+    encode_welcome,
 )
-from openline.core.handshake import HEADER, Hello, parse_hello
+from openline.core.handshake import HEADER, Hello, Transcript, parse_hello, split_proof, with_proof
+from openline.identity import verify
 
 DOC = Path(__file__).parents[2] / "docs" / "protocol.md"
-VECTORS = dict(re.findall(r"```vector (\w+)\n(.*?)\n```", DOC.read_text(encoding="utf-8"), re.DOTALL))
+VECTORS = dict(re.findall(r"```vector ([\w-]+)\n(.*?)\n```", DOC.read_text(encoding="utf-8"), re.DOTALL))
 
-TASK = Message(id="m-1", payload={"n": 1})
+CLIENT = Identity(Ed25519PrivateKey.from_private_bytes(b"\x01" * 32))
+SERVER = Identity(Ed25519PrivateKey.from_private_bytes(b"\x02" * 32))
+CHECKED = """client-hello server-hello proof proof-tls connection-id plain first next piggyback acks
+    welcome flow listening collision deflate"""
 
 
 def from_hex(name: str) -> memoryview:
     return memoryview(bytes.fromhex(VECTORS[name]))
 
 
+def value_of(name: str) -> str:
+    header, _, value = VECTORS[name].partition(": ")
+    assert header == HEADER
+    return value
+
+
+def transcript(certificate: bytes | None = None) -> Transcript:
+    return Transcript(value_of("client-hello"), split_proof(value_of("server-hello"))[0], certificate)
+
+
 def test_no_vector_is_left_unchecked() -> None:
-    assert set(VECTORS) == {"hello", "plain", "batch", "flow", "listening", "deflate"}
+    assert set(VECTORS) == set(CHECKED.split())
 
 
-def test_hello() -> None:
-    name, _, value = VECTORS["hello"].partition(": ")
-    hello = Hello("a" * 52, "A" * 32, (8770, 8771), "böb")
-    assert name == HEADER
-    assert hello.to_header() == value
-    assert parse_hello(value) == hello
+def test_client_hello() -> None:
+    hello = Hello(CLIENT.node_id, "A" * 32, (8770, 8771), "böb", "a" * 22, 1)
+    assert hello.to_header() == value_of("client-hello")
+    assert parse_hello(value_of("client-hello")) == hello
+
+
+def test_server_hello() -> None:
+    hello, signature = split_proof(value_of("server-hello"))
+    assert parse_hello(hello) == Hello(SERVER.node_id, "B" * 32, instance="b" * 22)
+    signed = transcript().signed_by("server")
+    assert with_proof(hello, SERVER.sign(signed)) == value_of("server-hello")
+    assert verify(SERVER.node_id, signature, signed)
+
+
+@pytest.mark.parametrize(("name", "certificate"), [("proof", None), ("proof-tls", b"certificate")])
+def test_client_proof(name: str, certificate: bytes | None) -> None:
+    signed = transcript(certificate).signed_by("client")
+    assert encode_proof(CLIENT.sign(signed), [])[HEADROOM:] == from_hex(name)
+    frame = decode_frame(from_hex(name))
+    assert isinstance(frame, Proof)
+    assert verify(CLIENT.node_id, frame.signature, signed)
+
+
+def test_connection_id() -> None:
+    assert transcript().connection_id == from_hex("connection-id")
+
+
+def test_welcome() -> None:
+    lost = [bytes(range(16))]
+    assert encode_welcome(lost)[HEADROOM:] == from_hex("welcome")
+    assert decode_frame(from_hex("welcome")) == Welcome(lost)
 
 
 def test_plain() -> None:
@@ -48,11 +100,42 @@ def test_plain() -> None:
     assert decode_plain(VECTORS["plain"].encode()) == message
 
 
-def test_batch() -> None:
+@pytest.mark.parametrize(
+    ("name", "number", "notes", "acks", "opens"),
+    [
+        ("first", 1, encode_notes({}, [("default", 1)]), (), (("default", 1),)),
+        ("next", 2, None, (), ()),
+        ("piggyback", 3, encode_notes({"default": 7}, None), (("default", 7),), ()),
+    ],
+)
+def test_messages(name: str, number: int, notes: EncodedNotes | None, acks: object, opens: object) -> None:
+    message = Message(f"m-{number}", payload={"n": number})
     batch = Batch()
-    batch.add(TASK)
-    assert batch.seal()[HEADROOM:] == from_hex("batch")
-    assert decode_frame(from_hex("batch")) == [TASK]
+    batch.add(message)
+    assert batch.seal(notes)[HEADROOM:] == from_hex(name)
+    frame = decode_frame(from_hex(name))
+    assert isinstance(frame, Batched)
+    assert (frame.messages, frame.acks, frame.opens) == ([message], acks, opens)
+
+
+def test_acks_alone() -> None:
+    assert encode_notes_frame(encode_notes({"default": 3, 42: 9}, None))[HEADROOM:] == from_hex("acks")
+    assert decode_frame(from_hex("acks")) == Batched([], (("default", 3), (42, 9)))
+
+
+class Rival:
+    def __init__(self, text: str) -> None:
+        rank, who, dial = text.split("/")
+        self.text = text
+        self.claim = Claim(int(rank), {"A": CLIENT, "B": SERVER}[who].node_id, int(dial))
+
+
+@pytest.mark.parametrize("line", VECTORS["collision"].splitlines())
+def test_collision(line: str) -> None:
+    rivals, _, stays = line.partition(" = ")
+    for order in itertools.permutations(map(Rival, rivals.split())):
+        assert winner(CLIENT.node_id, SERVER.node_id, order).text == stays
+        assert winner(SERVER.node_id, CLIENT.node_id, order).text == stays
 
 
 def test_flow() -> None:

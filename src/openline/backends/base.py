@@ -7,15 +7,40 @@ link's methods. Methods of a link never raise for a dead peer: the next event sa
 
 from __future__ import annotations
 
+import random
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
+from ..address import Address
+from ..config import Config
+from ..core.handshake import Hello, Transcript
 from ..core.liveness import Progress
 from ..core.selection import Endpoint
 
+# Close codes, RFC 6455 section 7.4.1, and 4000 to 4999 for private use.
+NORMAL, GOING_AWAY, PROTOCOL_ERROR, POLICY, TOO_BIG = 1000, 1001, 1002, 1008, 1009
+# Another connection between the same two nodes stays (rule 3.3): do not dial again.
+REPLACED = 4001
+# Two processes present the same identity.
+CONFLICT = 4002
+
 # Larger messages leave in pieces of this size, so that pings and pongs get in between.
 FRAGMENT = 64 * 1024
+
+
+# A link that this side has closed has this for a code.
+CLOSED_BY_US = -1
+_CLOSED_BY_PEER = re.compile(r"the peer closed it \((\d+)")
+
+
+def closed_with(reason: str) -> int | None:
+    """The close code in the reason a link gives for its end; None where there was no goodbye."""
+    if reason.startswith("closed by this side"):
+        return CLOSED_BY_US
+    found = _CLOSED_BY_PEER.match(reason)
+    return int(found[1]) if found else None
 
 
 class LinkEvents(Protocol):
@@ -85,5 +110,114 @@ class Link(ABC):
         """The kernel's counters, or None where it does not tell."""
 
 
-# Called with a link that is up; returns its events. Raises ``Refused`` to turn it away.
-LinkUp = Callable[[Link], LinkEvents]
+class Visitor:
+    """A client whose hello we have answered, and whose proof has still to come.
+
+    ``answer`` is our hello, with our proof: what the client is sent.
+    """
+
+    __slots__ = ("answer", "hello", "transcript")
+
+    def __init__(self, hello: Hello, answer: str, transcript: Transcript) -> None:
+        self.hello = hello
+        self.answer = answer
+        self.transcript = transcript
+
+
+class Doorkeeper(Protocol):
+    """Who gets in (rule 3.6). Backends carry the hellos; the doorkeeper writes and judges them.
+
+    ``certificate`` is the DER certificate that the *server* shows on this connection, None
+    without TLS.
+    """
+
+    def hello(self) -> str:
+        """A client: our hello, fresh for this dial."""
+        ...
+
+    def answer(self, hello: str | None, certificate: bytes | None) -> Visitor | None:
+        """A server: judge the client's hello. None for a plain peer.
+
+        Raises ``Malformed`` (answer 400), ``Refused`` (403) and ``IdentityConflict`` (409).
+        """
+        ...
+
+    def greeted(
+        self, address: Address, mine: str, theirs: str | None, certificate: bytes | None
+    ) -> Hello | None:
+        """A client: judge the server's answer to ``mine``. None for a plain peer.
+
+        Raises ``Refused``, ``IdentityConflict``, ``Malformed``.
+        """
+        ...
+
+    def admit(self, link: Link, visitor: Visitor | None, entered: Callable[[], None]) -> LinkEvents:
+        """A server's link is open; returns its first events. ``entered`` is called when the visitor is in.
+
+        A plain peer is in at once; an openline peer when its proof, the first thing it sends, is
+        right. Sets ``link.events`` then. A wrong proof raises ``Malformed`` from ``on_binary``.
+        """
+        ...
+
+    def enter(self, link: Link) -> LinkEvents:
+        """A client's link is open: sends our proof if there was a hello; returns the events."""
+        ...
+
+
+class Door(Protocol):
+    """What listens for a backend."""
+
+    evicted: int
+
+    @property
+    def port(self) -> int: ...
+    @property
+    def pending(self) -> int:
+        """Handshakes that have not become a connection yet."""
+        ...
+
+    async def close(self) -> None:
+        """Stop accepting, and cut pending handshakes; connections that are open stay."""
+        ...
+
+
+class Backend(Protocol):
+    """Opens and accepts links for one transport."""
+
+    name: str
+
+    @property
+    def secure(self) -> bool:
+        """Do listeners encrypt?"""
+        ...
+
+    async def dial(self, address: Address) -> LinkEvents:
+        """Open a link, and let the doorkeeper judge it; the caller bounds the time.
+
+        Raises ``Unreachable``, ``Refused`` or ``IdentityConflict``.
+        """
+        ...
+
+    async def listen(self, host: str | None, port: int) -> Door:
+        """Raises ``OSError`` where the port cannot be had."""
+        ...
+
+
+# Told of every handshake that brought something else than one: who, and what was wrong.
+OnBad = Callable[[str, str], None]
+
+
+class Environment(Protocol):
+    """What a transport takes from outside itself: network, clocks, chance. Simulations have their own."""
+
+    random: random.Random
+
+    def backend(self, config: Config, door: Doorkeeper, on_bad: OnBad) -> Backend: ...
+
+    def stopwatch(self) -> float:
+        """Seconds, finely; for measuring round trips."""
+        ...
+
+    def wall_clock(self) -> float:
+        """Seconds on a clock that goes on while the machine sleeps."""
+        ...

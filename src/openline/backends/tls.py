@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import ssl
+from pathlib import Path
 
 from ..config import Tls
 from ..errors import Refused
@@ -28,6 +29,14 @@ def client_context(tls: Tls | None) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def certificate(tls: Tls) -> bytes:
+    """The DER certificate that ``server_context`` shows: the first one in the file."""
+    assert tls.cert is not None
+    pem = Path(tls.cert).read_text(encoding="utf-8")
+    begin = pem.index(ssl.PEM_HEADER)
+    return ssl.PEM_cert_to_DER_cert(pem[begin : pem.index(ssl.PEM_FOOTER, begin) + len(ssl.PEM_FOOTER)])
 
 
 def fingerprint(der: bytes) -> str:

@@ -17,15 +17,15 @@ from picows import (
 )
 from picows.picows import WSProtocol  # type: ignore[attr-defined]  # the acceptor needs the protocol itself; hence picows ~= 2.3
 
-from ..address import Address
+from ..address import Address, join
 from ..config import Config
 from ..core.frames import FRAME_BYTES, Malformed
-from ..core.handshake import HEADER, Hello, parse_hello
+from ..core.handshake import HEADER, REFUSED_HEADER
 from ..core.selection import Endpoint
-from ..errors import Refused, Unreachable
+from ..errors import Error, IdentityConflict, Refused, Unreachable
 from . import deflate, tls
 from .acceptor import Acceptor, Done, bind
-from .base import Link, LinkEvents, LinkUp
+from .base import Doorkeeper, Link, LinkEvents, OnBad
 from .sockets import Opener, connect, describe, ip_of, open_socket
 from .wslink import WebSocketLink
 
@@ -84,17 +84,17 @@ class WebSocketBackend:
     def __init__(
         self,
         config: Config,
-        hello: Callable[[], Hello],
-        link_up: LinkUp,
-        on_bad: Callable[[str, str], None],
+        door: Doorkeeper,
+        on_bad: OnBad,
         opener: Opener = open_socket,
     ) -> None:
         self._config = config
-        self._hello = hello
-        self._link_up = link_up
+        self._door = door
         self._on_bad = on_bad
         self._opener = opener
         self._server_context = tls.server_context(config.tls) if config.tls and config.tls.cert else None
+        # What clients see, and what their proof and ours are bound to.
+        self._certificate = tls.certificate(config.tls) if config.tls and config.tls.cert else None
         # Loading the trust store takes 20 ms, so only where it is configured or first needed.
         self._client_context = tls.client_context(config.tls) if config.tls else None
 
@@ -137,12 +137,17 @@ class WebSocketBackend:
         if "upgrade" in (token.strip().lower() for token in headers.get("connection", "").split(",")):
             headers["Connection"] = "upgrade"
         try:
-            hello = _hello_in(headers)
+            visitor = self._door.answer(headers.get(HEADER), self._certificate)
         except Malformed as error:
             return _turn_away(400, f"{error}\n")
+        except Error as error:
+            self._on_bad(join(*_peername(protocol)), str(error))
+            protocol.done(True)  # it has been told
+            status = 409 if isinstance(error, IdentityConflict) else 403
+            return _turn_away(status, f"{error}\n", [(REFUSED_HEADER, "1")])
         ip, port = _peername(protocol)
-        endpoint = Endpoint("inbound", ip, port, secure=self.secure, hello=hello)
-        answer = [(HEADER, self._hello().to_header())] if hello else []
+        endpoint = Endpoint("inbound", ip, port, secure=self.secure)
+        answer = [(HEADER, visitor.answer)] if visitor else []
         window = 0
         agreed = deflate.accept_offer(headers.get(_EXTENSIONS, "")) if self._config.compression else None
         if agreed:
@@ -150,8 +155,7 @@ class WebSocketBackend:
             answer.append((_EXTENSIONS, extension))
 
         def up(link: Link) -> None:
-            protocol.done(True)
-            link.events = self._link_up(link)
+            link.events = self._door.admit(link, visitor, lambda: protocol.done(True))
 
         return WSUpgradeResponseWithListener(
             WSUpgradeResponse.create_101_response(answer), self._make_link(endpoint, up, window)
@@ -179,10 +183,11 @@ class WebSocketBackend:
 
     async def _open(self, address: Address, sock: Any, endpoint: Endpoint) -> WSProtocol:
         loop = asyncio.get_running_loop()
+        hello = self._door.hello()
         args = self._protocol_args(
-            address.netloc, address.path, True, lambda _, response: self._connected(response, endpoint)
+            address.netloc, address.path, True, lambda _, response: self._connected(response, endpoint, hello)
         )
-        offer = [(HEADER, self._hello().to_header())]
+        offer = [(HEADER, hello)]
         if self._config.compression:
             offer.append((_EXTENSIONS, deflate.OFFER))
 
@@ -198,6 +203,7 @@ class WebSocketBackend:
         try:
             certificate = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
             tls.check_pins(self._config.tls, certificate, str(address))
+            endpoint.certificate = certificate
         except BaseException:
             transport.abort()
             raise
@@ -220,15 +226,18 @@ class WebSocketBackend:
             raise Unreachable(str(address), [(f"wss {endpoint.remote}", reason)]) from None
         return transport
 
-    def _connected(self, response: WSUpgradeResponse, endpoint: Endpoint) -> WebSocketLink:
-        endpoint.hello = _hello_in(response.headers)
+    def _connected(self, response: WSUpgradeResponse, endpoint: Endpoint, hello: str) -> WebSocketLink:
+        assert endpoint.target is not None
+        theirs = response.headers.get(HEADER)
+        endpoint.hello = self._door.greeted(endpoint.target, hello, theirs, endpoint.certificate)
+        endpoint.certificate = None
         extensions = ", ".join(response.headers.getall(_EXTENSIONS, []))
         compressed = deflate.check_answer(extensions)
         if compressed and not self._config.compression:
             raise Malformed("the peer compresses without having been asked to")
 
         def up(link: Link) -> None:
-            link.events = self._link_up(link)
+            link.events = self._door.enter(link)
 
         return self._make_link(endpoint, up, 15 if compressed else 0)
 
@@ -236,9 +245,12 @@ class WebSocketBackend:
         path = f"{address.scheme or 'ws'} {endpoint.remote}"
         if isinstance(error, ssl.SSLCertVerificationError):
             return Refused(f"{address}: the peer's certificate is not trusted: {error.verify_message}")
-        if isinstance(error, Refused | Unreachable | asyncio.CancelledError):
+        if isinstance(error, Refused | IdentityConflict | Unreachable | asyncio.CancelledError):
             return error
         if isinstance(error, WSHandshakeError):
+            if error.response is not None and REFUSED_HEADER in error.response.headers:
+                conflict = int(error.response.status) == 409
+                return (IdentityConflict if conflict else Refused)(f"{address}: {_body(error)}")
             return Unreachable(str(address), [(path, _upgrade_refusal(error))])
         if isinstance(error, OSError | Malformed):
             return Unreachable(str(address), [(path, describe(error))])
@@ -264,24 +276,26 @@ class WebSocketBackend:
         return False, 10, 10, WSAutoPingStrategy.PING_WHEN_IDLE, False, limit, headers, _READ_BUFFER
 
 
-def _hello_in(headers: Any) -> Hello | None:
-    value = headers.get(HEADER)
-    return None if value is None else parse_hello(value)
-
-
 def _peername(protocol: WSProtocol) -> tuple[str, int]:
     name = protocol.transport.underlying_transport.get_extra_info("peername")
     return ip_of(name), name[1]
 
 
-def _turn_away(status: int, text: str) -> WSUpgradeResponseWithListener:
-    headers = [("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")] if status == 426 else []
-    response = WSUpgradeResponse.create_error_response(status, text.encode(), headers)
+def _turn_away(
+    status: int, text: str, headers: list[tuple[str, str]] | None = None
+) -> WSUpgradeResponseWithListener:
+    if status == 426:
+        headers = [("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")]
+    response = WSUpgradeResponse.create_error_response(status, text.encode(), headers or [])
     return WSUpgradeResponseWithListener(response, None)
+
+
+def _body(error: WSHandshakeError) -> str:
+    return (error.raw_body or b"")[:300].decode(errors="replace").strip()
 
 
 def _upgrade_refusal(error: WSHandshakeError) -> str:
     if error.response is None:
         return str(error)
-    body = (error.raw_body or b"")[:200].decode(errors="replace").strip()
+    body = _body(error)
     return f"HTTP {int(error.response.status)} instead of an upgrade{': ' + body if body else ''}"

@@ -22,7 +22,7 @@ from ..core.frames import HEADROOM, Malformed, TooBig
 from ..core.liveness import Progress
 from ..core.selection import Endpoint
 from . import deflate
-from .base import FRAGMENT, Link, LinkEvents
+from .base import FRAGMENT, PROTOCOL_ERROR, TOO_BIG, Link, LinkEvents
 
 if sys.platform != "win32":
     import fcntl
@@ -38,9 +38,6 @@ PING, PONG, CLOSE = WSMsgType.PING, WSMsgType.PONG, WSMsgType.CLOSE
 WRITELINES_OVER = 8192
 # Fragments of one message: 16 MiB in pieces of 256 bytes. Empty ones cost us, and add no bytes.
 MAX_PARTS = 65_536
-# RFC 6455 section 7.4.1
-NORMAL, GOING_AWAY, PROTOCOL_ERROR, POLICY, TOO_BIG = 1000, 1001, 1002, 1008, 1009
-
 _GONE = getattr(select, "POLLRDHUP", 0) | getattr(select, "POLLHUP", 0) | getattr(select, "POLLERR", 0)
 _LINUX = sys.platform == "linux"
 # struct tcp_info (linux/tcp.h): tcpi_bytes_acked and tcpi_bytes_received, two u64 at offset 120.
@@ -193,6 +190,8 @@ class WebSocketLink(WSListener, Link):
         return bool(self._is_closing() or self._ws.is_close_frame_sent)
 
     def write_text(self, data: bytes) -> None:
+        if self._closed:
+            return
         if self._window and len(data) >= deflate.THRESHOLD:
             self._write(TEXT, deflate.compress(data, self._window), True)
         elif len(data) <= FRAGMENT and not self._outbox:
@@ -201,6 +200,8 @@ class WebSocketLink(WSListener, Link):
             self._write(TEXT, data, False)
 
     def write_binary(self, buffer: bytearray) -> None:
+        if self._closed:
+            return
         size = len(buffer) - HEADROOM
         if self._window and size >= deflate.THRESHOLD:
             self._write(BINARY, deflate.compress(memoryview(buffer)[HEADROOM:], self._window), True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -12,7 +13,17 @@ import typer
 import openline
 
 from . import INTERRUPTED
-from .common import FAILED, USAGE, Failure, complain, configured, run
+from .common import (
+    FAILED,
+    USAGE,
+    Failure,
+    complain,
+    configured,
+    default_identity,
+    load_identity,
+    log_to_stderr,
+    run,
+)
 from .listen import Options, listen
 from .once import Sending, read_payload, read_stream, request, send
 from .ping import ping
@@ -55,7 +66,7 @@ def run_app() -> int:
     except _WrongUsage as error:
         error.show()
         return USAGE
-    except (Failure, openline.InvalidAddress) as error:
+    except (Failure, openline.InvalidAddress, openline.InvalidIdentity) as error:
         complain(error)
         return getattr(error, "code", USAGE)
     except BrokenPipeError:
@@ -224,6 +235,36 @@ def _ping(
     Exit code 0 if any ping was answered, else 1.
     """
     return run(ping(config, addr, count, interval, timeout))
+
+
+@app.command("id")
+def _id(
+    identity: Annotated[
+        Path | None,
+        typer.Option(
+            "--identity",
+            metavar="PATH",
+            envvar="OPENLINE_IDENTITY",
+            dir_okay=False,
+            help="The file of the key.",
+            show_default="openline/identity.pem in $XDG_CONFIG_HOME or ~/.config",
+        ),
+    ] = None,
+) -> int:
+    """Print the node id of an identity; make the identity on first use.
+
+    The node id is what peers know this node by: they --allow it, or dial it as
+    NODEID@host:port. The file holds the secret key. Never copy it to another
+    machine, and give every process a file of its own.
+
+    Examples:
+      openline id
+      openline id --identity alice.pem
+      openline listen --identity alice.pem --allow "$(ssh bob openline id)"
+    """
+    log_to_stderr(verbose=False)
+    print(load_identity(identity or default_identity()).node_id)
+    return 0
 
 
 @app.command("capabilities")

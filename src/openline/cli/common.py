@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import os
 import signal
 import ssl
 import sys
@@ -43,6 +44,28 @@ Pin = Annotated[
     typer.Option(
         "--pin",
         help="sha256/<base64> of a peer's certificate: then only that is trusted. Repeatable.",
+        rich_help_panel=_SHARED,
+    ),
+]
+IdentityFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--identity",
+        metavar="PATH",
+        envvar="OPENLINE_IDENTITY",
+        dir_okay=False,
+        help="File of the key that is this node; made on first use.",
+        show_default="a new key, in memory",
+        rich_help_panel=_SHARED,
+    ),
+]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        metavar="NODEID",
+        help="Connect with this node only; its key has to prove it. Repeatable.",
+        show_default="anybody",
         rich_help_panel=_SHARED,
     ),
 ]
@@ -90,6 +113,8 @@ def make_config(
     key: Key = None,
     ca: Ca = None,
     pin: Pin = None,
+    identity: IdentityFile = None,
+    allow: Allow = None,
     verbose: Verbose = False,
 ) -> openline.Config:
     """The file's settings, overridden by the options."""
@@ -97,11 +122,17 @@ def make_config(
     settings = read_settings(config) if config else {}
     if name is not None:
         settings["name"] = name
+    if allow:
+        settings["allow"] = allow
     tls = {"cert": cert and str(cert), "key": key and str(key), "ca": ca and str(ca), "pins": pin}
     given = {option: value for option, value in tls.items() if value}
     if given:
         settings["tls"] = {**(settings.get("tls") or {}), **given}
-    return to_config(settings, OPTIONS)
+    made = to_config(settings, OPTIONS)
+    if identity is None:
+        return made
+    # Last, so that wrong options leave no new file behind.
+    return msgspec.structs.replace(made, identity=load_identity(identity))
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -122,6 +153,29 @@ def to_config(settings: Any, source: str) -> openline.Config:
         # The place in the settings helps with a file; there is none on a command line.
         text = str(error).partition(" - at `")[0] if source == OPTIONS else str(error)
         raise Failure(f"{source}: {text}", USAGE) from None
+
+
+def load_identity(path: Path) -> openline.Identity:
+    """The identity in that file; a new one, which is said, where there is no such file."""
+    is_there = os.path.lexists(path)
+    try:
+        identity = openline.Identity.load_or_create(path)
+    except OSError as error:
+        raise Failure(f"identity {path} cannot be made: {describe(error)}", USAGE) from None
+    if not is_there:
+        complain(f"made a new identity: {path}")
+    return identity
+
+
+def default_identity() -> Path:
+    """Where ``openline id`` keeps the identity, in the user's configuration folder."""
+    configured = os.environ.get("XDG_CONFIG_HOME", "")
+    try:
+        # The XDG specification has relative paths ignored.
+        folder = Path(configured) if os.path.isabs(configured) else Path.home() / ".config"
+    except RuntimeError:
+        raise Failure("there is no home folder: say where with --identity", USAGE) from None
+    return folder / "openline" / "identity.pem"
 
 
 def log_to_stderr(verbose: bool) -> None:

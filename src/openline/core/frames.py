@@ -20,13 +20,19 @@ Buffer = bytes | bytearray | memoryview
 MESSAGES = 1
 FLOW = 2
 LISTENING = 3
+PROOF = 4
+WELCOME = 5
 
 # picows writes the WebSocket header in front of the payload, in place; it needs 14 bytes.
 HEADROOM = 14
-# Kind, then a msgpack array32 header whose count is filled in when the batch is sealed.
-BATCH_START = HEADROOM + 6
-# A count of one is in place already: most frames of a quiet link hold one message.
-_EMPTY_BATCH = bytes(HEADROOM) + bytes([MESSAGES, 0xDD, 0, 0, 0, 1])
+# Kind, a msgpack array header for the frame's one to three elements, then an array32 header for the
+# messages; both are corrected when the batch is sealed.
+BODY = HEADROOM + 2
+BATCH_START = BODY + 5
+# One element, one message: most frames of a quiet link.
+_EMPTY_BATCH = bytes(HEADROOM) + bytes([MESSAGES, 0x91, 0xDD, 0, 0, 0, 1])
+_ONLY_NOTES = bytes(HEADROOM) + bytes([MESSAGES, 0x92, 0x90])
+_WITH_ACKS, _WITH_BOTH = 0x92, 0x93
 
 # A frame of many messages leaves at this size: large enough that the cost per frame vanishes,
 # small enough that it is never fragmented and the first message does not wait for the last. A
@@ -58,6 +64,31 @@ class Listening(msgspec.Struct, array_like=True, frozen=True):
     ports: tuple[int, ...]
 
 
+Notes = tuple[tuple[StreamId, int], ...]
+
+
+class Batched(msgspec.Struct, array_like=True, frozen=True):
+    """Messages, and what sessions tell each other. ``acks``: the next number that the receiver of a
+    stream waits for. ``opens``: the number at which a stream goes on over this connection."""
+
+    messages: list[Message]
+    acks: Notes = ()
+    opens: Notes = ()
+
+
+class Proof(msgspec.Struct, array_like=True, frozen=True):
+    """A client's first frame: its signature, and which connections to this node it has lost."""
+
+    signature: bytes
+    lost: list[bytes] = []
+
+
+class Welcome(msgspec.Struct, array_like=True, frozen=True):
+    """A server's first frame: the client is in; and which connections to it the server has lost."""
+
+    lost: list[bytes] = []
+
+
 class _Plain(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     id: str | int | float
     type: str
@@ -81,9 +112,11 @@ def _ext_hook(code: int, data: memoryview) -> Any:
     raise ValueError(f"unknown ext type {code}")
 
 
-_unpack_messages = msgspec.msgpack.Decoder(list[Message], ext_hook=_ext_hook)
+_unpack_batch = msgspec.msgpack.Decoder(Batched, ext_hook=_ext_hook)
 _unpack_flow = msgspec.msgpack.Decoder(Flow)
 _unpack_listening = msgspec.msgpack.Decoder(Listening)
+_unpack_proof = msgspec.msgpack.Decoder(Proof)
+_unpack_welcome = msgspec.msgpack.Decoder(Welcome)
 
 
 # Plain peers ------------------------------------------------------------------------------------
@@ -226,11 +259,11 @@ class Batch:
         self.count += 1
         return len(self.buffer) - start
 
-    def split_last(self, size: int) -> bytearray:
+    def split_last(self, size: int, notes: EncodedNotes | None = None) -> bytearray:
         """Seal all but the last message, which then begins a new batch."""
         last = self.buffer[-size:]
         self.drop_last(size)
-        frame = self.seal()
+        frame = self.seal(notes)
         self.buffer += last
         self.count = 1
         return frame
@@ -240,14 +273,32 @@ class Batch:
         del self.buffer[-size:]
         self.count -= 1
 
-    def seal(self) -> bytearray:
+    def seal(self, notes: EncodedNotes | None = None) -> bytearray:
         """The frame, with ``HEADROOM`` bytes free in front; the batch is empty afterwards."""
         buffer = self.buffer
         if self.count != 1:
             buffer[BATCH_START - 4 : BATCH_START] = self.count.to_bytes(4, "big")
+        if notes is not None:
+            append_notes(buffer, notes)
         self.buffer = bytearray(_EMPTY_BATCH)
         self.count = 0
         return buffer
+
+
+# Array header of the frame that carries them, and the notes.
+EncodedNotes = tuple[int, bytes]
+
+
+def append_notes(frame: bytearray, notes: EncodedNotes) -> None:
+    """Put encoded notes at the end of a frame of messages."""
+    frame[HEADROOM + 1], encoded = notes
+    frame += encoded
+
+
+def encode_notes(acks: dict[StreamId, int], opens: list[tuple[StreamId, int]] | None) -> EncodedNotes:
+    """Notes for the end of a frame of messages."""
+    encoded = _pack.encode(list(acks.items()))
+    return (_WITH_BOTH, encoded + _pack.encode(opens)) if opens else (_WITH_ACKS, encoded)
 
 
 def encode_batch(messages: list[Message]) -> bytearray:
@@ -256,7 +307,7 @@ def encode_batch(messages: list[Message]) -> bytearray:
         _check(message)
     buffer = bytearray(_EMPTY_BATCH)
     try:
-        _pack.encode_into(messages, buffer, HEADROOM + 1)
+        _pack.encode_into(messages, buffer, BODY)
     except _ENCODE_ERRORS:
         batch = Batch()
         for message in messages:
@@ -286,22 +337,46 @@ def encode_listening(ports: tuple[int, ...]) -> bytearray:
     return _control(LISTENING, Listening(ports))
 
 
+def encode_notes_frame(notes: EncodedNotes) -> bytearray:
+    """Notes in a frame without messages."""
+    frame = bytearray(_ONLY_NOTES)
+    append_notes(frame, notes)
+    return frame
+
+
+def encode_proof(signature: bytes, lost: list[bytes]) -> bytearray:
+    return _control(PROOF, Proof(signature, lost))
+
+
+def encode_welcome(lost: list[bytes]) -> bytearray:
+    return _control(WELCOME, Welcome(lost))
+
+
 def _control(kind: int, body: Any) -> bytearray:
     return bytearray(HEADROOM) + bytes([kind]) + _pack.encode(body)
 
 
-def decode_frame(data: memoryview) -> list[Message] | Flow | Listening | None:
+Frame = Batched | Flow | Listening | Proof | Welcome
+
+
+def decode_frame(data: memoryview) -> Frame | None:
     """Read a binary frame. None for a kind this version does not know. Raises ``Malformed``."""
     if not data:
         raise Malformed("empty frame")
     kind = data[0]
+    decoder = _DECODERS.get(kind)
+    if decoder is None:
+        return None
     try:
-        if kind == MESSAGES:
-            return _unpack_messages.decode(data[1:])
-        if kind == FLOW:
-            return _unpack_flow.decode(data[1:])
-        if kind == LISTENING:
-            return _unpack_listening.decode(data[1:])
+        return decoder.decode(data[1:])  # type: ignore[no-any-return]
     except _PARSE_ERRORS as error:
         raise Malformed(f"frame of kind {kind}: {error}") from None
-    return None
+
+
+_DECODERS: dict[int, msgspec.msgpack.Decoder[Any]] = {
+    MESSAGES: _unpack_batch,
+    FLOW: _unpack_flow,
+    LISTENING: _unpack_listening,
+    PROOF: _unpack_proof,
+    WELCOME: _unpack_welcome,
+}

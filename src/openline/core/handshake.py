@@ -1,14 +1,19 @@
 """The hello: what an openline node says of itself in one HTTP header of the WebSocket upgrade.
 
-``Openline-Hello: 1; node=<node id>; nonce=<base64url>; listen=8770,8771; name=<percent-encoded>``
+``Openline-Hello: 1; node=<node id>; nonce=<base64url>; instance=<base64url>; dial=1; listen=8770; name=bob``
 
-Unsigned for now: node id, name and ports are claims. The nonce already travels, so that a proof
-over both hellos can be added without another round trip. Unknown parameters are ignored.
+Each side signs one transcript: both hellos and the server's certificate, in the name of its role.
+The server's proof ends its own header value (``; proof=<base64url>``); the client's is the first
+frame it sends. No round trip is added. Unknown parameters are ignored.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
 import re
+from typing import Literal
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -17,26 +22,50 @@ from ..address import is_node_id
 from .frames import Malformed
 
 HEADER = "Openline-Hello"
+# In an answer that turns a client away for who it is.
+REFUSED_HEADER = "Openline-Refused"
 VERSION = "1"
-# A hello is parsed before anything is known of its sender; a full one takes about 700 characters.
+# A hello is parsed before anything is known of its sender; a full one takes about 900 characters.
 MAX_LENGTH = 2048
 MAX_PORTS = 16
 MAX_NAME = 128
+MAX_CAPS = 16
+SIGNATURE_BYTES = 64
+# Nobody dials that often; it must only stay a number that fits everywhere.
+MAX_DIAL = 2**53
 _NONCE = re.compile(r"[A-Za-z0-9_-]{22,64}")
+_CAP = re.compile(r"[a-z0-9.-]{1,32}")
+_PROOF = "; proof="
+
+Role = Literal["client", "server"]
 
 
 class Hello(msgspec.Struct, frozen=True):
-    """A parsed hello. ``ports`` are the TCP ports the node listens on."""
+    """A parsed hello. ``ports`` are the TCP ports the node listens on.
+
+    ``nonce`` is fresh for every connection, ``instance`` for every process, and ``dial`` counts the
+    connections that process has begun (0 in a server's answer).
+    """
 
     node_id: str
     nonce: str
     ports: tuple[int, ...] = ()
     name: str = ""
+    instance: str = ""
+    dial: int = 0
+    caps: tuple[str, ...] = ()
+    # What was signed, while the proof is on its way; then what both sides know the connection by.
+    transcript: Transcript | None = None
+    connection_id: bytes = b""
 
     def to_header(self) -> str:
-        parts = [VERSION, f"node={self.node_id}", f"nonce={self.nonce}"]
+        parts = [VERSION, f"node={self.node_id}", f"nonce={self.nonce}", f"instance={self.instance}"]
+        if self.dial:
+            parts.append(f"dial={self.dial}")
         if self.ports:
             parts.append("listen=" + ",".join(map(str, self.ports[:MAX_PORTS])))
+        if self.caps:
+            parts.append("caps=" + ",".join(self.caps[:MAX_CAPS]))
         if self.name:
             parts.append("name=" + quote(self.name[:MAX_NAME], safe="", errors="replace"))
         return "; ".join(parts)
@@ -50,12 +79,20 @@ def parse_hello(value: str) -> Hello:
     if version != VERSION:
         raise Malformed(f"hello version {version[:16]!r}, this side speaks {VERSION}")
     fields = dict(pair.partition("=")[::2] for pair in pairs)
-    node_id, nonce = fields.get("node", ""), fields.get("nonce", "")
+    node_id, nonce, instance = (fields.get(name, "") for name in ("node", "nonce", "instance"))
     if not is_node_id(node_id):
         raise Malformed("hello without a valid node id")
-    if not _NONCE.fullmatch(nonce):
-        raise Malformed("hello without a valid nonce")
-    return Hello(node_id, nonce, _ports(fields.get("listen", "")), _name(fields.get("name", "")))
+    if not _NONCE.fullmatch(nonce) or not _NONCE.fullmatch(instance):
+        raise Malformed("hello without a valid nonce and instance")
+    return Hello(
+        node_id,
+        nonce,
+        _ports(fields.get("listen", "")),
+        _name(fields.get("name", "")),
+        instance,
+        _dial(fields.get("dial", "0")),
+        _caps(fields.get("caps", "")),
+    )
 
 
 def _ports(value: str) -> tuple[int, ...]:
@@ -76,3 +113,58 @@ def _name(value: str) -> str:
     name = unquote(value, errors="replace")[:MAX_NAME]
     # A name ends up in logs and terminals: no control characters.
     return "".join(c for c in name if c.isprintable())
+
+
+def _dial(value: str) -> int:
+    if not (value.isascii() and value.isdigit() and len(value) < 17) or int(value) >= MAX_DIAL:
+        raise Malformed("hello with an invalid dial number")
+    return int(value)
+
+
+def _caps(value: str) -> tuple[str, ...]:
+    caps = tuple(value.split(",")) if value else ()
+    if len(caps) > MAX_CAPS or not all(_CAP.fullmatch(cap) for cap in caps):
+        raise Malformed("hello with invalid capabilities")
+    return caps
+
+
+# The proof ---------------------------------------------------------------------------------------
+
+
+class Transcript:
+    """What both sides sign: both hellos as they were sent, and the server's certificate."""
+
+    __slots__ = ("_common",)
+
+    def __init__(self, client: str, server: str, certificate: bytes | None) -> None:
+        digest = hashlib.sha256(certificate).digest() if certificate else b""
+        parts = (client.encode(), server.encode(), digest)
+        self._common = b"openline hello 1\n" + b"".join(len(p).to_bytes(4, "big") + p for p in parts)
+
+    def signed_by(self, role: Role) -> bytes:
+        """The bytes that this role signs."""
+        return self._common + role.encode()
+
+    @property
+    def connection_id(self) -> bytes:
+        """16 bytes that both sides know this connection by."""
+        return hashlib.sha256(self._common).digest()[:16]
+
+
+def with_proof(hello: str, signature: bytes) -> str:
+    """A server's header value: its hello, and its proof."""
+    return hello + _PROOF + base64.urlsafe_b64encode(signature).decode().rstrip("=")
+
+
+def split_proof(value: str) -> tuple[str, bytes]:
+    """A server's header value as the hello that was signed, and the signature. Raises ``Malformed``."""
+    hello, found, text = value.rpartition(_PROOF)
+    if not found:
+        raise Malformed("the hello carries no proof")
+    try:
+        signature = base64.b64decode(text + "==", altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raise Malformed("the proof is not base64url") from None
+    if len(signature) != SIGNATURE_BYTES:
+        raise Malformed(f"a proof of {len(signature)} bytes instead of {SIGNATURE_BYTES}")
+    return hello, signature

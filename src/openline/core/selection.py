@@ -34,13 +34,16 @@ class Rank(IntEnum):
     PLAIN_BY_IP = 1
     EXACT_REMOTE = 2
     HELLO = 3
-    DIALED = 4
+    ALIAS = 4
+    DIALED = 5
+    NODE = 6
 
 
 class Reject(Enum):
     """Why a connection does not answer for an address."""
 
     OTHER_ADDRESS = "reaches another address"
+    OTHER_NODE = "is not the node that the address names"
     NOT_PROVEN = "has not proven the identity the address asks for"
     OTHER_PORT = "its openline hello does not name that port"
     TWO_CLAIMS = "two nodes at that IP claim that port"
@@ -51,6 +54,8 @@ class Reject(Enum):
 
 
 RANK_TEXT = {
+    Rank.NODE: "has proven the node id that the address names",
+    Rank.ALIAS: "reaches the node that this address was dialed to",
     Rank.DIALED: "outbound connection to this address",
     Rank.HELLO: "openline peer at that IP that says it listens on that port",
     Rank.EXACT_REMOTE: "this address is its remote end",
@@ -63,11 +68,14 @@ class Endpoint:
 
     ``bound_port`` is the port a plain inbound socket stands for: the first send by IP alone binds
     it, as one socket cannot be two listeners. ``crowded``: another plain peer's socket from this IP
-    was open beside it. ``hint`` is the ``metadata.sourceNodeId`` it last sent.
+    was open beside it. ``hint`` is the ``metadata.sourceNodeId`` it last sent. ``aliases`` are addresses
+    dialed to the same node by connections that this one has replaced (rule 3.3).
     """
 
     __slots__ = (
+        "aliases",
         "bound_port",
+        "certificate",
         "crowded",
         "direction",
         "hello",
@@ -97,6 +105,19 @@ class Endpoint:
         self.bound_port: int | None = None
         self.crowded = False
         self.hint = ""
+        self.aliases: tuple[Address, ...] = ()
+        # The far side's TLS certificate (DER), until the hello has been judged.
+        self.certificate: bytes | None = None
+
+    @property
+    def node_id(self) -> str | None:
+        """Proven: a connection is not open before its hello's proof is right."""
+        return self.hello.node_id if self.hello is not None else None
+
+    @property
+    def connection_id(self) -> bytes | None:
+        """What both sides know this connection by; None for a plain peer's."""
+        return (self.hello.connection_id or None) if self.hello is not None else None
 
     @property
     def remote(self) -> str:
@@ -182,11 +203,19 @@ def _why_not(other: Candidate, best: Candidate) -> str:
 def match(want: Want, end: Endpoint, all_ends: Sequence[Endpoint]) -> Rank | Reject:
     """Does ``end`` answer for ``want``? ``all_ends`` are all connections that might, for ambiguity."""
     address = want.address
+    if address.node_id is not None and end.node_id != address.node_id:
+        if end.ip not in want.ips:
+            return Reject.OTHER_ADDRESS
+        return Reject.NOT_PROVEN if end.plain else Reject.OTHER_NODE
     if end.target is not None and _dialed(address, end, want.ips):
         return Rank.DIALED
-    if address.authenticated:
-        # Never weaker than asked: an inbound connection has not proven a certificate or a node id.
+    if any(_same(address, alias) for alias in end.aliases):
+        return Rank.ALIAS
+    if address.scheme in ("wss", "quic"):
+        # Never weaker than asked: an inbound connection has not proven a certificate.
         return Reject.NOT_PROVEN if end.ip in want.ips else Reject.OTHER_ADDRESS
+    if address.node_id is not None and address.path == "/":
+        return Rank.NODE
     if end.ip not in want.ips or address.path != "/":
         return Reject.OTHER_ADDRESS
     if end.hello is not None:
@@ -213,18 +242,21 @@ def crowd(gone: Endpoint, others: Iterable[Endpoint]) -> None:
 def _dialed(address: Address, end: Endpoint, ips: tuple[str, ...]) -> bool:
     target = end.target
     assert target is not None
-    if address.node_id is not None:
-        return False  # no connection has proven a node id yet
+    if _same(address, target):
+        return True
     if (address.port, address.path) != (target.port, target.path):
         return False
     if (address.scheme or "ws") != (target.scheme or "ws"):
         return False
-    if address.host == target.host:
-        return True
     # Another spelling of the same end. Not for TLS, whose certificate names a host, and not
     # between two names, which one server may tell apart.
     same_end = end.ip in ips and end.port == address.port
-    return same_end and not address.authenticated and (address.is_ip or target.is_ip)
+    return same_end and address.scheme not in ("wss", "quic") and (address.is_ip or target.is_ip)
+
+
+def _same(address: Address, target: Address) -> bool:
+    """The same place to dial; that the node is the right one has been seen to."""
+    return address.dial_key[:1] + address.dial_key[2:] == target.dial_key[:1] + target.dial_key[2:]
 
 
 def _match_hello(address: Address, end: Endpoint, all_ends: Sequence[Endpoint]) -> Rank | Reject:

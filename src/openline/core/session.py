@@ -1,0 +1,217 @@
+"""Numbers and acknowledgements of one direction between two processes (rule 3.4). Pure.
+
+Each stream counts its messages. A connection says once at which number a stream goes on over it
+(*open*), from then on both sides count. An acknowledgement names the next number the receiver
+waits for. After a change of connection the sender opens at the first number that is not
+acknowledged and sends from there again; the receiver drops what it has had.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, Generic, Protocol, TypeVar
+
+from ..errors import InvalidMessage
+from ..message import Message, StreamId
+from .frames import Malformed
+
+# Streams that a sender keeps numbers for, per peer; beyond it the one opened longest ago with
+# nothing unacknowledged is forgotten (its numbers go on where all others have got to). A stream
+# takes about 300 bytes.
+SENDER_STREAMS = 4096
+# The receiver remembers twice as many, so it never forgets one that the sender still knows. Part
+# of the protocol, not of Config: the two sides must agree.
+RECEIVER_STREAMS = 2 * SENDER_STREAMS
+# Characters of a stream's name that is remembered like this.
+MAX_STREAM_NAME = 1024
+
+
+class Blocked(Exception):
+    """It cannot be sent just now: too many streams wait for acknowledgements, or what waits may not
+    travel over the connection at hand."""
+
+
+class Parcel(Protocol):
+    """Consecutive messages of one stream that were sent together."""
+
+    first: int
+    end: int
+    messages: list[Message]
+    size: int
+
+
+P = TypeVar("P", bound=Parcel)
+
+
+# Unacknowledged messages and bytes of one stream.
+Limits = tuple[int, int]
+
+
+class Outgoing(Generic[P]):
+    """One stream, sending side. ``next`` is the number of the next new message."""
+
+    __slots__ = ("acked", "max_messages", "max_size", "next", "size", "unacked")
+
+    def __init__(self, first: int, limits: Limits) -> None:
+        self.max_messages, self.max_size = limits
+        self.next = self.acked = first
+        self.unacked: deque[P] = deque()
+        # Bytes not acknowledged.
+        self.size = 0
+
+    def add(self, parcel: P) -> None:
+        """Number a parcel that is being sent."""
+        parcel.first = self.next
+        self.next = parcel.end = parcel.first + len(parcel.messages)
+        self.unacked.append(parcel)
+        self.size += parcel.size
+
+    def ack(self, upto: int) -> list[P]:
+        """The receiver has everything below ``upto``; returns what is complete by that.
+
+        Raises ``Malformed`` for what was never sent. An old acknowledgement is no news.
+        """
+        if upto > self.next:
+            raise Malformed(f"acknowledges {upto}, and {self.next} is the next to be sent")
+        done: list[P] = []
+        unacked = self.unacked
+        # Nearly always one parcel, and all of it.
+        while unacked and unacked[0].end <= upto:
+            parcel = unacked.popleft()
+            self.size -= parcel.size
+            done.append(parcel)
+        if upto > self.acked:
+            self.acked = upto
+        return done
+
+    def pending(self, parcel: P) -> list[Message]:
+        """The messages of an unacknowledged parcel that are still to be confirmed."""
+        return parcel.messages[max(0, self.acked - parcel.first) :]
+
+    @property
+    def full(self) -> bool:
+        """No more may be sent until some of it is acknowledged."""
+        return self.size >= self.max_size or self.next - self.acked >= self.max_messages
+
+    @property
+    def roomy(self) -> bool:
+        """Half empty: those who wait may go on."""
+        return self.size <= self.max_size // 2 and self.next - self.acked <= self.max_messages // 2
+
+
+class Session(Generic[P]):
+    """What one process knows of its exchange with one other process, over all connections."""
+
+    __slots__ = ("_floor", "_limits", "expected", "instance", "out")
+
+    def __init__(self, instance: str, limits: Limits, floor: int = 1) -> None:
+        self._limits = limits
+        # The other process.
+        self.instance = instance
+        self.out: dict[StreamId, Outgoing[P]] = {}
+        # Receiving: the number each stream waits for.
+        self.expected: dict[StreamId, int] = {}
+        # Numbers below it are used up; a stream that is begun again begins there.
+        self._floor = floor
+
+    @property
+    def floor(self) -> int:
+        """Above every number used so far: where a later session with that process may begin."""
+        return max((out.next for out in self.out.values()), default=self._floor)
+
+    def outgoing(self, stream_id: StreamId) -> Outgoing[P]:
+        out = self.out.get(stream_id)
+        if out is None:
+            if _too_long(stream_id):
+                raise InvalidMessage(f"a stream_id of more than {MAX_STREAM_NAME} characters")
+            if len(self.out) >= SENDER_STREAMS and not self._forget_one():
+                raise Blocked
+            out = self.out[stream_id] = Outgoing(self._floor, self._limits)
+        return out
+
+    def _forget_one(self) -> bool:
+        for stream_id, out in self.out.items():
+            if not out.unacked:
+                del self.out[stream_id]
+                self._floor = max(self._floor, out.next)
+                return True
+        return False
+
+    @property
+    def streams(self) -> int:
+        """How much it remembers."""
+        return len(self.out) + len(self.expected)
+
+    def unacked(self) -> Iterator[tuple[StreamId, Outgoing[P]]]:
+        """Streams with something unacknowledged."""
+        return ((stream_id, out) for stream_id, out in self.out.items() if out.unacked)
+
+    @property
+    def has_unacked(self) -> bool:
+        return any(out.unacked for out in self.out.values())
+
+    # Receiving -----------------------------------------------------------------------------------
+
+    def open(self, positions: dict[StreamId, int], opens: Iterable[tuple[StreamId, int]]) -> None:
+        """The sender says where streams go on over one connection, whose ``positions`` these are."""
+        expected = self.expected
+        for stream_id, first in opens:
+            if first < 0 or _too_long(stream_id):
+                raise Malformed(f"opens stream {str(stream_id)[:32]!r} at {first}")
+            positions[stream_id] = first
+            if len(positions) > RECEIVER_STREAMS:
+                del positions[next(iter(positions))]
+            known = expected.pop(stream_id, first)
+            if len(expected) >= RECEIVER_STREAMS:
+                del expected[next(iter(expected))]
+            expected[stream_id] = max(known, first)
+
+    def accept(
+        self, positions: dict[StreamId, int], messages: list[Message]
+    ) -> tuple[list[Message], dict[StreamId, int]]:
+        """Messages that came over one connection: those that are new, and what to acknowledge.
+
+        Raises ``Malformed`` for a stream that was not opened, or a gap.
+        """
+        expected = self.expected
+        if len(messages) == 1:
+            stream_id = messages[0].stream_id
+            number = positions.get(stream_id)
+            if number is not None and expected.get(stream_id) == number:
+                positions[stream_id] = expected[stream_id] = number = number + 1
+                return messages, {stream_id: number}
+        acks: dict[StreamId, int] = {}
+        dropped = False
+        for index, message in enumerate(messages):
+            stream_id = message.stream_id
+            number = positions.get(stream_id)
+            if number is None:
+                raise Malformed(f"a message on stream {stream_id!r}, which was not opened")
+            positions[stream_id] = number + 1
+            awaited = expected.get(stream_id, number)
+            if number == awaited:
+                expected[stream_id] = acks[stream_id] = number + 1
+            elif number < awaited:
+                acks[stream_id] = awaited
+                if not dropped:
+                    messages = messages.copy()
+                    dropped = True
+                messages[index] = _DROPPED
+            else:
+                raise Malformed(f"stream {stream_id!r} jumps from {awaited} to {number}")
+        if dropped:
+            messages = [message for message in messages if message is not _DROPPED]
+        return messages, acks
+
+
+_DROPPED = Message()
+
+
+def _too_long(stream_id: StreamId) -> bool:
+    return type(stream_id) is str and len(stream_id) > MAX_STREAM_NAME
+
+
+def open_at(out: Outgoing[Any]) -> int:
+    """Where a stream goes on over a new connection: the first number that is not acknowledged."""
+    return max(out.unacked[0].first, out.acked) if out.unacked else out.next

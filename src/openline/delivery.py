@@ -1,0 +1,303 @@
+"""Sessions over connections (rule 3.4): what is sent stays until it is acknowledged.
+
+Each openline peer has one session per process of it. One of its connections is the *carrier*; when
+the carrier changes, what is not acknowledged is sent again over the new one, and the receiving
+side hands nothing over twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .address import Address
+from .connection import Connection, State
+from .core.collision import winner
+from .core.frames import Batched
+from .core.selection import Rank, Want, match
+from .core.session import Blocked, Outgoing, Session
+from .errors import Error
+from .message import Message
+from .parcel import Parcel
+from .peers import Peer
+
+if TYPE_CHECKING:
+    from .switchboard import Switchboard
+
+log = logging.getLogger("openline")
+
+# Peers that are gone and whose session is kept; beyond it the one gone longest is forgotten.
+MAX_GONE = 4096
+# Streams of all of those together; one takes 300 bytes, more where its name is long.
+MAX_GONE_STREAMS = 100_000
+# While closing: how often to look whether everything has been acknowledged.
+DRAIN_LOOK = 0.005
+
+
+class Delivery:
+    """All sessions of one transport."""
+
+    def __init__(self, board: Switchboard, stranded: Callable[[Peer], None]) -> None:
+        self._board = board
+        # Told of a peer that has unacknowledged messages and no good connection.
+        self._stranded = stranded
+        self._unacked = board.unacked
+        # Since when peers are gone; and how many streams their sessions hold.
+        self._gone: dict[Peer, float] = {}
+        self._gone_streams = 0
+        # New sessions begin above all numbers of those that have been forgotten.
+        self._floor = 1
+        self._limits = board.config.window_messages, board.config.window_bytes
+        self._owing: dict[Connection, None] = {}
+        self._flushing = False
+
+    # Connections ---------------------------------------------------------------------------------
+
+    def joined(self, connection: Connection) -> None:
+        """A connection to a proven node is open: it belongs to the session with that process."""
+        peer, hello = connection.peer, connection.endpoint.hello
+        assert hello is not None
+        self._back(peer)
+        session = peer.session
+        if session is None:
+            session = peer.session = Session(hello.instance, self._limits, self._floor)
+        elif session.instance != hello.instance:
+            session = self._restarted(peer, session, hello.instance)
+        connection.session = session
+        connection.positions = {}
+
+    def _restarted(self, peer: Peer, old: Session[Parcel], instance: str) -> Session[Parcel]:
+        """Another process with that identity: what the old one has not acknowledged is the new one's."""
+        log.info("%r is another process than before", peer)
+        session: Session[Parcel] = Session(instance, self._limits, old.floor)
+        peer.session, peer.carrier = session, None
+        for stream_id, out in old.unacked():
+            _move(out, list(out.unacked), session.outgoing(stream_id))
+            out.unacked.clear()
+        return session
+
+    def settle(self, peer: Peer) -> list[Connection]:
+        """Choose the carrier among the good connections; returns those that are one too many."""
+        mine = [c for c in peer.connections if c.session is peer.session]
+        rivals = [c for c in mine if c.state is State.LIVE and not c.link.closing]
+        if not rivals:
+            return []
+        best = winner(self._board.node_id, peer.node_id or "", rivals)
+        if best is not peer.carrier and self._may_carry(best, peer):
+            self._carry(best, peer)
+        return [rival for rival in rivals if rival is not best]
+
+    def _carry(self, connection: Connection, peer: Peer) -> None:
+        """``connection`` is the carrier from now on."""
+        peer.carrier = connection
+        connection.resume()
+
+    def _may_carry(self, connection: Connection, peer: Peer) -> bool:
+        """May all that waits travel there? Never weaker than asked (rule 3.1)."""
+        assert peer.session is not None
+        asked = {p.address for _, out in peer.session.unacked() for p in out.unacked if _picky(p.address)}
+        return all(address is not None and answers(address, connection) for address in asked)
+
+    def lost(self, connection: Connection) -> None:
+        """A connection has ended."""
+        peer = connection.peer
+        self._owing.pop(connection, None)
+        if connection.session is not peer.session:
+            return
+        if peer.carrier is connection:
+            peer.carrier = None
+            self.settle(peer)
+        if not peer.connections:
+            self._left(peer)
+        if peer.carrier is None:
+            self.check(peer)
+
+    def _left(self, peer: Peer) -> None:
+        """Its last connection has ended; its session waits for it, within bounds."""
+        session = peer.session
+        if session is None or not (session.out or session.expected):
+            self.forget(peer, "nothing was exchanged")
+            return
+        self._gone[peer] = self._board.now
+        self._gone_streams += session.streams
+        while len(self._gone) > MAX_GONE or self._gone_streams > MAX_GONE_STREAMS:
+            self.forget(next(iter(self._gone)), "too many peers are gone")
+
+    def _back(self, peer: Peer) -> None:
+        """It is not gone any more, or for good."""
+        if self._gone.pop(peer, None) is not None and peer.session is not None:
+            self._gone_streams -= peer.session.streams
+
+    def check(self, peer: Peer) -> None:
+        """Its carrier is gone, or not what it was: does something wait for another?"""
+        carrier = peer.carrier
+        if carrier is not None and carrier.state is State.LIVE:
+            return
+        if peer.session is not None and peer.session.has_unacked:
+            self._stranded(peer)
+
+    # Sending -------------------------------------------------------------------------------------
+
+    def divert(self, connection: Connection, parcel: Parcel) -> bool:
+        """``connection`` reaches the peer and is not its carrier: the one that takes the parcel."""
+        return self._carrier_for(connection.peer, connection, parcel).post(parcel)
+
+    def _carrier_for(self, peer: Peer, chosen: Connection, parcel: Parcel) -> Connection:
+        carrier = peer.carrier
+        good = carrier is not None and carrier.usable and not carrier.link.closing
+        if carrier is not None and good and (not _picky(parcel.address) or answers(parcel.address, carrier)):
+            return carrier
+        if not self._may_carry(chosen, peer):
+            raise Blocked
+        self._carry(chosen, peer)
+        return chosen
+
+    def on_notes(self, connection: Connection, batch: Batched) -> None:
+        """Streams that go on over this connection, and acknowledgements. Raises ``Malformed``."""
+        session = connection.session
+        assert session is not None
+        if batch.opens and connection.positions is not None:
+            session.open(connection.positions, batch.opens)
+        for stream_id, upto in batch.acks:
+            out = session.out.get(stream_id)
+            if out is None:
+                continue
+            done = out.ack(upto)
+            if done and connection.peer.stopped and out.roomy:
+                connection.peer.make_room(stream_id)
+            for parcel in done:
+                parcel.arrived(connection)
+
+    # Receiving -----------------------------------------------------------------------------------
+
+    def take(self, connection: Connection, messages: list[Message]) -> list[Message]:
+        """Those that are new; all are to be acknowledged with the next frame. Raises ``Malformed``."""
+        session, positions = connection.session, connection.positions
+        assert session is not None
+        assert positions is not None
+        fresh, acks = session.accept(positions, messages)
+        if connection.acks is None:
+            connection.acks = acks
+        else:
+            connection.acks.update(acks)
+        if len(fresh) != len(messages):
+            self._board.counters.duplicates_suppressed += len(messages) - len(fresh)
+        return fresh
+
+    def owe(self, connection: Connection) -> None:
+        """It has acknowledgements to send: with the next frame, or at the end of this loop turn."""
+        self._owing[connection] = None
+        if not self._flushing:
+            self._flushing = True
+            self._board.loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        self._flushing = False
+        owing, self._owing = self._owing, {}
+        for connection in owing:
+            connection.flush()
+
+    # Time ----------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Give up what has waited too long, and forget peers that have been gone too long."""
+        for peer in list(self._unacked):
+            session = peer.session
+            if session is None or not session.has_unacked:
+                del self._unacked[peer]
+                continue
+            for _, out in session.unacked():
+                for parcel in out.unacked:
+                    if parcel.deadline <= now:
+                        parcel.expire()
+        patience = self._board.config.resume_timeout
+        for peer, since in list(self._gone.items()):
+            if now - since < patience:
+                break  # the one that is gone longest comes first
+            self._give_up(peer)
+            if now - since > 2 * patience + self._board.config.max_idle_timeout:
+                self.forget(peer, f"gone for {now - since:.0f} s")
+
+    def _give_up(self, peer: Peer) -> None:
+        """It will not come back in time: its unacknowledged messages are in doubt for good."""
+        if peer.session is not None and peer.session.has_unacked:
+            why = f"the peer was out of reach for resume_timeout={self._board.config.resume_timeout:g} s"
+            self.drop(peer, lambda parcel: parcel.unconfirmed(why), why)
+
+    def drop(self, peer: Peer, error: Callable[[Parcel], Error], why: str) -> None:
+        """Fail all that is unacknowledged; a later message to that process begins a new session."""
+        session = peer.session
+        assert session is not None
+        for stream_id, out in list(session.unacked()):
+            parcels = list(out.unacked)
+            for parcel in parcels:
+                self._board.doubt(peer, out.pending(parcel), why)
+            out.unacked.clear()
+            out.size, out.acked = 0, out.next
+            peer.make_room(stream_id)
+            for parcel in parcels:
+                parcel.set_exception(error(parcel))
+        self._unacked.pop(peer, None)
+
+    def forget(self, peer: Peer, why: str) -> None:
+        """The end of a session: numbers, and what has been received, are no longer known."""
+        self._back(peer)
+        if peer.session is None:
+            return
+        self.drop(peer, lambda parcel: parcel.unconfirmed(why), why)
+        self._floor = max(self._floor, peer.session.floor)
+        peer.session = None
+        self._board.table.forget(peer)
+
+    def move(self, peer: Peer, target: Address, new: Peer) -> None:
+        """Another node answers at ``target`` now, and ``peer`` is gone: what was sent there is its."""
+        if peer.session is None or new.session is None or peer is new or peer.connections:
+            return
+        moved = False
+        for stream_id, out in list(peer.session.unacked()):
+            mine = [p for p in out.unacked if p.address == target and target.node_id is None]
+            if mine:
+                moved = True
+                out.unacked = type(out.unacked)(p for p in out.unacked if p not in mine)
+                out.size = sum(p.size for p in out.unacked)
+                _move(out, mine, new.session.outgoing(stream_id))
+        if moved and new.carrier is not None:
+            log.info("%r answers at %s in place of %r: it gets what was not acknowledged", new, target, peer)
+            self._unacked[new] = None
+            new.carrier.resume()
+
+    async def drain(self) -> None:
+        """Wait until everything is acknowledged by the peers that are there; the caller bounds the time."""
+        self.flush()
+        while any(peer.connections for peer in self.unacked()):  # noqa: ASYNC110 - once, and bounded
+            await asyncio.sleep(DRAIN_LOOK)
+
+    def close(self) -> None:
+        """Nothing is sent again from now on."""
+        for peer in self.unacked():
+            self.drop(peer, lambda parcel: parcel.unconfirmed("this side was closed"), "this side was closed")
+
+    def unacked(self) -> list[Peer]:
+        """Peers with something unacknowledged."""
+        return [peer for peer in self._unacked if peer.session is not None and peer.session.has_unacked]
+
+
+def _move(old: Outgoing[Parcel], parcels: list[Parcel], new: Outgoing[Parcel]) -> None:
+    for parcel in parcels:
+        parcel.messages = old.pending(parcel)
+        new.add(parcel)
+
+
+def _picky(address: Address | None) -> bool:
+    """Does this address ask for more than any connection to the right node?"""
+    return address is not None and address.scheme in ("wss", "quic")
+
+
+def answers(address: Address | None, connection: Connection) -> bool:
+    """Would a send to ``address`` be allowed to take this connection, as it is?"""
+    if address is None:
+        return True
+    end = connection.endpoint
+    return isinstance(match(Want(address, (end.ip,)), end, [end]), Rank)

@@ -1,0 +1,74 @@
+"""Who sends next: messages to one place on one stream leave in the order in which they were sent.
+
+Sends that cannot leave at once (no connection yet, no room) stand in line. Without it, one that has
+to try another connection would come out behind those that began after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from .message import StreamId
+
+
+class Lines:
+    """One line per (destination, stream) with somebody in it."""
+
+    def __init__(self) -> None:
+        self._lines: dict[tuple[object, StreamId], deque[Place]] = {}
+
+    def has(self, to: object, stream_id: StreamId) -> bool:
+        """Is somebody waiting there?"""
+        return bool(self._lines) and (to, stream_id) in self._lines
+
+    def enter(self, to: object, stream_id: StreamId) -> Place:
+        """A place at the end of the line."""
+        key = to, stream_id
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = deque()
+        place = Place(self, key, line)
+        line.append(place)
+        return place
+
+    def left(self, key: tuple[object, StreamId], line: deque[Place]) -> None:
+        if not line:
+            del self._lines[key]
+
+
+class Place:
+    """One place in a line."""
+
+    __slots__ = ("_key", "_line", "_lines", "_waiter")
+
+    def __init__(self, lines: Lines, key: tuple[object, StreamId], line: deque[Place]) -> None:
+        self._lines = lines
+        self._key = key
+        self._line = line
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def first(self) -> bool:
+        return self._line[0] is self
+
+    async def turn(self) -> None:
+        """Wait until all before have left."""
+        while not self.first:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+    def leave(self) -> None:
+        """Written, or given up: the next one, please."""
+        line = self._line
+        if line[0] is self:
+            line.popleft()
+            if line:
+                line[0].call()
+        else:
+            line.remove(self)
+        self._lines.left(self._key, line)
+
+    def call(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,93 @@
+"""Finding a way to peers that have lost their connection while something is unacknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from .address import Address
+from .connection import State
+from .core.backoff import full_jitter
+from .errors import Error
+from .peers import Peer
+
+if TYPE_CHECKING:
+    from .switchboard import Switchboard
+
+log = logging.getLogger("openline")
+
+# A peer said goodbye: it is not dialed by ourselves for so long, plus up to as much again by chance.
+GOODBYE_PAUSE = 1.0
+
+
+class Recovery:
+    """One task per stranded peer: dials where its messages were sent to, until something is back."""
+
+    def __init__(self, board: Switchboard) -> None:
+        self._board = board
+        self._tasks: dict[Peer, asyncio.Task[None]] = {}
+
+    def stranded(self, peer: Peer) -> None:
+        """It has unacknowledged messages and no good connection."""
+        if peer not in self._tasks and not self._board.closing:
+            task = self._tasks[peer] = self._board.loop.create_task(self._run(peer))
+            task.add_done_callback(lambda _: self._tasks.pop(peer, None))
+
+    def said_goodbye(self, peer: Peer) -> None:
+        pause = GOODBYE_PAUSE * (1 + self._board.random.random())
+        peer.not_before = max(peer.not_before, self._board.loop.time() + pause)
+
+    async def close(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, peer: Peer) -> None:
+        failures = 0
+        while self._needed(peer):
+            now = self._board.loop.time()
+            if now < peer.not_before:
+                await asyncio.sleep(peer.not_before - now)
+                continue
+            await self._try(peer)
+            if self._needed(peer):
+                failures += 1
+                config = self._board.config
+                chance = self._board.random.random()
+                await asyncio.sleep(full_jitter(failures, config.backoff_min, config.backoff_max, chance))
+
+    def _needed(self, peer: Peer) -> bool:
+        if peer.session is None or not peer.session.has_unacked:
+            return False
+        carrier = peer.carrier
+        return carrier is None or carrier.state is not State.LIVE
+
+    async def _try(self, peer: Peer) -> None:
+        for address in self._addresses(peer):
+            try:
+                connection, _ = await self._board.router.find(address)
+            except Error as error:
+                log.debug("recovering %r: %s", peer, error)
+                continue
+            self._board.delivery.move(peer, address, connection.peer)
+            if not self._needed(peer):
+                return
+
+    def _addresses(self, peer: Peer) -> list[Address]:
+        """Where its messages were sent to, then where it is known to listen."""
+        assert peer.session is not None
+        found: dict[Address, None] = {}
+        for _, out in peer.session.unacked():
+            for parcel in out.unacked:
+                if parcel.address is not None:
+                    found[parcel.address] = None
+        if peer.node_id is not None:
+            found.update(dict.fromkeys(self._board.router.book.of(peer.node_id)))
+            own = peer.dial_address
+            if own is not None and own.node_id is None:
+                found[msgspec.structs.replace(own, node_id=peer.node_id)] = None
+        return list(found)

@@ -20,6 +20,7 @@ from .core.selection import Rank, Want, match
 from .core.session import Blocked, Outgoing, Session
 from .errors import Error
 from .message import Message
+from .outlet import Outlet
 from .parcel import Parcel
 from .peers import Peer
 
@@ -140,9 +141,10 @@ class Delivery:
 
     # Sending -------------------------------------------------------------------------------------
 
-    def divert(self, connection: Connection, parcel: Parcel) -> bool:
-        """``connection`` reaches the peer and is not its carrier: the one that takes the parcel."""
-        return self._carrier_for(connection.peer, connection, parcel).post(parcel)
+    def divert(self, chosen: Outlet, parcel: Parcel) -> bool:
+        """``chosen`` reaches the peer and is not its carrier: the one that is to be takes the parcel."""
+        assert isinstance(chosen, Connection)
+        return self._carrier_for(chosen.peer, chosen, parcel).post(parcel)
 
     def _carrier_for(self, peer: Peer, chosen: Connection, parcel: Parcel) -> Connection:
         carrier = peer.carrier

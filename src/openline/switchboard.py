@@ -37,6 +37,7 @@ from .identity import Identity
 from .inbox import FULL_LANES_PER_PEER, Inbox
 from .lanes import Lane
 from .message import Message
+from .outlet import Outlet
 from .pairing import Pairing
 from .parcel import Parcel
 from .peers import Dialer, Peer, PeerTable
@@ -69,7 +70,7 @@ class Switchboard:
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time()
         self.dispatching = False
-        self.dirty: list[Connection] = []
+        self.dirty: list[Outlet] = []
         self.paused: dict[Connection, None] = {}
         self.random = environment.random
         self.stopwatch = environment.stopwatch
@@ -216,7 +217,7 @@ class Switchboard:
             connection.positions = None
         return connection.positions is None
 
-    def divert(self, connection: Connection, parcel: Parcel) -> bool:
+    def divert(self, connection: Outlet, parcel: Parcel) -> bool:
         return self.delivery.divert(connection, parcel)
 
     def on_far_end_lost(self, connection: Connection, lost: list[bytes]) -> None:

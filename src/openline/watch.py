@@ -10,8 +10,9 @@ import logging
 import math
 from collections.abc import Callable
 
-from .connection import UNASKED, Connection, Hub, State
+from .connection import UNASKED, Connection, State
 from .core.liveness import TICKS_PER_INTERVAL, Action
+from .outlet import Hub
 
 log = logging.getLogger("openline")
 

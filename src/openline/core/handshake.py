@@ -75,6 +75,8 @@ def parse_hello(value: str) -> Hello:
     """Read the header's value. Raises ``Malformed`` with what is wrong."""
     if len(value) > MAX_LENGTH:
         raise Malformed(f"hello of {len(value)} characters, at most {MAX_LENGTH}")
+    if not value.isascii():
+        raise Malformed("a hello with a character outside ASCII")
     version, *pairs = (part.strip() for part in value.split(";"))
     if version != VERSION:
         raise Malformed(f"hello version {version[:16]!r}, this side speaks {VERSION}")

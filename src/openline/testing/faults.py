@@ -105,9 +105,10 @@ class Faults:
         for host in self.hosts:
             host.thaw()
             if not host.process.alive:
-                await self._restart(host)
+                await self.restart(host)
 
-    async def _restart(self, host: Host) -> None:
+    async def restart(self, host: Host) -> None:
+        """Bring a killed host back, and its program."""
         if not host.process.alive:
             host.restart()
             if self._restarted is not None:
@@ -199,8 +200,8 @@ class Faults:
 
     def _kill(self, at: float, lasts: float) -> Fault:
         host = self.random.choice(self.hosts)
-        return Fault(at, lasts, f"kill {host.name}", host.kill, lambda: self._restart(host))
+        return Fault(at, lasts, f"kill {host.name}", host.kill, lambda: self.restart(host))
 
     def _power_off(self, at: float, lasts: float) -> Fault:
         host = self.random.choice(self.hosts)
-        return Fault(at, lasts, f"power off {host.name}", host.power_off, lambda: self._restart(host))
+        return Fault(at, lasts, f"power off {host.name}", host.power_off, lambda: self.restart(host))

@@ -1,0 +1,336 @@
+"""What leaves over one connection: messages gather into frames, and notes of the session with them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from .backends.base import FRAGMENT, Link
+from .config import Config
+from .core.frames import (
+    FRAME_BYTES,
+    Batch,
+    Batched,
+    EncodedNotes,
+    Flow,
+    append_notes,
+    encode_batch,
+    encode_notes,
+    encode_notes_frame,
+    encode_plain,
+)
+from .core.session import Outgoing, Session, open_at
+from .errors import InvalidMessage, MessageTooLarge
+from .message import Message, StreamId
+from .parcel import Parcel
+from .stats import Counters
+
+if TYPE_CHECKING:
+    from .connection import Connection
+    from .peers import Peer
+
+log = logging.getLogger("openline")
+
+# Streams a connection notes as opened beyond those its session knows, before it looks again.
+SPARE_OPENED = 1024
+
+
+class Hub(Protocol):
+    """What a connection needs of the transport that owns it."""
+
+    config: Config
+    counters: Counters
+    loop: asyncio.AbstractEventLoop
+    # The liveness clock: loop time at its last tick. Reading it costs nothing.
+    now: float
+    # While a received frame is being handled, what handlers send gathers until its end.
+    dispatching: bool
+    dirty: list[Outlet]
+    # Connections that are not being read.
+    paused: dict[Connection, None]
+    # Peers with something unacknowledged.
+    unacked: dict[Peer, None]
+    node_id: str
+
+    stopwatch: Callable[[], float]
+
+    def on_messages(self, connection: Connection, messages: list[Message], size: int) -> None: ...
+    def on_batch(self, connection: Connection, batch: Batched, size: int) -> None: ...
+    def on_far_end_lost(self, connection: Connection, lost: list[bytes]) -> None: ...
+    def on_second_process(self, connection: Connection) -> None: ...
+    def divert(self, connection: Outlet, parcel: Parcel) -> bool: ...
+    def on_flow(self, connection: Connection, flow: Flow) -> None: ...
+    def on_listening(self, connection: Connection, ports: tuple[int, ...]) -> None: ...
+    def on_state(self, connection: Connection) -> None: ...
+    def on_lost(self, connection: Connection, reason: str) -> None: ...
+
+
+class Outlet:
+    """The sending half of a connection. Sends return False instead of raising where the link is gone."""
+
+    __slots__ = (
+        "_batch",
+        "_holding",
+        "_hub",
+        "_opened",
+        "_opens",
+        "_waiters",
+        "acks",
+        "doubted",
+        "link",
+        "peer",
+        "plain",
+        "session",
+        "tx",
+        "tx_heard",
+    )
+
+    def __init__(self, link: Link, hub: Hub) -> None:
+        self.link = link
+        self.plain = link.endpoint.hello is None
+        self.peer: Peer
+        # Messages sent, and how many of them before the last inbound unit: the rest is in doubt
+        # if it dies.
+        self.tx = self.tx_heard = 0
+        # Between openline peers: the session, its streams that are open on this connection, and
+        # what is to be opened and acknowledged with the next frame.
+        self.session: Session[Parcel] | None = None
+        self.acks: dict[StreamId, int] | None = None
+        self._opened: dict[StreamId, Outgoing[Parcel]] | None = None
+        self._opens: list[tuple[StreamId, int]] | None = None
+        # Toward a plain peer: the messages since its last sign of life, where somebody wants to know.
+        self.doubted: deque[Message] | None = None
+        self._hub = hub
+        self._batch: Batch | None = None
+        self._holding = False
+        self._waiters: list[asyncio.Future[None]] = []
+
+    # Sending -------------------------------------------------------------------------------------
+
+    def alive(self) -> bool:
+        """False where the loop or the kernel already knows that the link is gone.
+
+        The kernel is not asked while a frame is being handled: then the peer was there just now.
+        """
+        link = self.link
+        return not (link.closing or (not self._hub.dispatching and link.broken()))
+
+    def send(self, message: Message) -> bool:
+        """Write one message to a plain peer. False: no byte of it left. Raises ``InvalidMessage``."""
+        if not self.alive():
+            return False
+        size = self._send_plain(message)
+        if size <= FRAGMENT and not self._hub.dispatching and self.link.closing:
+            return False  # the write itself found out, and nothing of it has left
+        self._count(1, size)
+        if self.doubted is not None:
+            self.doubted.append(message)
+        return True
+
+    def send_many(self, messages: list[Message]) -> bool:
+        """Write several to a plain peer. False: no byte left."""
+        if not self.alive():
+            return False
+        for message in messages:  # counted one by one, as any may raise
+            self._count(1, self._send_plain(message))
+            if self.doubted is not None:
+                self.doubted.append(message)
+        return True
+
+    # Sending in a session ------------------------------------------------------------------------
+
+    def post(self, parcel: Parcel) -> bool:
+        """Number a parcel in its stream, and write it. False: nothing of it left.
+
+        Of several messages that are together too large for a frame it keeps the first. Another
+        connection of the peer may take it, so that streams stay in order. Raises ``Blocked`` and
+        ``InvalidMessage``; then the parcel has no numbers.
+        """
+        peer = self.peer
+        if peer.carrier is not self:
+            return self._hub.divert(self, parcel)
+        # alive(), spelled out: this is the hot path.
+        link = self.link
+        if link.closing or (not self._hub.dispatching and link.broken()):
+            return False
+        assert self.session is not None
+        messages = parcel.messages
+        stream_id = messages[0].stream_id
+        out = self.session.out.get(stream_id)
+        if out is None:
+            out = self.session.outgoing(stream_id)
+        if self._opened is None or self._opened.get(stream_id) is not out:
+            self._open(stream_id, out, out.next)
+        if len(messages) == 1:
+            parcel.size = self._send_batched(messages[0])
+        else:
+            parcel.size = self._send_several(messages)
+        if not out.unacked:
+            self._hub.unacked[peer] = None
+        out.add(parcel)
+        if out.full:
+            peer.fill(stream_id)
+        self.tx += len(messages)
+        counters = self._hub.counters
+        counters.messages_sent += len(messages)
+        counters.bytes_sent += parcel.size
+        return True
+
+    def resume(self) -> None:
+        """Carry the session on from here: open its streams anew, send what is not acknowledged."""
+        assert self.session is not None
+        self._opened, self._opens = {}, None
+        for stream_id, out in self.session.unacked():
+            self._open(stream_id, out, open_at(out))
+            for parcel in out.unacked:
+                self._send_again(stream_id, out, parcel)
+        self.flush()
+
+    def _send_again(self, stream_id: StreamId, out: Outgoing[Parcel], parcel: Parcel) -> None:
+        messages = out.pending(parcel)
+        parcel.attempts += 1
+        self._hub.counters.resent += len(messages)
+        try:
+            while messages:
+                part = messages.copy()
+                self._send_several(part)
+                messages = messages[len(part) :]
+        except InvalidMessage as error:
+            # The program has changed it meanwhile. Its numbers are skipped.
+            parcel.set_exception(error)
+            log.error("message changed while it was on its way: %s", error)
+            self._open(stream_id, out, parcel.end)
+
+    def _open(self, stream_id: StreamId, out: Outgoing[Parcel], number: int) -> None:
+        if self._opened is None:
+            self._opened = {}
+        if len(self._opened) > len(self.session.out if self.session else ()) + SPARE_OPENED:
+            self._opened.clear()  # streams that the session has forgotten
+        self._opened[stream_id] = out
+        if self._opens is None:
+            self._opens = []
+        self._opens.append((stream_id, number))
+
+    def _notes(self) -> EncodedNotes | None:
+        """What sessions have to tell each other, to go with the next frame."""
+        acks, opens = self.acks, self._opens
+        if acks is None and opens is None:
+            return None
+        self.acks = self._opens = None
+        return encode_notes(acks or {}, opens)
+
+    def _send_several(self, messages: list[Message]) -> int:
+        """As one frame; what does not fit in, at the end, is taken off the list. Returns the size."""
+        self.flush()
+        frame = encode_batch(messages)
+        if len(frame) > min(FRAME_BYTES + FRAME_BYTES // 2, self._hub.config.max_message_size):
+            del messages[_fitting(messages) :]
+            if len(messages) == 1:
+                size = self._send_batched(messages[0])
+                self.flush()
+                return size
+            frame = encode_batch(messages)
+        size = len(frame)
+        notes = self._notes()
+        if notes is not None:
+            append_notes(frame, notes)
+        self.link.write_binary(frame)
+        return size
+
+    def _count(self, messages: int, size: int) -> None:
+        self.tx += messages
+        counters = self._hub.counters
+        counters.messages_sent += messages
+        counters.bytes_sent += size
+
+    def _send_plain(self, message: Message) -> int:
+        data = encode_plain(message)
+        self._check_size(message, len(data))
+        self.link.write_text(data)
+        return len(data)
+
+    def _send_batched(self, message: Message) -> int:
+        batch = self._batch
+        if batch is None:
+            batch = self._batch = Batch()
+        size = batch.add(message)
+        if size > self._hub.config.max_message_size:
+            batch.drop_last(size)
+            self._check_size(message, size)
+        if len(batch.buffer) > FRAME_BYTES:
+            if batch.count > 1:
+                self.link.write_binary(batch.split_last(size, self._notes()))
+            self.flush()
+        elif self._hub.dispatching:
+            if batch.count == 1:
+                self._hub.dirty.append(self)
+        elif not self._holding:
+            # The first message of a loop turn leaves at once, all others of that turn together.
+            # Where nothing is under way, as between a question and its answer, that need not even
+            # be arranged for.
+            self.flush()
+            if self.tx != self.tx_heard:
+                self._hold()
+        return size
+
+    def _hold(self) -> None:
+        """Until the end of this loop turn, what follows gathers."""
+        if not self._holding:
+            self._holding = True
+            self._hub.loop.call_soon(self._release)
+
+    def _check_size(self, message: Message, size: int) -> None:
+        limit = self._hub.config.max_message_size
+        if size > limit:
+            raise MessageTooLarge(
+                f"message {message.id!r} to {self.peer.address} takes {size} bytes, "
+                f"over max_message_size={limit}"
+            )
+
+    def _release(self) -> None:
+        self._holding = False
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what has gathered: messages, and notes."""
+        batch = self._batch
+        if batch is None or not batch.count:
+            notes = self._notes()
+            if notes is not None and not self.link.closing:
+                self.link.write_binary(encode_notes_frame(notes))
+        elif self.link.closing:
+            batch.seal()  # its session sends it over another connection
+        else:
+            self.link.write_binary(batch.seal(self._notes()))
+
+    def send_control(self, frame: bytearray) -> None:
+        """A control frame to an openline peer, after what has gathered."""
+        if not self.link.closing:
+            self.flush()
+            self.link.write_binary(frame)
+
+    async def room(self) -> None:
+        """Wait until this connection can take more, or is gone."""
+        if self.link.congested and not self.link.closing:
+            waiter = self._hub.loop.create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+def _fitting(messages: list[Message]) -> int:
+    """How many of them fit in a frame; one at least."""
+    total = 0
+    for index, message in enumerate(messages):
+        total += Batch().add(message)
+        if index and total > FRAME_BYTES:
+            return index
+    return len(messages)

@@ -15,7 +15,11 @@ def test_the_thirty_lines_run_as_printed() -> None:
     (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
     assert run.stderr == ""
-    assert run.stdout.splitlines() == ["{'doubled': 42}", "inbound created: 0", "alice says hello"]
+    assert run.stdout.splitlines() == [
+        "{'doubled': 42}",
+        "alice says hello",
+        "inbound acked: True created: 0",
+    ]
 
 
 def test_every_page_that_is_linked_exists() -> None:

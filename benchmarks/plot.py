@@ -10,12 +10,13 @@ mpl.use("Agg")
 
 from matplotlib import pyplot as plt
 
-from benchmarks.contenders import TABLE
+from benchmarks.contenders import NOT_ACKED, TABLE
 from benchmarks.report import sender
 from benchmarks.runner import Results, Row
 from benchmarks.targets import KB, bytes_each
 
-OURS, THEIRS, LOST = ("#0b6e4f", "#7fc8a9"), ("#4a5568", "#a8b3c4"), "#c0392b"
+OURS, PLAIN, THEIRS = ("#0b6e4f", "#7fc8a9"), ("#2b6cb0", "#90bce4"), ("#4a5568", "#a8b3c4")
+LOST = "#c0392b"
 LIMITS = {"memory": 12.0, "processor": 3.0}
 
 
@@ -63,7 +64,7 @@ def rows_of(
 
 def grouped(axis: Any, bars: list[tuple[str, float, float]], legend: tuple[str, str], form: str) -> None:
     for at, (label, *pair) in enumerate(bars):
-        colors = OURS if label.startswith("openline") else THEIRS
+        colors = colors_of(label)
         for offset, length, color, name in zip((-0.2, 0.2), pair, colors, legend, strict=True):
             drawn = axis.barh(at + offset, length, height=0.38, color=color)
             axis.bar_label(drawn, [f"{form.format(length)}  {name}" if length else ""], padding=3, fontsize=8)
@@ -73,7 +74,7 @@ def grouped(axis: Any, bars: list[tuple[str, float, float]], legend: tuple[str, 
 def loss(axis: Any, results: Results) -> None:
     rows = [(name, row.median) for name, row in results.get("one-way-1k", {}).items() if row.median]
     for at, (name, numbers) in enumerate(rows):
-        color = OURS[0] if name.startswith("openline") else THEIRS[0]
+        color, _ = colors_of(sender(name))
         axis.barh(at, numbers["received"], color=color, height=0.6)
         drawn = axis.barh(at, numbers["lost"], left=numbers["received"], color=LOST, height=0.6)
         text = f"{numbers['rate']:,.0f}/s, {numbers['lost']:,.0f} lost"
@@ -100,10 +101,18 @@ def idle(axis: Any, results: Results) -> None:
     finish(axis, [f"memory:\n{memory:.1f} of 12 KB each", f"liveness:\n{processor:.2f} of 3 % of a core"])
 
 
+def colors_of(label: str) -> tuple[str, str]:
+    if label.startswith(NOT_ACKED):
+        return PLAIN
+    return OURS if label.startswith("openline") else THEIRS
+
+
 def finish(axis: Any, labels: list[str]) -> None:
-    axis.set_yticks(range(len(labels)), labels)
+    # The longest label would take a third of the panel.
+    wrapped = [label.replace(f"{NOT_ACKED}, ", f"{NOT_ACKED},\n") for label in labels]
+    axis.set_yticks(range(len(labels)), wrapped)
     axis.invert_yaxis()
-    axis.margins(x=0.25)
+    axis.margins(x=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="x", alpha=0.25)
     axis.set_axisbelow(True)

@@ -25,12 +25,17 @@ HOW = """\
   before anybody has the next one, each time in another order. Every number is the median of its rounds.
 - All Python contenders run on uvloop. agentic-flow compresses messages over 256 B, as it always does; nobody
   else compresses (`websockets` would by default, and is faster without).
+- *openline, acked* talks to another openline: a send is over when the receiver has taken responsibility.
+  *openline, plain peer, not acked* is the same sender, and at the other end a WebSocket server of a few
+  lines (picows, JSON by msgspec), which cannot confirm: a send is over when the socket has the message.
 - *Request and reply*: one question at a time, after 1,000 that are not counted. *Handler echo*: both ends
   only ever send from a message handler, and the answer rides the connection that the question came in on.
-  NATS has its server between the ends, in another process.
+  *`send()` until its ack*: nobody answers, each `await send()` lasts until its message is acknowledged, and
+  the next one begins. NATS has its server between the ends, in another process.
 - *One way*: counted at the receiver, from the first send to the last arrival. openline and agentic-flow use
-  their batch send, in chunks of 1,000. A sender waits for nothing but what its own send call waits for.
-  *Acked*: the receiver has confirmed every message to the sender, as the receipts tell. Both TCP contenders
+  their batch send, in chunks of 1,000. A sender waits for nothing but what its own send call waits for;
+  acked, that is the acknowledgement of the whole chunk before the next one. The column *acked*: the receiver
+  has confirmed every message to the sender, in every round, as the receipts tell. Both TCP contenders
   make one write of each message; who puts many into one write can be faster than they are.
 - *Idle*: the memory is the resident set of the listening process after a garbage collection, less what it was
   before the first connection; the processor time is that of the same process while nobody sends. The dialing
@@ -145,8 +150,8 @@ def idle_table(results: Results) -> str:
 def idle_row(name: str, row: Row) -> Cells:
     counts = numbers(row, ("tried", "connections", "still_there"), ",.0f")
     if not row.median:
-        return [sender(name), *counts, "–", "–"]
-    return [sender(name), *counts, f"{bytes_each(row.median) / KB:.1f}", f"{row.median['cpu'] * 100:.2f}"]
+        return [name, *counts, "–", "–"]
+    return [name, *counts, f"{bytes_each(row.median) / KB:.1f}", f"{row.median['cpu'] * 100:.2f}"]
 
 
 SECTIONS: dict[str, Callable[[Results], str]] = {
@@ -160,7 +165,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
 
 def sender(name: str) -> str:
     """Without how it answers, which matters to the echo only."""
-    return TABLE[name].label.partition(",")[0]
+    return TABLE[name].who
 
 
 def numbers(row: Row, keys: Sequence[str], form: str) -> Cells:

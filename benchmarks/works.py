@@ -49,13 +49,14 @@ class Work(msgspec.Struct, frozen=True):
         return Plan(self.name, size.count, size.warmup, payload, seconds=size.seconds)
 
 
-SENDERS = ("openline", "agentic-flow", "websockets", "zmq", "grpc", "nats", "tcp-json", "tcp")
+OTHERS = ("agentic-flow", "websockets", "zmq", "grpc", "nats", "tcp-json", "tcp")
+SENDERS = ("openline", "openline-plain", *OTHERS)
 
 WORKS = (
     Work(
         "rtt",
         "Request and reply, 240 B, both ends in one process",
-        ("openline", "openline-handler", *SENDERS[1:]),
+        ("openline", "openline-handler", "openline-send", "openline-plain", *OTHERS),
         full=Size(rounds=5, count=10_000, warmup=1000),
         quick=Size(rounds=1, count=2000, warmup=1000),
         message_bytes=240,
@@ -88,7 +89,7 @@ WORKS = (
     Work(
         "one-way-1k",
         "One way, 1 KB, both ends in one process",
-        ("openline", "agentic-flow", "tcp-json"),
+        ("openline", "openline-plain", "agentic-flow", "tcp-json"),
         full=Size(rounds=3, count=100_000),
         quick=Size(rounds=1, count=100_000),
         message_bytes=1024,

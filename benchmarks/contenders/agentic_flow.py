@@ -1,9 +1,10 @@
 """agentic-flow 2.1.3, the npm package itself: agentic_flow.mjs beside this file plays both ends."""
 
 import shutil
-import subprocess
 from functools import cache
 from pathlib import Path
+
+from tests.interop.npm_peers import PeersUnavailable
 
 from benchmarks import npm_peers
 
@@ -19,7 +20,7 @@ def why_not() -> str:
         return f"skipped: {missing[0]} not found"
     try:
         npm_peers.agentic_flow(VERSION)
-    except subprocess.CalledProcessError:
+    except PeersUnavailable:
         return "skipped: npm could not fetch it"
     return ""
 

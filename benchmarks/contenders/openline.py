@@ -1,4 +1,4 @@
-"""openline, by its public API: `request()`, handler echo, and `send_batch`."""
+"""openline to openline, by its public API: `request()`, handler echo, `send()`, and `send_batch()`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +15,7 @@ class OpenlineRequest(Contender):
     def __init__(self) -> None:
         super().__init__()
         self._receipts: list[openline.Receipt] = []
+        self._sent = 0
 
     def native(self, message: Plain) -> openline.Message:
         return openline.Message(id=message.id, type=message.type, payload=message.payload)
@@ -42,6 +43,7 @@ class OpenlineRequest(Contender):
         await client.connect(address)
 
         async def send(chunk: Sequence[Any]) -> None:
+            self._sent += len(chunk)
             self._receipts += await client.send_batch(address, chunk)
 
         return send
@@ -50,7 +52,14 @@ class OpenlineRequest(Contender):
         return self._client.stats()["closed"] if self._client else None
 
     def acked(self) -> bool:
-        return all(receipt.acked for receipt in self._receipts)
+        return len(self._receipts) == self._sent and all(receipt.acked for receipt in self._receipts)
+
+    def _checked(self, times: list[float]) -> list[float]:
+        """What the tables call acked was."""
+        self._sent = len(times)
+        if not self.acked():
+            raise RuntimeError("the receiver has not confirmed every message")
+        return times
 
     async def _listen(self, handler: Any) -> int:
         server = await self._transport("server")
@@ -59,6 +68,22 @@ class OpenlineRequest(Contender):
 
     async def _transport(self, name: str) -> openline.Transport:
         return await self.exits.enter_async_context(openline.load_transport(openline.Config(name=name)))
+
+
+class OpenlineSend(OpenlineRequest):
+    """Nobody answers: what is timed is one `await send()` after another, until the ack of each."""
+
+    async def echo(self) -> int:
+        return await self.receive(lambda: None)
+
+    async def rtt(self, port: int, messages: Sequence[Any]) -> list[float]:
+        client = await self._transport("client")
+        address = f"{HOST}:{port}"
+
+        async def send(message: openline.Message) -> None:
+            self._receipts.append(await client.send(address, message))
+
+        return self._checked(await ask_each(send, messages))
 
 
 class OpenlineHandler(OpenlineRequest):
@@ -77,7 +102,7 @@ class OpenlineHandler(OpenlineRequest):
         @client.on_message
         async def answered(peer: openline.Peer, message: openline.Message) -> None:
             if (following := rally.answered()) is not None:
-                await peer.send(following)
+                self._receipts.append(await peer.send(following))
 
-        await client.send(f"{HOST}:{port}", rally.serve())
-        return await rally.finished
+        self._receipts.append(await client.send(f"{HOST}:{port}", rally.serve()))
+        return self._checked(await rally.finished)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from .address import Address
-from .backends.base import POLICY, Link, LinkEvents, Visitor
+from .backends.base import POLICY, Link, LinkEvents, OnBad, Visitor
 from .config import Config
 from .core.frames import Malformed, Proof, decode_frame, encode_proof
 from .core.handshake import Hello, Role, Transcript, parse_hello, split_proof, with_proof
@@ -29,7 +29,8 @@ class Admission:
 
     ``up(link, lost)`` is called for a link whose far end may enter, with the connections that end
     says it has lost; ``lost(node_id)`` names those to a node that we have lost;
-    ``in_conflict(node_id)`` says whether two processes have lately presented that identity.
+    ``in_conflict(node_id)`` says whether two processes have lately presented that identity;
+    ``on_bad`` is told of visitors whose proof did not come or was wrong.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Admission:
         up: Callable[[Link, list[bytes]], LinkEvents],
         lost: Callable[[str], list[bytes]],
         in_conflict: Callable[[str], bool],
+        on_bad: OnBad,
     ) -> None:
         self.identity = identity
         # Tells this process from an earlier one, or another one, with the same key.
@@ -48,6 +50,7 @@ class Admission:
         self._up = up
         self._lost = lost
         self._in_conflict = in_conflict
+        self.on_bad = on_bad
         self._dials = itertools.count(1)
 
     def hello(self) -> str:
@@ -136,7 +139,8 @@ class Admission:
 
 def _entered(hello: Hello, transcript: Transcript) -> Hello:
     """A hello to keep: nothing of it that is only needed for the proof."""
-    return msgspec.structs.replace(hello, transcript=None, connection_id=transcript.connection_id)
+    number = transcript.connection_id
+    return msgspec.structs.replace(hello, transcript=None, nonce="", connection_id=number)
 
 
 class _Threshold:
@@ -162,6 +166,7 @@ class _Threshold:
         self._timer.cancel()
         self._link.events = self._door.let_in(self._link, self._visitor, frame)
         self._entered()
+        del self._timer, self._visitor, self._entered  # this object may outlive its use
 
     def on_text(self, data: memoryview) -> None:
         raise Malformed("the first frame is not a proof")
@@ -176,5 +181,7 @@ class _Threshold:
         """Nothing waits to be written."""
 
     def on_closed(self, reason: str) -> None:
-        """The acceptor counts it as a handshake that brought nothing."""
         self._timer.cancel()
+        who = f"{self._link.endpoint.remote} (node id {self._visitor.hello.node_id}, not proven)"
+        self._door.on_bad(who, reason)
+        self._entered()  # out of the unfinished handshakes; it has been told

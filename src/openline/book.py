@@ -29,6 +29,8 @@ class Book:
         if end.node_id is None:
             return
         addresses = [end.target] if end.target is not None else _listening(end)
+        if not addresses:
+            return
         entries = self._nodes.setdefault(end.node_id, OrderedDict())
         self._nodes.move_to_end(end.node_id)
         for address in addresses:

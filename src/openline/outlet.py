@@ -271,7 +271,8 @@ class Outlet:
             # The first message of a loop turn leaves at once, all others of that turn together.
             # Where nothing is under way, as between a question and its answer, that need not even
             # be arranged for.
-            self.flush()
+            notes = None if self.acks is None and self._opens is None else self._notes()
+            self.link.write_binary(batch.seal(notes))
             if self.tx != self.tx_heard:
                 self._hold()
         return size

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +65,7 @@ class Peer:
         self.session: Session[Parcel] | None = None
         self.carrier: Connection | None = None
         # Connections to it that we have lost without a goodbye; it may not have noticed.
-        self.lost: deque[bytes] = deque(maxlen=MAX_LOST)
+        self.lost: tuple[bytes, ...] = ()
         # It said goodbye: nothing dials it by itself before then, on the loop's clock.
         self.not_before = 0.0
         self._sender = sender
@@ -188,7 +187,6 @@ class PeerTable:
         self._by_ip: dict[str, dict[Connection, None]] = {}
         self._by_target: dict[tuple[str, int], dict[Connection, None]] = {}
         self._by_remote: dict[tuple[str, int], Connection] = {}
-        self._by_node: dict[str, dict[Connection, None]] = {}
         self._aliased: dict[tuple[str, int], dict[Connection, None]] = {}
         self.connections: dict[Connection, None] = {}
         # Changes whenever a cached choice may have become wrong.
@@ -205,8 +203,6 @@ class PeerTable:
             self._by_target.setdefault((end.target.host, end.target.port), {})[connection] = None
         else:
             self._by_remote[end.ip, end.port] = connection
-        if end.node_id is not None:
-            self._by_node.setdefault(end.node_id, {})[connection] = None
         self.generation += 1
         key = self._key(end)
         peer = self._peers.get(key)
@@ -237,8 +233,6 @@ class PeerTable:
             _discard(self._by_target, (end.target.host, end.target.port), connection)
         elif self._by_remote.get((end.ip, end.port)) is connection:
             del self._by_remote[end.ip, end.port]
-        if end.node_id is not None:
-            _discard(self._by_node, end.node_id, connection)
         for alias in end.aliases:
             _discard(self._aliased, (alias.host, alias.port), connection)
         crowd(end, [other.endpoint for other in self._by_ip.get(end.ip, ())])
@@ -262,10 +256,15 @@ class PeerTable:
         for ip in want.ips:
             found.update(self._by_ip.get(ip, {}))
         if address.node_id is not None:
-            found.update(self._by_node.get(address.node_id, {}))
+            found.update(dict.fromkeys(self._of_node(address.node_id)))
         for connection in self._aliased.get((address.host, address.port), ()):
             found[connection] = None
         return list(found)
+
+    def _of_node(self, node_id: str) -> list[Connection]:
+        """Live connections to that node; those to ourselves are two peers'."""
+        keys = [("node", node_id, ""), ("node", node_id, "inbound"), ("node", node_id, "outbound")]
+        return [c for key in keys if key in self._peers for c in self._peers[key].connections]
 
     def alias(self, connection: Connection, target: Address) -> None:
         """``target`` was dialed to the same node, by a connection that this one has replaced."""

@@ -40,7 +40,7 @@ from .message import Message
 from .outlet import Outlet
 from .pairing import Pairing
 from .parcel import Parcel
-from .peers import Dialer, Peer, PeerTable
+from .peers import MAX_LOST, Dialer, Peer, PeerTable
 from .recovery import Recovery
 from .requests import Pending
 from .router import Router
@@ -78,7 +78,14 @@ class Switchboard:
         identity = _identity(config)
         self.node_id = identity.node_id
         self.pairing = Pairing(self)
-        self.door = Admission(config, identity, self._link_up, self._lost_to, self.pairing.in_conflict)
+        self.door = Admission(
+            config,
+            identity,
+            self._link_up,
+            self._lost_to,
+            self.pairing.in_conflict,
+            self._on_bad_handshake,
+        )
         self.unacked: dict[Peer, None] = {}
         self.recovery = Recovery(self)
         self.delivery = Delivery(self, self.recovery.stranded)
@@ -322,7 +329,7 @@ class Switchboard:
     def _session_lost(self, connection: Connection, code: int | None) -> None:
         peer = connection.peer
         if code is None and connection.endpoint.connection_id is not None:
-            peer.lost.append(connection.endpoint.connection_id)
+            peer.lost = (*peer.lost, connection.endpoint.connection_id)[-MAX_LOST:]
         elif code == GOING_AWAY:
             self.recovery.said_goodbye(peer)
         elif code == REPLACED:

@@ -142,7 +142,8 @@ class WebSocketBackend:
             return _turn_away(400, f"{error}\n")
         except Error as error:
             self._on_bad(join(*_peername(protocol)), str(error))
-            protocol.done(True)  # it has been told
+            protocol.done(True)
+            protocol.done = _told
             status = 409 if isinstance(error, IdentityConflict) else 403
             return _turn_away(status, f"{error}\n", [(REFUSED_HEADER, "1")])
         ip, port = _peername(protocol)
@@ -154,8 +155,12 @@ class WebSocketBackend:
             extension, window = agreed
             answer.append((_EXTENSIONS, extension))
 
+        def entered() -> None:
+            protocol.done(True)
+            protocol.done = _told
+
         def up(link: Link) -> None:
-            link.events = self._door.admit(link, visitor, lambda: protocol.done(True))
+            link.events = self._door.admit(link, visitor, entered)
 
         return WSUpgradeResponseWithListener(
             WSUpgradeResponse.create_101_response(answer), self._make_link(endpoint, up, window)
@@ -274,6 +279,10 @@ class WebSocketBackend:
         """auto ping (off) and its three settings, auto pong (off), max frame, headers, read buffer"""
         limit = self._config.max_message_size + _FRAME_OVERHEAD
         return False, 10, 10, WSAutoPingStrategy.PING_WHEN_IDLE, False, limit, headers, _READ_BUFFER
+
+
+def _told(good: bool) -> None:
+    """In place of a handshake's ``done`` once that has been called: it holds on to a task and more."""
 
 
 def _peername(protocol: WSProtocol) -> tuple[str, int]:

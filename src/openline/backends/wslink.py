@@ -78,8 +78,11 @@ class WebSocketLink(WSListener, Link):
         under = transport.underlying_transport
         self._is_closing = under.is_closing
         under.set_write_buffer_limits(high=self._high_water)
+        # About 2 kB each, and all of it has been read.
         if transport.request is not None:
-            transport.request.headers.clear()  # about 2 kB each, and all of it has been read
+            transport.request.headers.clear()
+        if transport.response is not None:
+            transport.response.headers.clear()
         self._up(self)
         self._up = None
 

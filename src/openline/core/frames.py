@@ -340,7 +340,8 @@ def encode_listening(ports: tuple[int, ...]) -> bytearray:
 def encode_notes_frame(notes: EncodedNotes) -> bytearray:
     """Notes in a frame without messages."""
     frame = bytearray(_ONLY_NOTES)
-    append_notes(frame, notes)
+    frame[HEADROOM + 1], encoded = notes
+    frame += encoded
     return frame
 
 

@@ -126,6 +126,7 @@ class Pipe:
         "arrived",
         "back",
         "forgotten",
+        "last_ack",
         "last_arrival",
         "muted",
         "path",
@@ -145,7 +146,8 @@ class Pipe:
         # Bytes, in the order in which they pass these points.
         self.written = self.sent = self.arrived = self.read = self._acked = 0
         self.queue: deque[tuple[object, int]] = deque()
-        self.last_arrival = clock.now()
+        # When bytes last came, and an acknowledgement of some.
+        self.last_arrival = self.last_ack = clock.now()
         # The sender's kernel has forgotten it: what is lost now is never sent again.
         self.forgotten = False
         # Something in between swallows all of it.
@@ -271,7 +273,7 @@ class Pipe:
         """Count the acknowledgements that have come back."""
         acks, now = self._acks, self._clock.now()
         while acks and acks[0][0] <= now:
-            self._acked = acks.popleft()[1]
+            self.last_ack, self._acked = acks.popleft()
 
     def when_drained(self, low: int) -> None:
         """Tell the source when at most ``low`` bytes are not acknowledged."""

@@ -20,6 +20,8 @@ from .core.handshake import Hello, Role, Transcript, parse_hello, split_proof, w
 from .errors import IdentityConflict, Refused
 from .identity import Identity, verify
 
+# A proof with as many lost connections as it may name takes about 1,300 bytes.
+PROOF_BYTES = 4096
 # The text by which a dialer knows that it was turned away as the second process with one key.
 CONFLICT = "identity conflict"
 
@@ -99,7 +101,10 @@ class Admission:
         if theirs is None:
             self._check_plain(address)
             return None
-        signed, signature = split_proof(theirs)
+        try:
+            signed, signature = split_proof(theirs)
+        except Malformed as error:
+            raise Refused(f"{address}: {error}; nothing was sent") from None
         server, own = parse_hello(signed), parse_hello(mine)
         if address.node_id not in (None, server.node_id):
             raise Refused(f"{address}: the node there is {server.node_id}; nothing was sent")
@@ -154,16 +159,19 @@ class _Threshold:
         self._visitor = visitor
         self._entered = entered
         self._timer = asyncio.get_running_loop().call_later(patience, self._late)
+        # Nobody makes us hold megabytes before it has said who it is.
+        self._limit, link.limit = link.limit, PROOF_BYTES
 
     def _late(self) -> None:
         self._link.close(POLICY, "no proof came")
         self._link.abort()
 
     def on_binary(self, data: memoryview) -> None:
-        frame = decode_frame(data)
+        frame = decode_frame(data) if len(data) <= PROOF_BYTES else None
         if not isinstance(frame, Proof):
             raise Malformed("the first frame is not a proof")
         self._timer.cancel()
+        self._link.limit = self._limit
         self._link.events = self._door.let_in(self._link, self._visitor, frame)
         self._entered()
         del self._timer, self._visitor, self._entered  # this object may outlive its use

@@ -46,6 +46,7 @@ class Connection(Outlet):
         "_pings",
         "_probed_at",
         "endpoint",
+        "halts",
         "heard",
         "liveness",
         "number",
@@ -68,6 +69,8 @@ class Connection(Outlet):
         self.receipt = Receipt(1, not self.plain, link.backend, link.endpoint.direction)
         # Where the peer's streams are on this connection; None where nothing is taken in.
         self.positions: dict[StreamId, int] | None = None
+        # Streams that the peer has stopped over this connection; True where answers pass all the same.
+        self.halts: dict[StreamId, bool] | None = None
         self._complained = False
         # Told of every change of state, the last one being CLOSED.
         self._callbacks: list[Callable[[], object]] = []
@@ -108,7 +111,8 @@ class Connection(Outlet):
     # Liveness ------------------------------------------------------------------------------------
 
     def set_state(self, state: State) -> None:
-        if self.state is not state and self.state is not State.CLOSED:
+        final = self.state is State.CLOSED or (self.state is State.DRAINING and state is not State.CLOSED)
+        if self.state is not state and not final:
             self.state = state
             self._hub.on_state(self)
             self._tell()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,7 @@ DRAIN_LOOK = 0.005
 class Delivery:
     """All sessions of one transport."""
 
-    def __init__(self, board: Switchboard, stranded: Callable[[Peer], None]) -> None:
+    def __init__(self, board: Switchboard, stranded: Callable[[Peer], None], wall: float) -> None:
         self._board = board
         # Told of a peer that has unacknowledged messages and no good connection.
         self._stranded = stranded
@@ -48,6 +49,7 @@ class Delivery:
         # Since when peers are gone; and how many streams their sessions hold.
         self._gone: dict[Peer, float] = {}
         self._gone_streams = 0
+        self._wall = wall
         # New sessions begin above all numbers of those that have been forgotten.
         self._floor = 1
         self._limits = board.config.window_messages, board.config.window_bytes
@@ -93,6 +95,10 @@ class Delivery:
     def _carry(self, connection: Connection, peer: Peer) -> None:
         """``connection`` is the carrier from now on."""
         peer.carrier = connection
+        # It says what it has stopped over each connection, and again over each new one.
+        halts = connection.halts or {}
+        for stream_id in [*peer.stopped, *halts]:
+            peer.heed(halts, stream_id)
         connection.resume()
 
     def _may_carry(self, connection: Connection, peer: Peer) -> bool:
@@ -105,8 +111,6 @@ class Delivery:
         """A connection has ended."""
         peer = connection.peer
         self._owing.pop(connection, None)
-        if connection.session is not peer.session:
-            return
         if peer.carrier is connection:
             peer.carrier = None
             self.settle(peer)
@@ -121,7 +125,7 @@ class Delivery:
         if session is None or not (session.out or session.expected):
             self.forget(peer, "nothing was exchanged")
             return
-        self._gone[peer] = self._board.now
+        self._gone[peer] = self._wall
         self._gone_streams += session.streams
         while len(self._gone) > MAX_GONE or self._gone_streams > MAX_GONE_STREAMS:
             self.forget(next(iter(self._gone)), "too many peers are gone")
@@ -203,8 +207,14 @@ class Delivery:
 
     # Time ----------------------------------------------------------------------------------------
 
-    def tick(self, now: float) -> None:
-        """Give up what has waited too long, and forget peers that have been gone too long."""
+    def tick(self, now: float, wall: float) -> None:
+        """Give up what has waited too long, and forget peers that have been gone too long.
+
+        ``wall`` is the time on the clock that goes on while the machine sleeps.
+        """
+        away, self._wall = wall - self._wall, wall
+        if away > self._board.config.resume_timeout:
+            self._was_away(away)
         for peer in list(self._unacked):
             session = peer.session
             if session is None or not session.has_unacked:
@@ -216,11 +226,17 @@ class Delivery:
                         parcel.expire()
         patience = self._board.config.resume_timeout
         for peer, since in list(self._gone.items()):
-            if now - since < patience:
+            if wall - since < patience:
                 break  # the one that is gone longest comes first
             self._give_up(peer)
-            if now - since > 2 * patience + self._board.config.max_idle_timeout:
-                self.forget(peer, f"gone for {now - since:.0f} s")
+            if wall - since > 2 * patience + self._board.config.max_idle_timeout:
+                self.forget(peer, f"gone for {wall - since:.0f} s")
+
+    def _was_away(self, seconds: float) -> None:
+        """This process, or its machine, stood still for so long that peers may have forgotten it."""
+        why = f"this side stood still for {seconds:.0f} s, longer than peers remember"
+        for peer in self.unacked():
+            self.drop(peer, lambda parcel: parcel.unconfirmed(why), why)
 
     def _give_up(self, peer: Peer) -> None:
         """It will not come back in time: its unacknowledged messages are in doubt for good."""
@@ -233,14 +249,13 @@ class Delivery:
         session = peer.session
         assert session is not None
         for stream_id, out in list(session.unacked()):
-            parcels = list(out.unacked)
-            for parcel in parcels:
-                self._board.doubt(peer, out.pending(parcel), why)
+            failed = [(parcel, error(parcel), out.pending(parcel)) for parcel in out.unacked]
             out.unacked.clear()
             out.size, out.acked = 0, out.next
             peer.make_room(stream_id)
-            for parcel in parcels:
-                parcel.set_exception(error(parcel))
+            for parcel, reason, messages in failed:
+                parcel.set_exception(reason)
+                self._board.doubt(peer, messages, why)
         self._unacked.pop(peer, None)
 
     def forget(self, peer: Peer, why: str) -> None:
@@ -262,9 +277,10 @@ class Delivery:
             mine = [p for p in out.unacked if p.address == target and target.node_id is None]
             if mine:
                 moved = True
-                out.unacked = type(out.unacked)(p for p in out.unacked if p not in mine)
+                out.unacked = deque(p for p in out.unacked if p.address != target)
                 out.size = sum(p.size for p in out.unacked)
                 _move(out, mine, new.session.outgoing(stream_id))
+                peer.make_room(stream_id)
         if moved and new.carrier is not None:
             log.info("%r answers at %s in place of %r: it gets what was not acknowledged", new, target, peer)
             self._unacked[new] = None

@@ -40,6 +40,7 @@ class Lane:
     """What has arrived from one peer on one stream."""
 
     __slots__ = (
+        "answers",
         "bytes",
         "carry_on",
         "count",
@@ -77,6 +78,8 @@ class Lane:
         self.bytes = 0
         # The sender was told to stop; it goes on all the same.
         self.paused = self.overrun = False
+        # It was told so, and that answers are welcome all the same.
+        self.answers = False
         self.overflowed = False
 
     @property

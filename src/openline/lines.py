@@ -9,22 +9,30 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from .message import StreamId
+from .message import Message, StreamId
+
+# Destination, stream, and whether it is for answers.
+Key = tuple[object, StreamId, bool]
 
 
 class Lines:
-    """One line per (destination, stream) with somebody in it."""
+    """One line per (destination, stream) with somebody in it; answers have a line of their own.
+
+    They may pass where others have to wait, and what they answer waits for them.
+    """
 
     def __init__(self) -> None:
-        self._lines: dict[tuple[object, StreamId], deque[Place]] = {}
+        self._lines: dict[Key, deque[Place]] = {}
 
-    def has(self, to: object, stream_id: StreamId) -> bool:
+    def has(self, to: object, message: Message) -> bool:
         """Is somebody waiting there?"""
-        return bool(self._lines) and (to, stream_id) in self._lines
+        if not self._lines:
+            return False
+        return (to, message.stream_id, message.reply_to is not None) in self._lines
 
-    def enter(self, to: object, stream_id: StreamId) -> Place:
+    def enter(self, to: object, stream_id: StreamId, answer: bool = False) -> Place:
         """A place at the end of the line."""
-        key = to, stream_id
+        key = to, stream_id, answer
         line = self._lines.get(key)
         if line is None:
             line = self._lines[key] = deque()
@@ -32,7 +40,7 @@ class Lines:
         line.append(place)
         return place
 
-    def left(self, key: tuple[object, StreamId], line: deque[Place]) -> None:
+    def left(self, key: Key, line: deque[Place]) -> None:
         if not line:
             del self._lines[key]
 
@@ -42,11 +50,15 @@ class Place:
 
     __slots__ = ("_key", "_line", "_lines", "_waiter")
 
-    def __init__(self, lines: Lines, key: tuple[object, StreamId], line: deque[Place]) -> None:
+    def __init__(self, lines: Lines, key: Key, line: deque[Place]) -> None:
         self._lines = lines
         self._key = key
         self._line = line
         self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def answer(self) -> bool:
+        return self._key[2]
 
     @property
     def first(self) -> bool:

@@ -22,7 +22,7 @@ from .core.frames import (
     encode_notes_frame,
     encode_plain,
 )
-from .core.session import Outgoing, Session, open_at
+from .core.session import SENDER_STREAMS, Outgoing, Session, open_at
 from .errors import InvalidMessage, MessageTooLarge
 from .message import Message, StreamId
 from .parcel import Parcel
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from .peers import Peer
 
 log = logging.getLogger("openline")
-
-# Streams a connection notes as opened beyond those its session knows, before it looks again.
-SPARE_OPENED = 1024
 
 
 class Hub(Protocol):
@@ -76,6 +73,7 @@ class Outlet:
         "_holding",
         "_hub",
         "_opened",
+        "_opening",
         "_opens",
         "_waiters",
         "acks",
@@ -101,6 +99,7 @@ class Outlet:
         self.acks: dict[StreamId, int] | None = None
         self._opened: dict[StreamId, Outgoing[Parcel]] | None = None
         self._opens: list[tuple[StreamId, int]] | None = None
+        self._opening = 0
         # Toward a plain peer: the messages since its last sign of life, where somebody wants to know.
         self.doubted: deque[Message] | None = None
         self._hub = hub
@@ -145,7 +144,7 @@ class Outlet:
     def post(self, parcel: Parcel) -> bool:
         """Number a parcel in its stream, and write it. False: nothing of it left.
 
-        Of several messages that are together too large for a frame it keeps the first. Another
+        Of several messages it keeps the first, as many as fit in a frame and in the window. Another
         connection of the peer may take it, so that streams stay in order. Raises ``Blocked`` and
         ``InvalidMessage``; then the parcel has no numbers.
         """
@@ -167,6 +166,7 @@ class Outlet:
         if len(messages) == 1:
             parcel.size = self._send_batched(messages[0])
         else:
+            del messages[out.room :]
             parcel.size = self._send_several(messages)
         if not out.unacked:
             self._hub.unacked[peer] = None
@@ -205,10 +205,13 @@ class Outlet:
             self._open(stream_id, out, parcel.end)
 
     def _open(self, stream_id: StreamId, out: Outgoing[Parcel], number: int) -> None:
-        if self._opened is None:
-            self._opened = {}
-        if len(self._opened) > len(self.session.out if self.session else ()) + SPARE_OPENED:
-            self._opened.clear()  # streams that the session has forgotten
+        if self._opened is None or self._opening >= SENDER_STREAMS:
+            # From time to time all are opened anew with their next message: the receiver forgets
+            # streams that were opened too many others ago, however busy they are. What has
+            # gathered goes first: an open is read before the messages of its frame.
+            self.flush()
+            self._opened, self._opening = {}, 0
+        self._opening += 1
         self._opened[stream_id] = out
         if self._opens is None:
             self._opens = []
@@ -227,7 +230,7 @@ class Outlet:
         self.flush()
         frame = encode_batch(messages)
         if len(frame) > min(FRAME_BYTES + FRAME_BYTES // 2, self._hub.config.max_message_size):
-            del messages[_fitting(messages) :]
+            del messages[self._fitting(messages) :]
             if len(messages) == 1:
                 size = self._send_batched(messages[0])
                 self.flush()
@@ -239,6 +242,17 @@ class Outlet:
             append_notes(frame, notes)
         self.link.write_binary(frame)
         return size
+
+    def _fitting(self, messages: list[Message]) -> int:
+        """How many of them fit in a frame; one at least."""
+        total = 0
+        for index, message in enumerate(messages):
+            size = Batch().add(message)
+            self._check_size(message, size)
+            total += size
+            if index and total > FRAME_BYTES:
+                return index
+        return len(messages)
 
     def _count(self, messages: int, size: int) -> None:
         self.tx += messages
@@ -325,13 +339,3 @@ class Outlet:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
-
-
-def _fitting(messages: list[Message]) -> int:
-    """How many of them fit in a frame; one at least."""
-    total = 0
-    for index, message in enumerate(messages):
-        total += Batch().add(message)
-        if index and total > FRAME_BYTES:
-            return index
-    return len(messages)

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from .address import Address
+from .core.session import Outgoing
 from .errors import NotConfirmed
 from .message import Message, Receipt
 from .waiter import Waiter
@@ -26,6 +27,7 @@ class Parcel(Waiter[Receipt]):
     attempts = 1
     # Its numbers in the stream, and bytes as encoded.
     first = end = size = 0
+    out: Outgoing[Parcel] | None = None
 
     def __init__(
         self,
@@ -64,4 +66,5 @@ class Parcel(Waiter[Receipt]):
         return NotConfirmed(
             f"{what} to {where}: written to {ways}, then {why}; the peer may have it or get it yet",
             attempts=self.attempts,
+            acked=max(0, self.out.acked - self.first) if self.out is not None else 0,
         )

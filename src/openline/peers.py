@@ -70,9 +70,19 @@ class Peer:
         self.not_before = 0.0
         self._sender = sender
 
-    def stop(self, stream_id: StreamId) -> None:
-        """The peer has no more room for this stream."""
-        self.stopped.setdefault(stream_id, Gate()).halted = True
+    def stop(self, stream_id: StreamId, answers: bool = False) -> None:
+        """The peer has no more room for this stream, except perhaps for answers to its requests."""
+        gate = self.stopped.setdefault(stream_id, Gate())
+        gate.halted, gate.answers = True, answers
+        if answers:
+            gate.let_pass()
+
+    def heed(self, halts: dict[StreamId, bool], stream_id: StreamId) -> None:
+        """What the peer has stopped, and whether answers pass all the same, says how it is with one stream."""
+        if stream_id in halts:
+            self.stop(stream_id, halts[stream_id])
+        else:
+            self.go_on(stream_id)
 
     def fill(self, stream_id: StreamId) -> None:
         """As much as may be unacknowledged is."""
@@ -151,19 +161,25 @@ class Peer:
 class Gate:
     """A stream that is held up, and those who wait until it is not."""
 
-    __slots__ = ("_waiters", "full", "halted")
+    __slots__ = ("_waiters", "answers", "full", "halted")
 
     def __init__(self) -> None:
         # By the peer, whose inbox is full; and by the window of what is unacknowledged.
         self.halted = self.full = False
+        # The first does not hold for answers.
+        self.answers = False
         self._waiters: list[asyncio.Future[None]] = []
 
     @property
     def open(self) -> bool:
         return not (self.halted or self.full)
 
-    async def wait(self) -> None:
-        if not self.open:
+    def passes(self, answer: bool) -> bool:
+        """May a message, or an answer, be sent now?"""
+        return not self.full and (not self.halted or (answer and self.answers))
+
+    async def wait(self, answer: bool) -> None:
+        if not self.passes(answer):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             await waiter
@@ -210,6 +226,8 @@ class PeerTable:
             peer = self._peers[key] = self._kept.get(key) or self._make_peer(key, end)
             if not end.plain or end.target is not None:
                 self._kept[key] = peer  # a plain client's port may be another client's next time
+        if end.hello is not None:
+            peer.name = end.hello.name
         peer.connections.append(connection)
         peer.endpoint = end if end.target is not None or peer.endpoint.target is None else peer.endpoint
         connection.peer = peer
@@ -306,6 +324,23 @@ def _discard(index: dict[Any, dict[Connection, None]], key: object, connection: 
             del index[key]
 
 
+class _Flight:
+    """One dial under way, and what its waiters wait for: its end, or a connection that comes in first."""
+
+    def __init__(self, task: asyncio.Task[Connection]) -> None:
+        self.task = task
+        self.result: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+
+    @property
+    def stale(self) -> bool:
+        """What it has brought is of no use any more."""
+        result = self.result
+        if not result.done() or result.cancelled() or result.exception() is not None:
+            return False
+        connection = result.result()
+        return connection.state is not State.LIVE or connection.link.closing
+
+
 class Dialer:
     """Single flight: one dial per address at a time, and every waiter shares its result.
 
@@ -314,9 +349,7 @@ class Dialer:
 
     def __init__(self, dial: Callable[[Address], Awaitable[Connection]]) -> None:
         self._dial = dial
-        self._flying: dict[
-            tuple[object, ...], tuple[asyncio.Task[Connection], asyncio.Future[Connection]]
-        ] = {}
+        self._flying: dict[tuple[object, ...], _Flight] = {}
         self._waiting: dict[asyncio.Future[Connection], Address] = {}
 
     async def connect(self, address: Address) -> Connection:
@@ -324,32 +357,35 @@ class Dialer:
         flight = self._flying.get(address.dial_key)
         if flight is None:
             flight = self._take_off(address)
-        return await asyncio.shield(flight[1])
+        elif flight.stale:
+            # Settled by a connection that is gone again, while its dial is still under way.
+            flight.result = asyncio.get_running_loop().create_future()
+            self._waiting[flight.result] = address
+        return await asyncio.shield(flight.result)
 
-    def _take_off(self, address: Address) -> tuple[asyncio.Task[Connection], asyncio.Future[Connection]]:
+    def _take_off(self, address: Address) -> _Flight:
         task: asyncio.Task[Connection] = asyncio.ensure_future(self._dial(address))
-        result: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
-        flight = self._flying[address.dial_key] = task, result
-        self._waiting[result] = address
-
-        def landed(task: asyncio.Task[Connection]) -> None:
-            if self._flying.get(address.dial_key) is flight:
-                del self._flying[address.dial_key]
-            self._waiting.pop(result, None)
-            if result.done():
-                _ = task.cancelled() or task.exception()
-            elif task.cancelled():
-                # Only close() does that; those who wait have not been cancelled themselves.
-                result.set_exception(Closed("the transport is closed"))
-                _ = result.exception()
-            elif (error := task.exception()) is not None:
-                result.set_exception(error)
-                _ = result.exception()  # every waiter may have been cancelled; that is no news
-            else:
-                result.set_result(task.result())
-
-        task.add_done_callback(landed)
+        flight = self._flying[address.dial_key] = _Flight(task)
+        self._waiting[flight.result] = address
+        task.add_done_callback(lambda _: self._landed(address, flight))
         return flight
+
+    def _landed(self, address: Address, flight: _Flight) -> None:
+        task, result = flight.task, flight.result
+        if self._flying.get(address.dial_key) is flight:
+            del self._flying[address.dial_key]
+        self._waiting.pop(result, None)
+        if result.done():
+            _ = task.cancelled() or task.exception()
+        elif task.cancelled():
+            # Only close() does that; those who wait have not been cancelled themselves.
+            result.set_exception(Closed("the transport is closed"))
+            _ = result.exception()
+        elif (error := task.exception()) is not None:
+            result.set_exception(error)
+            _ = result.exception()  # every waiter may have been cancelled; that is no news
+        else:
+            result.set_result(task.result())
 
     def waiting(self) -> list[Address]:
         return list(self._waiting.values())
@@ -357,12 +393,12 @@ class Dialer:
     def settle(self, address: Address, connection: Connection) -> None:
         """Another connection reaches that peer now: waiters need not wait for the dial."""
         flight = self._flying.get(address.dial_key)
-        if flight is not None and not flight[1].done() and connection.state is State.LIVE:
-            self._waiting.pop(flight[1], None)
-            flight[1].set_result(connection)
+        if flight is not None and not flight.result.done() and connection.state is State.LIVE:
+            self._waiting.pop(flight.result, None)
+            flight.result.set_result(connection)
 
     async def close(self) -> None:
-        tasks = [task for task, _ in self._flying.values()]
+        tasks = [flight.task for flight in self._flying.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -171,6 +171,10 @@ class Requests:
             if len(self._late) > MAX_LATE:
                 del self._late[next(iter(self._late))]
 
+    def awaits(self, message: Message) -> bool:
+        """Does an openline peer's message answer one that is out?"""
+        return message.metadata is not None and _named(message, plain=False) in self.out
+
     def claim(self, message: Message, plain: bool, now: float) -> bool:
         """Give ``message`` to the request it answers; False if it answers none.
 

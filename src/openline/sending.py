@@ -36,6 +36,10 @@ class Cargo(Protocol):
 
     @property
     def stream_id(self) -> StreamId: ...
+    @property
+    def answer(self) -> bool:
+        """Does it answer a request?"""
+        ...
 
     def write(self, connection: Connection, attempts: int) -> bool:
         """False: no byte of it left. Raises ``InvalidMessage`` and ``Blocked``."""
@@ -63,7 +67,7 @@ class Sender:
         self, address: str | Address, message: Message, *, timeout: float | None = None
     ) -> Receipt:
         route = self._router.quick(address)
-        if route is None or route[1].peer.stopped or self._lines.has(route[2], message.stream_id):
+        if route is None or route[1].peer.stopped or self._lines.has(route[2], message):
             return await self._send(self._target(address), message, timeout)
         connection = route[1]
         if not connection.plain:
@@ -89,7 +93,7 @@ class Sender:
     async def send_to(self, peer: Peer, message: Message, *, timeout: float | None = None) -> Receipt:
         """``send`` for a peer in hand; ``peer.send`` and ``peer.reply`` come here."""
         connections = peer.connections
-        idle = not (peer.stopped or self._board.closed or self._lines.has(peer, message.stream_id))
+        idle = not (peer.stopped or self._board.closed or self._lines.has(peer, message))
         if idle and len(connections) == 1:
             connection = connections[0]
             if not connection.usable:
@@ -146,7 +150,7 @@ class Sender:
         """Find a connection, wait for room, write; evict and try again where it has died."""
         limit = self._limit if timeout is None else timeout
         label = to.address if isinstance(to, Peer) else str(to)
-        line = self._lines.enter(to, cargo.stream_id)
+        line = self._lines.enter(to, cargo.stream_id, cargo.answer)
         try:
             async with asyncio.timeout(limit):
                 tried: list[tuple[str, str]] = []
@@ -185,8 +189,8 @@ class Sender:
                 await line.turn()
             elif connection.link.congested and not connection.link.closing:
                 await connection.room()
-            elif gate is not None:
-                await gate.wait()
+            elif gate is not None and not gate.passes(line.answer):
+                await gate.wait(line.answer)
             else:
                 return connection, reused
 
@@ -225,7 +229,7 @@ class Sender:
             try:
                 receipt = await self._confirmed(cargo, connection, attempts)
             except NotConfirmed as error:
-                error.acked = len(receipts)
+                error.acked += len(receipts)
                 raise
             receipts += [receipt] * len(cargo.messages)
         return receipts
@@ -236,7 +240,7 @@ class Sender:
         self, address: str | Address, message: Message, timeout: float | None = None
     ) -> Message:
         route = self._router.quick(address)
-        if route is None or route[1].peer.stopped or self._lines.has(route[2], message.stream_id):
+        if route is None or route[1].peer.stopped or self._lines.has(route[2], message):
             return await self._request(None, self._target(address), message, timeout)
         return await self._request(route[1], route[2], message, timeout)
 
@@ -300,6 +304,10 @@ class _Load:
     def stream_id(self) -> StreamId:
         return self.messages[0].stream_id
 
+    @property
+    def answer(self) -> bool:
+        return len(self.messages) == 1 and self.messages[0].reply_to is not None
+
     def write(self, connection: Connection, attempts: int) -> bool:
         if connection.plain:
             return connection.send_many(self.messages)
@@ -326,9 +334,15 @@ class _Question:
     def stream_id(self) -> StreamId:
         return self._message.stream_id
 
+    @property
+    def answer(self) -> bool:
+        return False
+
     def write(self, connection: Connection, attempts: int) -> bool:
         pending, requests = self._pending, connection.peer.requests
         requests.add(pending)
+        if connection.peer.full:
+            self._sender._board.asks(connection.peer)
         pending.connection = connection
         written = False
         try:

@@ -27,9 +27,10 @@ from .backends.base import (
 )
 from .config import Config
 from .connection import Connection, State
-from .core.frames import Batched, Flow, encode_flow, encode_listening, encode_welcome
+from .core.frames import Batched, Flow, Malformed, encode_flow, encode_listening, encode_welcome
 from .core.handshake import MAX_PORTS
 from .core.selection import Endpoint, Rank, Reject, Want, match
+from .core.session import too_long
 from .delivery import Delivery
 from .eager import Runner
 from .errors import Closed, IdentityConflict, NotConfirmed, Refused, Unreachable
@@ -88,7 +89,7 @@ class Switchboard:
         )
         self.unacked: dict[Peer, None] = {}
         self.recovery = Recovery(self)
-        self.delivery = Delivery(self, self.recovery.stranded)
+        self.delivery = Delivery(self, self.recovery.stranded, environment.wall_clock())
         # Closing: goodbye to whatever still comes up. Closed: nothing is sent or taken in.
         self.closing = self.closed = False
         # Going away: what openline peers send from now on is the next process's.
@@ -206,14 +207,30 @@ class Switchboard:
                 messages = self.delivery.take(connection, messages)
                 peer = connection.peer
                 if peer.requests.out:
-                    messages = [m for m in messages if not self._claim(connection, m)]
-                self.inbox.feed(peer, messages, size)
+                    self._hand_out(peer, messages, size)
+                else:
+                    self.inbox.feed(peer, messages, size)
         finally:
             self.dispatching = False
             if self.dirty:
                 self._flush_dirty()
         if connection.acks is not None:
             self.delivery.owe(connection)
+
+    def _hand_out(self, peer: Peer, messages: list[Message], size: int) -> None:
+        """Answers to those who wait for them, everything else to the inbox, and all of it in order."""
+        each = size // len(messages) if messages else 0
+        run: list[Message] = []
+        for message in messages:
+            if not peer.requests.awaits(message):
+                run.append(message)
+                continue
+            if run:
+                self.inbox.feed(peer, run, each * len(run))
+                run = []
+            peer.requests.claim(message, False, self.now)
+        if run:
+            self.inbox.feed(peer, run, each * len(run))
 
     def _refuses(self, connection: Connection) -> bool:
         """While closing: what is not taken in is not acknowledged, and goes to whoever comes next.
@@ -262,10 +279,19 @@ class Switchboard:
     def on_flow(self, connection: Connection, flow: Flow) -> None:
         """The peer's inbox for a stream is full, or has room again."""
         peer = connection.peer
+        if too_long(flow.stream_id):
+            raise Malformed("the name of a stopped stream is too long")
+        session = connection.session
+        if session is None or flow.stream_id not in session.out:
+            return  # nothing goes out on that stream
+        # The peer says it over all its connections; what counts is what it has said over the carrier.
+        halts = connection.halts = connection.halts or {}
         if not flow.paused:
-            peer.go_on(flow.stream_id)
-        elif len(peer.stopped) < self.config.max_streams:
-            peer.stop(flow.stream_id)
+            halts.pop(flow.stream_id, None)
+        elif len(halts) < self.config.max_streams or flow.stream_id in halts:
+            halts[flow.stream_id] = flow.answers
+        if connection is peer.carrier:
+            peer.heed(halts, flow.stream_id)
 
     def on_listening(self, connection: Connection, ports: tuple[int, ...]) -> None:
         """The peer listens on other ports than its hello said."""
@@ -385,9 +411,17 @@ class Switchboard:
             peer.full.add(lane)
         else:
             peer.full.discard(lane)
+        lane.answers = lane.paused and bool(peer.requests.out)
+        frame = lane.stream_id, lane.paused, lane.answers
         for connection in peer.connections:
             if not connection.plain:
-                connection.send_control(encode_flow(lane.stream_id, lane.paused))
+                connection.send_control(encode_flow(*frame))
+
+    def asks(self, peer: Peer) -> None:
+        """A request goes out to a peer that was told to stop: its answer is welcome all the same."""
+        for lane in list(peer.full):
+            if not lane.answers:
+                self._tell_sender(peer, lane)
 
     def announce(self, ports: tuple[int, ...]) -> None:
         """We listen on these now: for the next hellos, and for peers whose hello came before."""

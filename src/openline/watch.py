@@ -29,9 +29,9 @@ class Watch:
     """The liveness timer. Each connection is looked at when its next check is due, not on every tick."""
 
     def __init__(
-        self, hub: Hub, wall_clock: Callable[[], float], on_tick: Callable[[float], None]
+        self, hub: Hub, wall_clock: Callable[[], float], on_tick: Callable[[float, float], None]
     ) -> None:
-        """``wall_clock`` goes on while the machine sleeps; ``on_tick(now)`` is called on every tick."""
+        """``wall_clock`` goes on while the machine sleeps; ``on_tick(now, wall)`` is called on every tick."""
         self._hub = hub
         self._wall_clock = wall_clock
         self._on_tick = on_tick
@@ -76,7 +76,8 @@ class Watch:
 
     def _tick(self) -> None:
         now = self._hub.now = self._hub.loop.time()
-        late = max(now - self._due, self._wall_clock() - self._wall_due)
+        wall = self._wall_clock()
+        late = max(now - self._due, wall - self._wall_due)
         if late > self._tick_length:
             self._forgive(now, late)
         for connection in self._take_due(now):
@@ -89,7 +90,7 @@ class Watch:
         if now >= self._pong_due:
             self._pong_due = now + self._pong_every
             self._reassure(now)
-        self._on_tick(now)
+        self._on_tick(now, wall)
         self._schedule()
 
     def _take_due(self, now: float) -> list[Connection]:

@@ -13,6 +13,7 @@ import logging
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -21,14 +22,17 @@ import openline
 
 LOOK_EVERY = 0.01
 STALL = 0.05
+Make = Callable[[openline.Transport], "Agent"]
 
 
 class Agent:
     def __init__(self, transport: openline.Transport) -> None:
         self.transport = transport
         self.received: list[int] = []
+        self._undelivered: list[int] = []
         self._news = asyncio.Event()
         transport.on_message(self.on_message)
+        transport.on_undelivered(lambda peer, message, why: self._undelivered.append(message.payload["n"]))
 
     def on_message(self, peer: openline.Peer, message: openline.Message) -> None:
         self.received.append(message.payload["n"])
@@ -85,6 +89,10 @@ class Agent:
     async def stats(self) -> dict[str, Any]:
         return dict(self.transport.stats())
 
+    async def undelivered(self) -> list[int]:
+        """The numbers of the messages that the transport has given up."""
+        return self._undelivered
+
     async def explain(self, to: str) -> str:
         return str(self.transport.explain(to))
 
@@ -116,9 +124,9 @@ async def carry_out(agent: Agent, order: dict[str, Any]) -> None:
         tell(id=number, error=repr(error))
 
 
-async def live(config: openline.Config, host: str | None, port: int) -> None:
+async def live(config: openline.Config, host: str | None, port: int, make: Make) -> None:
     async with openline.load_transport(config) as transport:
-        agent = Agent(transport)
+        agent = make(transport)
         await transport.listen(port, host=host)
         tell(event="listening")
         watcher = asyncio.create_task(watch(agent))
@@ -128,10 +136,10 @@ async def live(config: openline.Config, host: str | None, port: int) -> None:
         watcher.cancel()
 
 
-def main() -> None:
+def run(config: str, host: str, port: str, make: Make) -> None:
     logging.basicConfig(level=logging.DEBUG, format="%(relativeCreated)d %(levelname)s %(message)s")
-    config = msgspec.convert(json.loads(sys.argv[1]), openline.Config)
-    asyncio.run(live(config, sys.argv[2] or None, int(sys.argv[3])))
+    asyncio.run(live(msgspec.json.decode(config, type=openline.Config), host or None, int(port), make))
 
 
-main()
+if __name__ == "__main__":
+    run(*sys.argv[1:], Agent)

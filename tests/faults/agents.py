@@ -3,7 +3,7 @@
 import itertools
 import json
 import time
-from typing import Any
+from typing import Any, Self
 
 from processes import PATIENCE, Child
 
@@ -16,8 +16,19 @@ INTERVAL = IDLE_TIMEOUT / 6
 GRACE = 0.15
 
 
+def join(ip: str, port: int) -> str:
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
 class Agent(Child):
-    """Listens on one address of its host; `listen=""` makes that all of them."""
+    """Listens on one address of its host; `listen=""` makes that all of them.
+
+    Starting Python takes a while, so several are made first, and then waited for: `ready()`.
+    """
+
+    script = "agent.py"
+    port = PORT
+    arguments: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -28,15 +39,18 @@ class Agent(Child):
         **config: Any,
     ) -> None:
         self.ip = address or ADDRESS[host]
-        self.address = f"[{self.ip}]:{PORT}" if ":" in self.ip else f"{self.ip}:{PORT}"
-        settings = {"name": host, "max_idle_timeout": IDLE_TIMEOUT, "backoff_max": 0.5, **config}
         bind = self.ip if listen is None else listen
-        super().__init__(lab, host, "agent.py", json.dumps(settings), bind, str(PORT))
+        settings = {"name": host, "max_idle_timeout": IDLE_TIMEOUT, "backoff_max": 0.5, **config}
+        self.address = join(self.ip, self.port)
+        super().__init__(lab, host, self.script, json.dumps(settings), bind, str(self.port), *self.arguments)
         self._numbers = itertools.count(1)
-        self._answers: dict[int, Any] = {}
+        self._answers: dict[int, dict[str, Any]] = {}
         self._events: list[dict[str, Any]] = []
         self._stalled = 0.0
+
+    def ready(self) -> Self:
         self.event("listening")
+        return self
 
     # Orders
 
@@ -47,6 +61,15 @@ class Agent(Child):
         return number
 
     def answer(self, number: int, timeout: float = PATIENCE) -> Any:
+        said = self._answer(number, timeout)
+        assert "error" not in said, f"{self.host} could not do that: {said['error']}"
+        return said["result"]
+
+    def error(self, number: int, timeout: float = PATIENCE) -> str:
+        """The error that an order ended in."""
+        return str(self._answer(number, timeout)["error"])
+
+    def _answer(self, number: int, timeout: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout
         while number not in self._answers:
             self._take_in(deadline)
@@ -67,6 +90,11 @@ class Agent(Child):
             if event.items() >= {"event": kind, **expected}.items():
                 return event
 
+    def forget_events(self) -> None:
+        """Those that have been told so far."""
+        self.ask("stats")
+        self._events.clear()
+
     def becomes(self, state: str) -> None:
         """Wait for the peer's state."""
         self._stalled = self.event("state", state=state)["stalled"]
@@ -83,8 +111,7 @@ class Agent(Child):
         if "event" in said:
             self._events.append(said)
         else:
-            assert "error" not in said, f"{self.host} could not do that: {said['error']}"
-            self._answers[said["id"]] = said["result"]
+            self._answers[said["id"]] = said
 
     # Short forms
 

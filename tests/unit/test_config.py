@@ -16,6 +16,7 @@ from openline.config import Config, Tls, check_pin
 
 PIN = fingerprint(b"a certificate")
 OTHER_PIN = fingerprint(b"its successor")
+NODE = "a" * 51 + "q"
 
 
 def test_everything_has_a_default() -> None:
@@ -68,6 +69,7 @@ POSITIVE = [
     "dial_timeout",
     "handshake_timeout",
     "send_timeout",
+    "resume_timeout",
     "request_timeout",
     "close_timeout",
     "backoff_min",
@@ -75,6 +77,8 @@ POSITIVE = [
 ]
 COUNTS = [
     "max_pending_handshakes",
+    "window_messages",
+    "window_bytes",
     "max_attempts",
     "max_message_size",
     "write_high_water",
@@ -112,6 +116,10 @@ def test_every_limit_is_in_one_of_the_tables_above() -> None:
         ({"name": 5}, "name"),
         ({"plain_reuse": "always"}, "always"),
         ({"compression": 1}, "compression"),
+        ({"identity": 5}, "identity must be a path or an openline.Identity"),
+        ({"allow": NODE}, "allow"),
+        ({"allow": [NODE, "alice"]}, "'alice' is not a node id"),
+        ({"allow": [NODE.upper()]}, "is not a node id"),
         ({"backoff_min": 5, "backoff_max": 1}, "backoff_max must not be smaller"),
         ({"tls": {"cert": "cert.pem"}}, "both cert and key"),
         ({"tls": {"key": "key.pem"}}, "both cert and key"),

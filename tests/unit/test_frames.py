@@ -20,16 +20,26 @@ from openline.core.frames import (
     HEADROOM,
     LISTENING,
     MESSAGES,
+    PROOF,
+    WELCOME,
     Batch,
+    Batched,
     Flow,
     Listening,
     Malformed,
+    Proof,
+    Welcome,
+    append_notes,
     decode_frame,
     decode_plain,
     encode_batch,
     encode_flow,
     encode_listening,
+    encode_notes,
+    encode_notes_frame,
     encode_plain,
+    encode_proof,
+    encode_welcome,
 )
 
 
@@ -38,10 +48,17 @@ def read(frame: bytes | bytearray) -> Any:
     return decode_frame(memoryview(frame)[HEADROOM:])
 
 
+def messages_in(frame: bytes | bytearray) -> list[Message]:
+    """Of a frame that says nothing else."""
+    batched = read(frame)
+    assert (batched.acks, batched.opens) == ((), ())
+    return batched.messages  # type: ignore[no-any-return]
+
+
 def sent(message: Message) -> Message:
     batch = Batch()
     batch.add(message)
-    (received,) = read(batch.seal())
+    (received,) = messages_in(batch.seal())
     return received
 
 
@@ -301,19 +318,77 @@ def test_a_batch_gathers_messages_in_order() -> None:
     sizes = [batch.add(message) for message in SAMPLES]
     assert batch.count == len(SAMPLES)
     assert len(batch.buffer) == BATCH_START + sum(sizes)
-    assert read(batch.seal()) == SAMPLES
+    assert messages_in(batch.seal()) == SAMPLES
 
 
 def test_a_batch_in_one_call_reads_the_same() -> None:
-    assert read(encode_batch(SAMPLES)) == SAMPLES
-    assert read(encode_batch(SAMPLES[:6])) == SAMPLES[:6]
-    assert read(encode_batch([])) == []
+    assert messages_in(encode_batch(SAMPLES)) == SAMPLES
+    assert messages_in(encode_batch(SAMPLES[:6])) == SAMPLES[:6]
+    assert messages_in(encode_batch([])) == []
 
 
-def test_there_is_room_for_the_websocket_header_in_front() -> None:
-    for frame in (encode_batch(SAMPLES), encode_flow("a", True), encode_listening((1,))):
-        assert frame[:HEADROOM] == bytes(HEADROOM)
-        assert frame[HEADROOM] in (MESSAGES, FLOW, LISTENING)
+NOTES = encode_notes({"rpc": 3, 42: 2**40}, [("default", 0), ("42", 7)])
+NOTED = (("rpc", 3), (42, 2**40)), (("default", 0), ("42", 7))
+
+
+@pytest.mark.parametrize(
+    ("kind", "frame"),
+    [
+        (MESSAGES, encode_batch(SAMPLES)),
+        (MESSAGES, encode_notes_frame(NOTES)),
+        (FLOW, encode_flow("a", True)),
+        (LISTENING, encode_listening((1,))),
+        (PROOF, encode_proof(b"x" * 64, [])),
+        (WELCOME, encode_welcome([])),
+    ],
+)
+def test_there_is_room_for_the_websocket_header_in_front(kind: int, frame: bytearray) -> None:
+    assert frame[:HEADROOM] == bytes(HEADROOM)
+    assert frame[HEADROOM] == kind
+
+
+def test_notes_travel_at_the_end_of_messages() -> None:
+    batch = Batch()
+    batch.add(SAMPLES[0])
+    batch.add(SAMPLES[1])
+    assert read(batch.seal(NOTES)) == Batched(SAMPLES[:2], *NOTED)
+    together = encode_batch(SAMPLES)
+    append_notes(together, NOTES)
+    assert read(together) == Batched(SAMPLES, *NOTED)
+
+
+def test_notes_travel_alone_too() -> None:
+    assert read(encode_notes_frame(NOTES)) == Batched([], *NOTED)
+
+
+@pytest.mark.parametrize("opens", [None, [], [("default", 1)]])
+@pytest.mark.parametrize("acks", [{}, {"default": 5}])
+def test_acks_go_without_opens_and_opens_without_acks(
+    acks: dict[str | int, int], opens: list[tuple[str | int, int]] | None
+) -> None:
+    read_back = read(encode_notes_frame(encode_notes(acks, opens)))
+    assert read_back == Batched([], tuple(acks.items()), tuple(opens or ()))
+
+
+def test_notes_go_with_the_first_of_two_frames() -> None:
+    batch = Batch()
+    batch.add(SAMPLES[0])
+    size = batch.add(SAMPLES[1])
+    assert read(batch.split_last(size, NOTES)) == Batched(SAMPLES[:1], *NOTED)
+    assert messages_in(batch.seal()) == SAMPLES[1:2]
+
+
+def test_a_frame_without_notes_has_no_place_for_them() -> None:
+    """Most frames of a quiet link are of this kind."""
+    batch = Batch()
+    size = batch.add(SAMPLES[0])
+    assert len(batch.seal()) == BATCH_START + size
+
+
+@pytest.mark.parametrize("lost", [[], [b"i" * 16, b"j" * 16]])
+def test_proof_and_welcome(lost: list[bytes]) -> None:
+    assert read(encode_proof(b"s" * 64, lost)) == Proof(b"s" * 64, lost)
+    assert read(encode_welcome(lost)) == Welcome(lost)
 
 
 def test_a_sealed_batch_is_empty_and_its_frame_is_left_alone() -> None:
@@ -322,9 +397,9 @@ def test_a_sealed_batch_is_empty_and_its_frame_is_left_alone() -> None:
     first = batch.seal()
     assert batch.count == 0
     batch.add(SAMPLES[1])
-    assert read(batch.seal()) == SAMPLES[1:2]
-    assert read(first) == SAMPLES[:1]
-    assert read(batch.seal()) == []
+    assert messages_in(batch.seal()) == SAMPLES[1:2]
+    assert messages_in(first) == SAMPLES[:1]
+    assert messages_in(batch.seal()) == []
 
 
 def test_drop_last_leaves_no_trace() -> None:
@@ -333,7 +408,7 @@ def test_drop_last_leaves_no_trace() -> None:
     batch.drop_last(batch.add(SAMPLES[1]))
     batch.add(SAMPLES[2])
     batch.drop_last(batch.add(SAMPLES[6]))
-    assert read(batch.seal()) == [SAMPLES[0], SAMPLES[2]]
+    assert messages_in(batch.seal()) == [SAMPLES[0], SAMPLES[2]]
 
 
 @pytest.mark.parametrize("before", [1, 2, 5])
@@ -342,11 +417,11 @@ def test_the_last_message_may_be_split_off_into_a_new_batch(before: int) -> None
     for message in SAMPLES[:before]:
         batch.add(message)
     size = batch.add(SAMPLES[6])
-    assert read(batch.split_last(size)) == SAMPLES[:before]
+    assert messages_in(batch.split_last(size)) == SAMPLES[:before]
     assert batch.count == 1
     assert len(batch.buffer) == BATCH_START + size
     batch.add(SAMPLES[0])
-    assert read(batch.seal()) == [SAMPLES[6], SAMPLES[0]]
+    assert messages_in(batch.seal()) == [SAMPLES[6], SAMPLES[0]]
 
 
 UNPACKABLE = [
@@ -367,7 +442,7 @@ def test_an_error_leaves_no_trace_in_the_batch(bad: Message) -> None:
         batch.add(bad)
     assert (bytes(batch.buffer), batch.count) == (before, 1)
     batch.add(SAMPLES[1])
-    assert read(batch.seal()) == SAMPLES[:2]
+    assert messages_in(batch.seal()) == SAMPLES[:2]
 
 
 @pytest.mark.parametrize("bad", UNPACKABLE, ids=lambda m: type(m.payload).__name__)
@@ -392,7 +467,7 @@ def test_a_huge_integer_does_not_change_what_else_is_in_the_payload(payload: Any
     except InvalidMessage:
         assert batch.count == 0
     else:
-        (received,) = read(batch.seal())
+        (received,) = messages_in(batch.seal())
         assert repr(received.payload) == repr(payload)
 
 
@@ -448,17 +523,21 @@ def test_listening(ports: tuple[int, ...]) -> None:
     assert read(encode_listening(ports)) == Listening(ports)
 
 
-@pytest.mark.parametrize("kind", [0, 4, 99, 255])
+@pytest.mark.parametrize("kind", [0, 6, 99, 255])
 def test_unknown_kinds_are_room_for_later_versions(kind: int) -> None:
     assert decode_frame(memoryview(bytes([kind]) + b"\xc1 anything")) is None
 
 
-def test_a_later_version_may_add_fields_to_a_message() -> None:
-    body = msgspec.msgpack.encode([["a", "task", 1, None, "default", None, "new"]])
-    assert decode_frame(memoryview(b"\x01" + body)) == [Message("a", "task", 1)]
+def test_a_later_version_may_add_fields_to_a_message_and_to_a_frame() -> None:
+    body = msgspec.msgpack.encode([[["a", "task", 1, None, "default", None, "new"]], [], [], "new"])
+    assert decode_frame(memoryview(b"\x01" + body)) == Batched([Message("a", "task", 1)])
+    for kind, known in ((PROOF, Proof(b"s")), (WELCOME, Welcome())):
+        body = msgspec.msgpack.encode([*msgspec.to_builtins(known, builtin_types=(bytes,)), "new"])
+        assert decode_frame(memoryview(bytes([kind]) + body)) == known
 
 
-MESSAGE = b"\x01\x91\x93\xa1a\xa1b"  # one message: id "a", type "b", then its payload
+MESSAGE = b"\x01\x91\x91\x93\xa1a\xa1b"  # one message: id "a", type "b", then its payload
+NO_MESSAGES = b"\x01\x93\x90"  # then acks and opens
 
 
 @pytest.mark.parametrize(
@@ -466,12 +545,17 @@ MESSAGE = b"\x01\x91\x93\xa1a\xa1b"  # one message: id "a", type "b", then its p
     [
         b"",
         b"\x01",
-        b"\x01\x90\x90",
+        b"\x01\x90",
+        b"\x01\x91\x90\x90",
         b"\x01\xc0",
         b"\x01\x80",
-        b"\x01\x91\x90extra",
+        b"\x01\x91\xc0",
+        b"\x01\x91\x80",
+        b"\x01\x91\x91\x90extra",
+        b"\x01\x91\x93\xa1a\xa1b\x01",
         b"\x01\xdd\xff\xff\xff\xff",
-        b"\x01\xdd\x05\xff\xff\xff",
+        b"\x01\x91\xdd\xff\xff\xff\xff",
+        b"\x01\x91\xdd\x05\xff\xff\xff",
         MESSAGE,
         MESSAGE + b"\xc1",
         MESSAGE + b"\xdd\xff\xff\xff\xff",
@@ -487,10 +571,23 @@ MESSAGE = b"\x01\x91\x93\xa1a\xa1b"  # one message: id "a", type "b", then its p
         MESSAGE + b"\xc7\x0c\xff" + b"\xff" * 12,
         MESSAGE + b"\x91" * 100_000 + b"\x01",
         MESSAGE + b"\xc8\xff\xff\x01" + b"[" * 65535,
-        b"\x01\x91\x91\xc0",
-        b"\x01\x91\x92\xa1a\x01",
-        b"\x01\x91\x94\xa1a\xa1b\x01\x90",
-        b"\x01\x91\x95\xa1a\xa1b\x01\xc0\xc3",
+        b"\x01\x91\x91\x91\xc0",
+        b"\x01\x91\x91\x92\xa1a\x01",
+        b"\x01\x91\x91\x94\xa1a\xa1b\x01\x90",
+        b"\x01\x91\x91\x95\xa1a\xa1b\x01\xc0\xc3",
+        NO_MESSAGES,
+        NO_MESSAGES + b"\x90",
+        NO_MESSAGES + b"\xc0\x90",
+        NO_MESSAGES + b"\x90\xa1a",
+        NO_MESSAGES + b"\x91\xa1a\x90",
+        NO_MESSAGES + b"\x91\x91\xa1a\x90",
+        NO_MESSAGES + b"\x91\x92\xa1a\xa11\x90",
+        NO_MESSAGES + b"\x91\x92\xc0\x01\x90",
+        NO_MESSAGES + b"\x91\x92\xa1a\xca\x3f\x80\x00\x01\x90",
+        NO_MESSAGES + b"\x91\x93\xa1a\x01\x01\x90",
+        NO_MESSAGES + b"\xdd\xff\xff\xff\xff\x90",
+        NO_MESSAGES + b"\x90\xdd\xff\xff\xff\xff",
+        NO_MESSAGES + b"\x90\x90rest",
         b"\x02",
         b"\x02\x90",
         b"\x02\x92\xa1a\x01",
@@ -499,6 +596,18 @@ MESSAGE = b"\x01\x91\x93\xa1a\xa1b"  # one message: id "a", type "b", then its p
         b"\x03\x91\xc0",
         b"\x03\x91\x91\xa1a",
         b"\x03\x91\xdd\xff\xff\xff\xff",
+        b"\x04",
+        b"\x04\x90",
+        b"\x04\x91\x01",
+        b"\x04\x91\xc0",
+        b"\x04\x92\xc4\x01x\xc0",
+        b"\x04\x92\xc4\x01x\x91\x01",
+        b"\x04\x92\xc4\x01x\xdd\xff\xff\xff\xff",
+        b"\x05",
+        b"\x05\xc0",
+        b"\x05\x91\xc0",
+        b"\x05\x91\x91\x01",
+        b"\x05\x91\xdd\xff\xff\xff\xff",
     ],
     ids=lambda data: data[:16].hex(" "),
 )
@@ -572,7 +681,7 @@ def test_batches_round_trip_both_ways_of_making_them(gathered: list[Message]) ->
     batch = Batch()
     for message in gathered:
         batch.add(message)
-    for received in (read(batch.seal()), read(encode_batch(gathered))):
+    for received in (messages_in(batch.seal()), messages_in(encode_batch(gathered))):
         assert len(received) == len(gathered)
         assert all(map(same, received, gathered))
 
@@ -583,3 +692,16 @@ small = st.integers(-(2**63), 2**64 - 1)
 @given(trees(st.binary() | st.none() | st.booleans() | small | st.floats(allow_nan=False) | text))
 def test_bytes_travel_between_openline_peers(payload: Any) -> None:
     assert repr(sent(Message(payload=payload)).payload) == repr(payload)
+
+
+streams = text | small
+notes = st.lists(st.tuples(streams, st.integers(0, 2**63)), max_size=5, unique_by=lambda note: note[0])
+
+
+@given(st.lists(st.builds(Message, ids, text), max_size=3), notes, notes)
+def test_notes_round_trip(gathered: list[Message], acks: list[Any], opens: list[Any]) -> None:
+    frame = encode_batch(gathered)
+    append_notes(frame, encode_notes(dict(acks), opens))
+    read_back = read(frame)
+    assert read_back == Batched(gathered, tuple(acks), tuple(opens))
+    assert repr(read_back.acks + read_back.opens) == repr((*acks, *opens))

@@ -12,15 +12,20 @@ from openline import Message
 from openline.backends import deflate
 from openline.core.frames import (
     HEADROOM,
+    Batch,
     Malformed,
     decode_frame,
     decode_plain,
     encode_batch,
     encode_flow,
     encode_listening,
+    encode_notes,
+    encode_notes_frame,
     encode_plain,
+    encode_proof,
+    encode_welcome,
 )
-from openline.core.handshake import Hello, parse_hello
+from openline.core.handshake import Hello, parse_hello, split_proof, with_proof
 
 JSON_SAMPLES = [
     Message(),
@@ -30,15 +35,25 @@ JSON_SAMPLES = [
 BINARY_SAMPLES = [*JSON_SAMPLES, Message(payload={"deep": [{"bytes": b"x" * 300}]})]
 TEXTS = [encode_plain(message) for message in JSON_SAMPLES]
 TEXTS += [rb'{"id":1,"type":"t","payload":["\ud83d\ude00 \ud83d",1e5,{"a":-1.0}],"x":"\uDC00"}']
+NOTES = encode_notes({"rpc": 3, 42: 2**40}, [("default", 1), ("42", 7)])
 FRAMES = [
     bytes(frame[HEADROOM:])
-    for frame in (encode_batch(BINARY_SAMPLES), encode_flow("rpc", True), encode_listening((1, 2)))
+    for frame in (
+        encode_batch(BINARY_SAMPLES),
+        Batch().seal(NOTES),
+        encode_notes_frame(NOTES),
+        encode_flow("rpc", True),
+        encode_listening((1, 2)),
+        encode_proof(b"s" * 64, [b"i" * 16]),
+        encode_welcome([b"i" * 16]),
+    )
 ]
 DEFLATED = [deflate.compress(text, 15) for text in TEXTS]
-HELLO = Hello("a" * 52, "A" * 22, (8770, 8771), "böb").to_header()
+HELLO = Hello("a" * 52, "A" * 22, (8770, 8771), "böb", "I" * 22, 7, ("quic", "zstd")).to_header()
+PROVEN = with_proof(HELLO, b"s" * 64)
 EXTENSIONS = f'{deflate.OFFER}; server_max_window_bits=10; client_max_window_bits, x-other; a="b"'
 # One message with id "a" and type "b"; its payload comes next.
-MESSAGE = b"\x01\x91\x93\xa1a\xa1b"
+MESSAGE = b"\x01\x91\x91\x93\xa1a\xa1b"
 
 
 def damaged(originals: list[bytes]) -> st.SearchStrategy[bytes]:
@@ -74,8 +89,19 @@ def test_fuzz_decode_frame(data: bytes) -> None:
 
 
 @given(st.text() | damaged_text(HELLO))
+@example(HELLO)
 def test_fuzz_parse_hello(value: str) -> None:
     returns_or_malformed(lambda: parse_hello(value))
+
+
+@given(st.text() | damaged_text(PROVEN))
+@example(PROVEN)
+def test_fuzz_split_proof(value: str) -> None:
+    def split() -> None:
+        hello, signature = split_proof(value)
+        assert (len(signature), value.startswith(hello)) == (64, True)
+
+    returns_or_malformed(split)
 
 
 @given(st.binary() | damaged(DEFLATED), st.integers(0, 300))

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from openline import InvalidMessage, Message, NotConfirmed
+from openline import Closed, InvalidMessage, Message, NotConfirmed
 from openline.connection import Connection
 from openline.requests import LATE_FOR, MAX_LATE, Asked, Deadlines, Pending, Requests
 
@@ -358,8 +358,7 @@ async def test_each_request_has_its_own_deadline(clock: Clock, deadlines: Deadli
     assert done == [[False] * 3, [True, False, False], [True, True, False], [True] * 3]
     with pytest.raises(TimeoutError, match="no answer from h:1 to request 1 within 1 s"):
         soon.answer.result()
-    middle.abandon()
-    late.abandon()
+    assert [type(pending.answer.exception()) for pending in (middle, late)] == [TimeoutError] * 2
 
 
 async def test_many_requests_share_one_timer(clock: Clock, deadlines: Deadlines) -> None:
@@ -393,7 +392,12 @@ async def test_an_answer_in_time_stays(clock: Clock, deadlines: Deadlines) -> No
     assert pending.answer.result().id == "x"
 
 
-async def test_close_stops_the_timer(clock: Clock, deadlines: Deadlines) -> None:
-    deadlines.add(waiting(ask("a")))
+async def test_close_stops_the_timer_and_tells_who_waits(clock: Clock, deadlines: Deadlines) -> None:
+    waits, answered = waiting(ask("a")), waiting(ask("b"))
+    deadlines.add(waits)
+    deadlines.add(answered)
+    answered.answer.set_result(answer())
     deadlines.close()
     assert clock.armed == []
+    assert isinstance(waits.answer.exception(), Closed)
+    assert answered.answer.result().id == "x"

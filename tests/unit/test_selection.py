@@ -102,6 +102,22 @@ def reasons(result: Plan[Line]) -> list[str]:
         ),
         pytest.param(f"{HOST}:50001", inbound(50001), Rank.EXACT_REMOTE, id="plain remote end"),
         pytest.param(f"{HOST}:50001", inbound(50001, hello(CAROL, 8770)), Rank.EXACT_REMOTE, id="remote end"),
+        pytest.param(f"{CAROL}@{HOST}:8770", inbound(50001, hello(CAROL, 8770)), Rank.NODE, id="its node id"),
+        pytest.param(f"{CAROL}@{HOST}:1", inbound(50001, hello(CAROL)), Rank.NODE, id="node id, any port"),
+        pytest.param(
+            f"{CAROL}@{HOST}:1", inbound(1, hello(CAROL), ip=NEIGHBOUR), Rank.NODE, id="node id, any IP"
+        ),
+        pytest.param(CAROL, inbound(50001, hello(CAROL, 8770)), Rank.NODE, id="bare node id"),
+        pytest.param(CAROL, outbound(f"wss://{HOST}:8770", hello(CAROL)), Rank.NODE, id="bare node id, wss"),
+        pytest.param(
+            f"{CAROL}@{HOST}:8770", outbound(f"{HOST}:8770", hello(CAROL)), Rank.DIALED, id="node id, dialed"
+        ),
+        pytest.param(
+            f"wss://{CAROL}@{HOST}:8770",
+            outbound(f"wss://{HOST}:8770", hello(CAROL)),
+            Rank.DIALED,
+            id="wss and node id, dialed",
+        ),
         pytest.param(f"{HOST}:8770", inbound(50001), Rank.PLAIN_BY_IP, id="the one plain peer"),
         pytest.param("b.example:8770", inbound(50001), Rank.PLAIN_BY_IP, id="the one plain peer, by name"),
     ],
@@ -143,17 +159,66 @@ OTHER, UNPROVEN = Reject.OTHER_ADDRESS, Reject.NOT_PROVEN
         pytest.param(f"quic://{HOST}:8770", outbound(f"wss://{HOST}:8770"), UNPROVEN, id="quic is not wss"),
         pytest.param(f"quic://{HOST}:8770", inbound(1, hello(CAROL, 8770)), UNPROVEN, id="quic, hello"),
         pytest.param(
-            f"{CAROL}@{HOST}:8770", inbound(1, hello(CAROL, 8770)), UNPROVEN, id="a claimed node id"
+            f"{CAROL}@{HOST}:8770", inbound(1, hello(DAVE, 8770)), Reject.OTHER_NODE, id="another node"
         ),
         pytest.param(
-            f"{CAROL}@{HOST}:8770", outbound(f"{HOST}:8770", hello(CAROL, 8770)), UNPROVEN, id="dialed"
+            f"{CAROL}@{HOST}:8770",
+            outbound(f"{HOST}:8770", hello(DAVE, 8770)),
+            Reject.OTHER_NODE,
+            id="another node, dialed",
+        ),
+        pytest.param(f"{CAROL}@{HOST}:8770", outbound(f"{HOST}:8770"), UNPROVEN, id="node id, plain"),
+        pytest.param(f"{CAROL}@{HOST}:50001", inbound(50001), UNPROVEN, id="node id, plain's exact remote"),
+        pytest.param(CAROL, inbound(1, hello(DAVE, 8770), ip=NEIGHBOUR), OTHER, id="node id, elsewhere"),
+        pytest.param(
+            f"ws://{CAROL}@{HOST}:8770/p", inbound(1, hello(CAROL, 8770)), OTHER, id="node id and a path"
         ),
         pytest.param(f"wss://{CAROL}@{HOST}:8770", outbound(f"wss://{HOST}:8770"), UNPROVEN, id="wss and id"),
+        pytest.param(
+            f"wss://{CAROL}@{HOST}:8770", inbound(1, hello(CAROL, 8770)), UNPROVEN, id="wss and id, came in"
+        ),
     ],
 )
 def test_what_does_not_answer_for_an_address(address: str, line: Line, reason: Reject) -> None:
     result = choose(address, line)
     assert (result.chosen, result.rank, reasons(result)) == (None, None, [reason.value])
+
+
+def aliased(line: Line, *targets: str) -> Line:
+    """``line`` has replaced connections that had been dialed to ``targets`` (rule 3.3)."""
+    line.endpoint.aliases = tuple(map(Address.parse, targets))
+    return line
+
+
+@pytest.mark.parametrize(
+    ("address", "target"),
+    [
+        ("carol.example:1", "carol.example:1"),
+        ("ws://carol.example:1", "carol.example:1"),
+        (f"{CAROL}@carol.example:1", "carol.example:1"),
+        ("ws://carol.example:1/p", "ws://carol.example:1/p"),
+    ],
+)
+def test_what_was_dialed_to_a_replaced_connection_is_reached_by_the_one_that_stays(
+    address: str, target: str
+) -> None:
+    line = aliased(inbound(50001, hello(CAROL)), "other.example:2", target)
+    result = choose(address, line, ips=())
+    assert (result.chosen, result.rank) == (line, Rank.ALIAS)
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("carol.example:2", Reject.OTHER_PORT),
+        ("ws://carol.example:1/p", OTHER),
+        ("wss://carol.example:1", UNPROVEN),
+        (f"{DAVE}@carol.example:1", Reject.OTHER_NODE),
+    ],
+)
+def test_an_alias_is_that_address_only_and_proves_nothing(address: str, reason: Reject) -> None:
+    result = choose(address, aliased(inbound(50001, hello(CAROL)), "carol.example:1"))
+    assert (result.chosen, reasons(result)) == (None, [reason.value])
 
 
 def test_nothing_is_there_so_dial() -> None:
@@ -502,13 +567,23 @@ def test_two_peers_behind_one_ip_never_get_each_others_messages(programs: list[P
         assert len(plain_and_connected) == 1
 
 
-@given(
-    machines(), st.sampled_from(["unambiguous", "newest", "never"]), st.sampled_from(["wss://", f"{CAROL}@"])
-)
-def test_an_address_that_asks_for_proof_is_dialed(programs: list[Program], reuse: str, prefix: str) -> None:
+@given(machines(), st.sampled_from(["unambiguous", "newest", "never"]))
+def test_an_address_that_asks_for_tls_is_dialed(programs: list[Program], reuse: str) -> None:
     lines = [line for program in programs for line in program.lines]
     for port, _ in addresses(programs):
-        assert choose(f"{prefix}{HOST}:{port}", *lines, reuse=reuse).chosen is None
+        assert choose(f"wss://{HOST}:{port}", *lines, reuse=reuse).chosen is None
+
+
+@given(machines(), st.sampled_from(["unambiguous", "newest", "never"]), st.sampled_from("abcd"))
+def test_an_address_that_names_a_node_is_answered_by_that_node_or_nobody(
+    programs: list[Program], reuse: str, letter: str
+) -> None:
+    node_id = letter * 51 + "a"
+    lines = [line for program in programs for line in program.lines]
+    known = {line.endpoint.node_id for line in lines}
+    for address in (node_id, *(f"{node_id}@{HOST}:{port}" for port, _ in addresses(programs))):
+        chosen = choose(address, *lines, reuse=reuse).chosen
+        assert (chosen.endpoint.node_id if chosen else None) == (node_id if node_id in known else None)
 
 
 @given(machines(), st.randoms(use_true_random=False))

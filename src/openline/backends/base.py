@@ -65,6 +65,8 @@ class Link(ABC):
     backend: str
     endpoint: Endpoint
     events: LinkEvents
+    # The largest message taken in now, where it is put together from pieces.
+    limit: int
     # Too much is waiting to be written; read on every send, so an attribute.
     congested: bool = False
 

@@ -122,7 +122,7 @@ class MemoryLink(Link):
         # Told when the link is over, before its events are.
         self.ended: Callable[[str], None] | None = None
         self._sock = sock
-        self._limit = config.max_message_size + _FRAME_OVERHEAD
+        self.limit = config.max_message_size + _FRAME_OVERHEAD
         self._high_water = config.write_high_water
         self._outbox: deque[tuple[Frame, int]] = deque()
         self._full = False
@@ -155,8 +155,8 @@ class MemoryLink(Link):
                 self.events.on_pong(*content)
 
     def _on_message(self, kind: str, data: bytearray) -> None:
-        if len(data) > self._limit:
-            raise TooBig(f"a message of more than {self._limit} bytes")
+        if len(data) > self.limit:
+            raise TooBig(f"a message of more than {self.limit} bytes")
         on_data = self.events.on_text if kind is TEXT else self.events.on_binary
         on_data(memoryview(data))
         # It was valid only during the call: whoever looks at it later shall see that.

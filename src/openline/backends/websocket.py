@@ -72,8 +72,8 @@ class _ServerProtocol(_Protocol):
     __slots__ = ("done",)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.done(False)
         super().connection_lost(exc)
+        self.done(False)  # unless its end has been told
 
 
 class WebSocketBackend:

@@ -55,7 +55,7 @@ class WebSocketLink(WSListener, Link):
         self.events: LinkEvents
         self.congested = False
         self._up = up
-        self._max_message = max_message
+        self.limit = max_message
         self._high_water = high_water
         # Our deflate window, or 0 where compression was not agreed.
         self._window = window
@@ -146,8 +146,8 @@ class WebSocketLink(WSListener, Link):
         self._parts_count += 1
         if self._parts_count > MAX_PARTS:
             raise TooBig(f"a message in more than {MAX_PARTS} fragments")
-        if len(self._parts) + frame.payload_size > self._max_message:
-            raise TooBig(f"a message of more than {self._max_message} bytes")
+        if len(self._parts) + frame.payload_size > self.limit:
+            raise TooBig(f"a message of more than {self.limit} bytes")
         self._parts += frame.get_payload_as_memoryview()
         if frame.fin:
             self._on_last_part()
@@ -157,7 +157,7 @@ class WebSocketLink(WSListener, Link):
         data: bytes | bytearray = self._parts
         self._parts = None
         if self._parts_deflated:
-            data = deflate.decompress(data, self._max_message)
+            data = deflate.decompress(data, self.limit)
         if self._parts_type is TEXT:
             self.events.on_text(memoryview(data))
         else:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from ..errors import InvalidMessage
 from ..message import DEFAULT_STREAM, Message, StreamId, new_id
@@ -52,10 +53,14 @@ class TooBig(Malformed):
 
 
 class Flow(msgspec.Struct, array_like=True, frozen=True):
-    """The receiver's inbox of a stream is full (``paused``), or has room again."""
+    """The receiver's inbox of a stream is full (``paused``), or has room again.
+
+    ``answers``: answers to its requests are welcome all the same, as they do not go into the inbox.
+    """
 
     stream_id: StreamId
     paused: bool
+    answers: bool = False
 
 
 class Listening(msgspec.Struct, array_like=True, frozen=True):
@@ -64,14 +69,21 @@ class Listening(msgspec.Struct, array_like=True, frozen=True):
     ports: tuple[int, ...]
 
 
-Notes = tuple[tuple[StreamId, int], ...]
+# An honest frame of several messages has 72 KiB at most, and a message 7 bytes at least; a sender
+# knows of no more streams than this. What exceeds it is refused before it is decoded.
+MAX_MESSAGES = 16384
+MAX_NOTES = 8192
+MAX_LOST = 64
+
+Notes = Annotated[tuple[tuple[StreamId, int], ...], Meta(max_length=MAX_NOTES)]
+LostIds = Annotated[list[bytes], Meta(max_length=MAX_LOST)]
 
 
 class Batched(msgspec.Struct, array_like=True, frozen=True):
     """Messages, and what sessions tell each other. ``acks``: the next number that the receiver of a
     stream waits for. ``opens``: the number at which a stream goes on over this connection."""
 
-    messages: list[Message]
+    messages: Annotated[list[Message], Meta(max_length=MAX_MESSAGES)]
     acks: Notes = ()
     opens: Notes = ()
 
@@ -80,13 +92,13 @@ class Proof(msgspec.Struct, array_like=True, frozen=True):
     """A client's first frame: its signature, and which connections to this node it has lost."""
 
     signature: bytes
-    lost: list[bytes] = []
+    lost: LostIds = []
 
 
 class Welcome(msgspec.Struct, array_like=True, frozen=True):
     """A server's first frame: the client is in; and which connections to it the server has lost."""
 
-    lost: list[bytes] = []
+    lost: LostIds = []
 
 
 class _Plain(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
@@ -329,8 +341,8 @@ def _pack_unusual(message: Message, error: Exception) -> bytes:
         raise InvalidMessage(f"message {message.id!r} cannot be encoded: {error}") from None
 
 
-def encode_flow(stream_id: StreamId, paused: bool) -> bytearray:
-    return _control(FLOW, Flow(stream_id, paused))
+def encode_flow(stream_id: StreamId, paused: bool, answers: bool = False) -> bytearray:
+    return _control(FLOW, Flow(stream_id, paused, answers))
 
 
 def encode_listening(ports: tuple[int, ...]) -> bytearray:

@@ -8,6 +8,7 @@ acknowledged and sends from there again; the receiver drops what it has had.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
@@ -39,6 +40,8 @@ class Parcel(Protocol):
     end: int
     messages: list[Message]
     size: int
+    # Its stream, once it has been numbered.
+    out: Any
 
 
 P = TypeVar("P", bound=Parcel)
@@ -63,6 +66,7 @@ class Outgoing(Generic[P]):
     def add(self, parcel: P) -> None:
         """Number a parcel that is being sent."""
         parcel.first = self.next
+        parcel.out = self
         self.next = parcel.end = parcel.first + len(parcel.messages)
         self.unacked.append(parcel)
         self.size += parcel.size
@@ -88,6 +92,11 @@ class Outgoing(Generic[P]):
     def pending(self, parcel: P) -> list[Message]:
         """The messages of an unacknowledged parcel that are still to be confirmed."""
         return parcel.messages[max(0, self.acked - parcel.first) :]
+
+    @property
+    def room(self) -> int:
+        """Messages that may still be sent; one at least, for whoever has been let through."""
+        return max(1, self.max_messages - (self.next - self.acked))
 
     @property
     def full(self) -> bool:
@@ -123,20 +132,21 @@ class Session(Generic[P]):
     def outgoing(self, stream_id: StreamId) -> Outgoing[P]:
         out = self.out.get(stream_id)
         if out is None:
-            if _too_long(stream_id):
+            if too_long(stream_id):
                 raise InvalidMessage(f"a stream_id of more than {MAX_STREAM_NAME} characters")
-            if len(self.out) >= SENDER_STREAMS and not self._forget_one():
+            if len(self.out) >= SENDER_STREAMS and not self._forget_some():
                 raise Blocked
             out = self.out[stream_id] = Outgoing(self._floor, self._limits)
         return out
 
-    def _forget_one(self) -> bool:
-        for stream_id, out in self.out.items():
-            if not out.unacked:
-                del self.out[stream_id]
-                self._floor = max(self._floor, out.next)
-                return True
-        return False
+    def _forget_some(self) -> bool:
+        """Many at a time: taking single entries from the front of a dict gets slower with each."""
+        idle = (item for item in self.out.items() if not item[1].unacked)
+        old = list(itertools.islice(idle, SENDER_STREAMS // 4))
+        for stream_id, out in old:
+            del self.out[stream_id]
+            self._floor = max(self._floor, out.next)
+        return bool(old)
 
     @property
     def streams(self) -> int:
@@ -157,15 +167,13 @@ class Session(Generic[P]):
         """The sender says where streams go on over one connection, whose ``positions`` these are."""
         expected = self.expected
         for stream_id, first in opens:
-            if first < 0 or _too_long(stream_id):
+            if first < 0 or too_long(stream_id):
                 raise Malformed(f"opens stream {str(stream_id)[:32]!r} at {first}")
+            positions.pop(stream_id, None)  # to the end: what was opened longest ago goes first
             positions[stream_id] = first
-            if len(positions) > RECEIVER_STREAMS:
-                del positions[next(iter(positions))]
-            known = expected.pop(stream_id, first)
-            if len(expected) >= RECEIVER_STREAMS:
-                del expected[next(iter(expected))]
-            expected[stream_id] = max(known, first)
+            expected[stream_id] = max(expected.pop(stream_id, first), first)
+        _trim(positions)
+        _trim(expected)
 
     def accept(
         self, positions: dict[StreamId, int], messages: list[Message]
@@ -181,34 +189,39 @@ class Session(Generic[P]):
             if number is not None and expected.get(stream_id) == number:
                 positions[stream_id] = expected[stream_id] = number = number + 1
                 return messages, {stream_id: number}
-        acks: dict[StreamId, int] = {}
-        dropped = False
-        for index, message in enumerate(messages):
+        # Nothing is noted before all of it has been looked at: where the last one is bad, the first
+        # ones come again over another connection.
+        seen: dict[StreamId, list[int]] = {}
+        fresh: list[Message] = []
+        for message in messages:
             stream_id = message.stream_id
-            number = positions.get(stream_id)
-            if number is None:
-                raise Malformed(f"a message on stream {stream_id!r}, which was not opened")
-            positions[stream_id] = number + 1
-            awaited = expected.get(stream_id, number)
+            state = seen.get(stream_id)
+            if state is None:
+                number = positions.get(stream_id)
+                if number is None:
+                    raise Malformed(f"a message on stream {str(stream_id)[:32]!r}, which was not opened")
+                state = seen[stream_id] = [number, expected.get(stream_id, number)]
+            number, awaited = state
+            state[0] = number + 1
             if number == awaited:
-                expected[stream_id] = acks[stream_id] = number + 1
-            elif number < awaited:
-                acks[stream_id] = awaited
-                if not dropped:
-                    messages = messages.copy()
-                    dropped = True
-                messages[index] = _DROPPED
-            else:
-                raise Malformed(f"stream {stream_id!r} jumps from {awaited} to {number}")
-        if dropped:
-            messages = [message for message in messages if message is not _DROPPED]
-        return messages, acks
+                state[1] = number + 1
+                fresh.append(message)
+            elif number > awaited:
+                raise Malformed(f"stream {str(stream_id)[:32]!r} jumps from {awaited} to {number}")
+        acks = {stream_id: awaited for stream_id, (_, awaited) in seen.items()}
+        expected.update(acks)
+        positions.update((stream_id, number) for stream_id, (number, _) in seen.items())
+        return fresh, acks
 
 
-_DROPPED = Message()
+def _trim(numbers: dict[StreamId, int]) -> None:
+    """Forget what was opened longest ago, many at a time."""
+    if len(numbers) > RECEIVER_STREAMS + RECEIVER_STREAMS // 4:
+        for stream_id in list(itertools.islice(numbers, len(numbers) - RECEIVER_STREAMS)):
+            del numbers[stream_id]
 
 
-def _too_long(stream_id: StreamId) -> bool:
+def too_long(stream_id: StreamId) -> bool:
     return type(stream_id) is str and len(stream_id) > MAX_STREAM_NAME
 
 

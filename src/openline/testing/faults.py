@@ -189,7 +189,7 @@ class Faults:
     def _narrow(self, at: float, lasts: float) -> Fault:
         """Little bandwidth."""
         a, b = self._pair()
-        rate, usual = self.random.choice([20_000.0, 200_000.0]), self.network.path(a, b).bandwidth
+        rate, usual = self.random.choice([5_000.0, 20_000.0, 200_000.0]), self.network.path(a, b).bandwidth
         return Fault(
             at,
             lasts,

@@ -30,6 +30,11 @@ class _Mark:
         return self.name
 
 
+# On a path with little bandwidth, frames travel in parts of so many seconds each, and a connection
+# has so many seconds' worth under way, so that connections share the path.
+PART_SECONDS, AHEAD_SECONDS = 0.25, 0.5
+# A part of a frame that is not its end.
+PART: Final = _Mark("part")
 # The end of a direction, in order behind its data; and a reset.
 END: Final = _Mark("end")
 RESET: Final = _Mark("reset")
@@ -178,8 +183,15 @@ class Pipe:
         queue = self.queue
         if not queue or not self.up:
             return
+        rate = self.path.bandwidth
         while queue and self.sent - self.read < self.window:
+            if rate != math.inf and self.sent - self.arrived > rate * AHEAD_SECONDS:
+                break
             item, size = queue.popleft()
+            if size > rate * PART_SECONDS:
+                part = math.ceil(rate * PART_SECONDS)
+                queue.appendleft((item, size - part))
+                item, size = PART, part
             self.sent += size
             self._fly(item, size)
 
@@ -199,6 +211,8 @@ class Pipe:
             self.arrived += size
             self.last_arrival = now
             target.take_in(item, size)
+        if self.queue:
+            self.transmit()
         if flying and self._timer is None:
             self._timer = self._clock.call_at(flying[0][0], self._arrive)
         if target.open:
@@ -437,6 +451,8 @@ class Socket:
             item, size_of_item = buffer.popleft()
             size += size_of_item
             into.read += size_of_item
+            if item is PART:
+                continue
             if self.note is not None:
                 self.note("%s reads %s", self, describe_frame(item))
             if item is END or item is RESET:

@@ -10,7 +10,7 @@ import websockets
 import openline
 
 from .certificates import Certificate, self_signed
-from .helpers import Dials, PlainServer, Raw, RawServer
+from .helpers import Dials, PlainServer, Raw, RawServer, Who
 
 Make = Callable[..., Awaitable[openline.Transport]]
 Open = Callable[..., Awaitable[Raw]]
@@ -43,10 +43,10 @@ async def make(transports: AsyncExitStack) -> Make:
 
 @pytest.fixture
 async def raw(stack: AsyncExitStack) -> Open:
-    """Opens raw WebSocket clients: ``await raw(port, headers)``."""
+    """Opens raw WebSocket clients: ``await raw(port)``, also with headers or as an ``Actor``."""
 
-    async def opened(port: int, headers: dict[str, str] | None = None) -> Raw:
-        client = await Raw.connect(port, headers)
+    async def opened(port: int, who: Who = None) -> Raw:
+        client = await Raw.connect(port, who)
         stack.callback(client.close)
         return client
 

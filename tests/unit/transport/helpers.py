@@ -1,20 +1,47 @@
-"""Peers on loopback: real transports, `websockets` programs, and raw sockets that say anything."""
+"""Peers on loopback: real transports, `websockets` programs, and raw sockets that say anything.
+
+An openline node played by hand is an ``Actor``, given where the headers of the upgrade go:
+
+    peer = await raw(port, Actor(8770))         # a client that says it listens on 8770; it is in
+    await peer.post(task("hi"))                 # opens the stream, counts its numbers
+    receipt = await peer.takes(t.send(...))     # reads and acknowledges meanwhile; see ``peer.got``
+    server = await raw_server.accept(Actor())   # the other way round
+"""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import hashlib
+import itertools
 import json
 import os
+import secrets
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 import openline
-from openline.core.frames import HEADROOM, encode_batch
+from openline.core.frames import (
+    HEADROOM,
+    MESSAGES,
+    Batched,
+    Frame,
+    Proof,
+    Welcome,
+    decode_frame,
+    encode_proof,
+    encode_welcome,
+)
+from openline.core.handshake import HEADER, Hello, Transcript, parse_hello, split_proof, with_proof
+from openline.identity import verify
+from openline.message import StreamId
+
+T = TypeVar("T")
 
 DEADLINE = 5.0
 POLL = 0.005
@@ -146,14 +173,45 @@ class Dials:
 
 # Raw WebSocket ----------------------------------------------------------------------------------
 
-NODE = "a" * 52
-OTHER_NODE = "b" * 52
+# The node id of somebody who is not here.
+NODE = openline.Identity().node_id
 
 
 def hello(*ports: int, node: str = NODE, name: str = "forged") -> dict[str, str]:
-    """The header by which a peer says that it is an openline node."""
-    listen = f"; listen={','.join(map(str, ports))}" if ports else ""
-    return {"Openline-Hello": f"1; node={node}; nonce={'n' * 32}{listen}; name={name}"}
+    """The header by which a client says that it is an openline node; ``Actor`` proves it too."""
+    said = Hello(node, secrets.token_urlsafe(24), ports, name, secrets.token_urlsafe(16), 1)
+    return {HEADER: said.to_header()}
+
+
+def two_identities() -> tuple[openline.Identity, openline.Identity]:
+    """The one with the greater public key, whose node decides which connection stays, is the second."""
+    one, other = sorted((openline.Identity(), openline.Identity()), key=lambda found: found.public_key)
+    return one, other
+
+
+class Actor:
+    """An openline node played by hand: one process with its identity, on any number of ``Raw`` ends."""
+
+    def __init__(self, *ports: int, name: str = "actor", identity: openline.Identity | None = None) -> None:
+        self.identity = identity or openline.Identity()
+        self.node_id = self.identity.node_id
+        self.instance = secrets.token_urlsafe(16)
+        self.dials = itertools.count(1)
+        # The number of the next message that it sends on a stream.
+        self.numbers: dict[StreamId, int] = {}
+        self._ports = ports
+        self._name = name
+
+    def hello(self, dial: int = 0) -> str:
+        nonce = secrets.token_urlsafe(24)
+        return Hello(self.node_id, nonce, self._ports, self._name, self.instance, dial).to_header()
+
+    def prove(self, transcript: Transcript, lost: Iterable[bytes] = ()) -> bytes:
+        """A client's first frame."""
+        return bytes(encode_proof(self.identity.sign(transcript.signed_by("client")), list(lost)))[HEADROOM:]
+
+
+Who = Actor | dict[str, str] | None
 
 
 def frame(
@@ -177,9 +235,13 @@ def plain(payload: Any = None, **fields: Any) -> bytes:
     return json.dumps({"id": "p", "type": "task", "payload": payload, **fields}).encode()
 
 
-def batch(messages: Iterable[openline.Message]) -> bytes:
+Notes = Mapping[StreamId, int]
+
+
+def batch(messages: Iterable[openline.Message], acks: Notes = {}, opens: Notes = {}) -> bytes:  # noqa: B006
     """A binary frame's payload as an openline peer writes it."""
-    return bytes(encode_batch(list(messages)))[HEADROOM:]
+    body = Batched(list(messages), tuple(acks.items()), tuple(opens.items()))
+    return bytes([MESSAGES]) + msgspec.msgpack.encode(body)
 
 
 class Raw:
@@ -191,9 +253,20 @@ class Raw:
         # This end, as the other side sees it; also after it is gone.
         self.port = int(sock.getsockname()[1])
         self.address = f"127.0.0.1:{self.port}"
+        # Of an actor: who is on the other side and which connections that has lost, the messages
+        # taken in, and what has been acknowledged.
+        self.actor = Actor()
+        self.far_end: Hello | None = None
+        self.connection_id = b""
+        self.lost: list[bytes] = []
+        self.got: list[openline.Message] = []
+        self.acked: dict[StreamId, int] = {}
+        self._opened: set[StreamId] = set()
+        self._positions: dict[StreamId, int] = {}
         self._client = client
         self._buffer = b""
         self._loop = asyncio.get_running_loop()
+        self._waiting: asyncio.Future[None] | None = None
 
     @classmethod
     async def tcp(cls, port: int) -> Raw:
@@ -204,12 +277,73 @@ class Raw:
         return cls(sock, client=True)
 
     @classmethod
-    async def connect(cls, port: int, headers: dict[str, str] | None = None) -> Raw:
+    async def connect(cls, port: int, who: Who = None) -> Raw:
+        """Upgraded; where ``who`` is an actor, it has been let in."""
         raw = await cls.tcp(port)
-        await raw.send(upgrade(headers))
-        status = await raw.head()
-        assert " 101 " in status, status
+        try:
+            if isinstance(who, Actor):
+                await raw.enter(who)
+            else:
+                await raw.send(upgrade(who))
+                status = await raw.head()
+                assert " 101 " in status, status
+        except BaseException:
+            raw.close()
+            raise
         return raw
+
+    # The signed handshake ------------------------------------------------------------------------
+
+    async def enter(self, actor: Actor, lost: Iterable[bytes] = ()) -> None:
+        """A client's side, up to the welcome."""
+        transcript = await self.greet(actor)
+        await self.frame(BINARY, actor.prove(transcript, lost))
+        welcome = await self.decoded()
+        assert isinstance(welcome, Welcome), welcome
+        self.lost = welcome.lost
+
+    async def greet(self, actor: Actor) -> Transcript:
+        """A client's side, up to its own proof."""
+        mine = actor.hello(next(actor.dials))
+        await self.send(upgrade({HEADER: mine}))
+        head = await self.head()
+        assert " 101 " in head, head
+        theirs, signature = split_proof(header(head, HEADER))
+        transcript = self._introduced(actor, mine, theirs, theirs)
+        assert self.far_end is not None
+        assert verify(self.far_end.node_id, signature, transcript.signed_by("server"))
+        return transcript
+
+    async def welcome(self, actor: Actor, lost: Iterable[bytes] = ()) -> None:
+        """A server's side, with the client's request in ``request``."""
+        transcript = await self.answer(actor)
+        proof = await self.decoded()
+        assert isinstance(proof, Proof), proof
+        assert self.far_end is not None
+        assert verify(self.far_end.node_id, proof.signature, transcript.signed_by("client"))
+        self.lost = proof.lost
+        await self.frame(BINARY, bytes(encode_welcome(list(lost)))[HEADROOM:])
+
+    async def answer(self, actor: Actor) -> Transcript:
+        """A server's side, up to its own proof."""
+        answer, transcript = self.answered(actor)
+        await self.send(answer)
+        return transcript
+
+    def answered(self, actor: Actor) -> tuple[bytes, Transcript]:
+        """What ``answer`` sends."""
+        mine, theirs = actor.hello(), header(self.request, HEADER)
+        transcript = self._introduced(actor, theirs, mine, theirs)
+        signed = with_proof(mine, actor.identity.sign(transcript.signed_by("server")))
+        return switching(self.request, {HEADER: signed}), transcript
+
+    def _introduced(self, actor: Actor, client: str, server: str, theirs: str) -> Transcript:
+        transcript = Transcript(client, server, None)
+        self.actor, self.far_end = actor, parse_hello(theirs)
+        self.connection_id = transcript.connection_id
+        return transcript
+
+    # Saying --------------------------------------------------------------------------------------
 
     async def send(self, data: bytes) -> None:
         await self._loop.sock_sendall(self.sock, data)
@@ -221,6 +355,24 @@ class Raw:
         """One message, as a plain peer."""
         await self.frame(TEXT, plain(payload, **fields))
 
+    async def post(self, *messages: openline.Message) -> None:
+        """Messages in one frame, as an openline peer; their streams are opened here where need be."""
+        await self.frame(BINARY, self.numbered(*messages))
+
+    def numbered(self, *messages: openline.Message) -> bytes:
+        """What ``post`` sends."""
+        opens: dict[StreamId, int] = {}
+        for message in messages:
+            stream_id = message.stream_id
+            number = self.actor.numbers.get(stream_id, 1)
+            if stream_id not in self._opened:
+                self._opened.add(stream_id)
+                opens[stream_id] = number
+            self.actor.numbers[stream_id] = number + 1
+        return batch(messages, opens=opens)
+
+    # Hearing -------------------------------------------------------------------------------------
+
     async def head(self) -> str:
         """An HTTP head."""
         while b"\r\n\r\n" not in self._buffer:
@@ -229,42 +381,102 @@ class Raw:
         return head.decode("latin-1")
 
     async def _more(self) -> None:
-        data = await within(self._loop.sock_recv(self.sock, 65536))
+        data: bytes | None = None
+        while data is None:
+            try:
+                data = self.sock.recv(65536)
+            except BlockingIOError:
+                await within(self._readable())
         if not data:
             raise EOFError
         self._buffer += data
 
-    async def _exactly(self, size: int) -> bytes:
-        while len(self._buffer) < size:
-            await self._more()
-        data, self._buffer = self._buffer[:size], self._buffer[size:]
-        return data
+    async def _readable(self) -> None:
+        """Unlike in ``loop.sock_recv``, nothing is lost where this is cancelled."""
+        waiting = self._waiting = self._loop.create_future()
+        self._loop.add_reader(self.sock, lambda: waiting.done() or waiting.set_result(None))
+        try:
+            await waiting
+        finally:
+            self._forget_reader()
+
+    def _forget_reader(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self._loop.remove_reader(self.sock)
+            waiting.cancel()
 
     async def read(self) -> tuple[int, bytes]:
         """The next frame's first byte and payload. ``EOFError`` where the other side has closed."""
-        first, length = await self._exactly(2)
-        size = length & 0x7F
-        if size == 126:
-            (size,) = struct.unpack("!H", await self._exactly(2))
-        elif size == 127:
-            (size,) = struct.unpack("!Q", await self._exactly(8))
-        key = await self._exactly(4) if length & 0x80 else b""
-        data = await self._exactly(size)
-        if key:
-            data = bytes(byte ^ key[index % 4] for index, byte in enumerate(data))
+        while (found := _unframed(self._buffer)) is None:
+            await self._more()
+        first, data, self._buffer = found
         return first, data
 
-    async def message(self) -> Any:
-        """The next plain message, put together; answers pings on the way."""
-        whole = b""
+    async def whole(self) -> tuple[int, bytes]:
+        """The next message's kind and content, put together; answers pings on the way.
+
+        ``EOFError`` where the other side has closed, with the close code if it gave one.
+        """
+        kind, content = 0, b""
         while True:
             first, data = await self.read()
-            if first & 0x0F == PING:
+            opcode = first & 0x0F
+            if opcode == PING:
                 await self.frame(PONG, data)
-            elif first & 0x0F in (TEXT, CONTINUATION):
-                whole += data
+            elif opcode == CLOSE:
+                raise EOFError(int.from_bytes(data[:2], "big"))
+            elif opcode in (TEXT, BINARY, CONTINUATION):
+                kind, content = kind or opcode, content + data
                 if first & 0x80:
-                    return json.loads(whole)
+                    return kind, content
+
+    async def message(self) -> Any:
+        """The next plain message."""
+        kind, content = await self.whole()
+        assert kind == TEXT, content[:80]
+        return json.loads(content)
+
+    async def decoded(self) -> Frame | None:
+        """The next frame of an openline peer."""
+        kind, content = await self.whole()
+        assert kind == BINARY, content[:80]
+        return decode_frame(memoryview(content))
+
+    async def take(self) -> list[openline.Message]:
+        """The next messages of an openline peer, which are acknowledged."""
+        while True:
+            found = await self.decoded()
+            if isinstance(found, Batched):
+                self.acked.update(found.acks)
+                self._positions.update(found.opens)
+                if found.messages:
+                    self.got += found.messages
+                    await self.frame(BINARY, batch([], self._count(found.messages)))
+                    return found.messages
+
+    def _count(self, messages: Iterable[openline.Message]) -> dict[StreamId, int]:
+        acks: dict[StreamId, int] = {}
+        for message in messages:
+            assert message.stream_id in self._positions, f"not opened: {message.stream_id!r}"
+            self._positions[message.stream_id] += 1
+            acks[message.stream_id] = self._positions[message.stream_id]
+        return acks
+
+    async def takes(self, sending: Awaitable[T]) -> T:
+        """What ``sending`` returns; until it does, this end takes in what comes."""
+        taking = asyncio.ensure_future(forever(self.take))
+        try:
+            return await within(sending)  # type: ignore[no-any-return]
+        finally:
+            taking.cancel()
+            with suppress(asyncio.CancelledError, EOFError, ConnectionError):
+                await taking
+
+    @property
+    def payloads(self) -> list[Any]:
+        """Of the messages taken in."""
+        return [message.payload for message in self.got]
 
     async def gone(self) -> bytes:
         """Read until the other side has cut this connection; what it said before."""
@@ -276,13 +488,56 @@ class Raw:
                 said += self._buffer
         return said
 
+    async def closed(self) -> int:
+        """Take in what comes until the other side says goodbye; its close code, and the answer to it."""
+        with suppress(ConnectionError):
+            try:
+                await forever(self.take)
+            except EOFError as goodbye:
+                code = int(goodbye.args[0]) if goodbye.args else 0
+                await self.frame(CLOSE, struct.pack("!H", code) if code else b"")
+                return code
+        return 0
+
     def reset(self) -> None:
         """Cut at once with RST, without a turn of the loop."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.sock.close()
+        self.close()
 
     def close(self) -> None:
+        self._forget_reader()
         self.sock.close()
+
+
+async def forever(work: Callable[[], Awaitable[object]]) -> None:
+    """``await work()`` again and again, until it raises."""
+    while True:
+        await work()
+
+
+def _unframed(data: bytes) -> tuple[int, bytes, bytes] | None:
+    """First byte and payload of the frame that ``data`` begins with, and the rest; None if it is cut."""
+    if len(data) < 2:
+        return None
+    first, length = data[:2]
+    start, size = 2, length & 0x7F
+    if size > 125:
+        start += 2 if size == 126 else 8
+        size = int.from_bytes(data[2:start], "big")
+    key = data[start : start + 4] if length & 0x80 else b""
+    start += len(key)
+    payload = data[start : start + size]
+    if len(data) < start + size or (length & 0x80 and len(key) < 4):
+        return None
+    if any(key):
+        payload = bytes(byte ^ key[index % 4] for index, byte in enumerate(payload))
+    return first, payload, data[start + size :]
+
+
+def header(head: str, name: str) -> str:
+    """The value of a header in an HTTP head."""
+    lines = [line.partition(":") for line in head.split("\r\n")]
+    return next(value.strip() for key, _, value in lines if key.lower() == name.lower())
 
 
 def upgrade(headers: dict[str, str] | None = None) -> bytes:
@@ -310,11 +565,17 @@ class RawServer:
         self._accepted.append(raw)
         return raw
 
-    async def accept(self, headers: dict[str, str] | None = None) -> Raw:
-        """The next connection, upgraded. ``raw.request`` holds what it asked."""
+    async def accept(self, who: Who = None) -> Raw:
+        """The next connection, upgraded; where ``who`` is an actor, it has let the client in.
+
+        ``raw.request`` holds what it asked.
+        """
         raw = await self.tcp()
         raw.request = await raw.head()
-        await raw.send(switching(raw.request, headers))
+        if isinstance(who, Actor):
+            await raw.welcome(who)
+        else:
+            await raw.send(switching(raw.request, who))
         return raw
 
     def close(self) -> None:
@@ -329,11 +590,7 @@ class RawServer:
 
 def switching(request: str, headers: dict[str, str] | None = None) -> bytes:
     """The server's answer to an upgrade."""
-    key = next(
-        line.partition(":")[2].strip()
-        for line in request.split("\r\n")
-        if line.lower().startswith("sec-websocket-key:")
-    )
+    key = header(request, "Sec-WebSocket-Key")
     digest = hashlib.sha1(key.encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
     lines = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade"]
     lines.append(f"Sec-WebSocket-Accept: {base64.b64encode(digest).decode()}")

@@ -12,12 +12,15 @@ import socket
 import struct
 import zlib
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import msgspec
 import pytest
 
 import openline
-from openline.core.frames import FLOW, LISTENING, MESSAGES
+from openline.core.frames import FLOW, LISTENING, MESSAGES, PROOF, WELCOME
+from openline.core.handshake import HEADER, REFUSED_HEADER
+from openline.core.session import RECEIVER_STREAMS
 
 from .certificates import Certificate
 from .conftest import Make, Open
@@ -25,8 +28,10 @@ from .helpers import (
     BINARY,
     CLOSE,
     CONTINUATION,
+    NODE,
     PING,
     TEXT,
+    Actor,
     Box,
     Peak,
     Raw,
@@ -36,13 +41,11 @@ from .helpers import (
     can_measure_peak,
     eventually,
     frame,
-    hello,
     plain,
     port_of,
     serve,
     switching,
     task,
-    tasks,
     upgrade,
     within,
 )
@@ -182,34 +185,59 @@ async def test_random_text_never_raises(node: Node, raw: Open) -> None:
 # Frames of an openline peer -----------------------------------------------------------------------
 
 
-async def forged(raw: Open, node: Node) -> Raw:
-    return await raw(node.port, hello(9))
+async def openline_peer(raw: Open, node: Node) -> Raw:
+    """It is in, and has sent one message."""
+    peer = await raw(node.port, Actor(9))
+    await peer.post(task("before"))
+    await eventually(lambda: node.box)
+    node.box.clear()
+    return peer
 
 
 def packed(kind: int, body: object) -> bytes:
     return bytes([kind]) + msgspec.msgpack.encode(body)
 
 
+def messages(*those: object, more: tuple[object, ...] = ()) -> bytes:
+    return packed(MESSAGES, [those, *more])
+
+
+ONE = ["1", "task", 1]
+# A frame of messages, and one message whose payload is still to come.
+FRAME = bytes([MESSAGES]) + b"\x91"
+BEGUN = FRAME + b"\x91\x93\xa11\xa4task"
+
 NOT_FRAMES = {
     "nothing": b"",
     "no body": bytes([MESSAGES]),
     "messages: a map": packed(MESSAGES, {"a": 1}),
-    "messages: numbers": packed(MESSAGES, [1, 2]),
-    "messages: cut": packed(MESSAGES, [["1", "task", "payload"]])[:-3],
-    "messages: too long a claim": bytes([MESSAGES]) + b"\xdd\xff\xff\xff\xff",
-    "messages: rest behind": packed(MESSAGES, [["1", "task", 1]]) + b"rest",
-    "messages: wrong types": packed(MESSAGES, [[{}, 1, None, [], {}]]),
-    "messages: a map as a key": bytes([MESSAGES]) + b"\x91\x93\xa11\xa4task\x81\x80\x01",
-    "messages: unknown extension": bytes([MESSAGES]) + b"\x91\x93\xa11\xa4task\xd4\x63\x00",
-    "messages: broken json extension": bytes([MESSAGES]) + b"\x91\x93\xa11\xa4task\xd4\x01{",
-    "messages: deeply nested": bytes([MESSAGES]) + b"\x91" * 90_000,
-    "messages: not utf-8": bytes([MESSAGES]) + b"\x91\x93\xa1\xff\xa4task\xc0",
+    "messages: a map inside": FRAME + b"\x80",
+    "messages: not in a frame": packed(MESSAGES, [ONE]),
+    "messages: numbers": messages(1, 2),
+    "messages: cut": messages(["1", "task", "payload"])[:-3],
+    "messages: too long a claim": FRAME + b"\xdd\xff\xff\xff\xff",
+    "messages: rest behind": messages(ONE) + b"rest",
+    "messages: wrong types": messages([{}, 1, None, [], {}]),
+    "messages: a map as a key": BEGUN + b"\x81\x80\x01",
+    "messages: unknown extension": BEGUN + b"\xd4\x63\x00",
+    "messages: broken json extension": BEGUN + b"\xd4\x01{",
+    "messages: deeply nested": BEGUN + b"\x91" * 90_000,
+    "messages: not utf-8": FRAME + b"\x91\x93\xa1\xff\xa4task\xc0",
+    "messages: on a stream that was not opened": messages([*ONE, None, "other"]),
+    "acks: text": messages(more=("all",)),
+    "acks: of a stream that is none": messages(more=([[{}, 1]],)),
+    "acks: a fraction": messages(more=([["default", 1.5]],)),
+    "opens: before the first number": messages(more=([], [["other", -1]])),
+    "opens: an endless name": messages(more=([], [["x" * 1025, 1]])),
     "flow: text": packed(FLOW, "stop"),
     "flow: an object as stream": packed(FLOW, [{}, True]),
     "listening: text": packed(LISTENING, "8770"),
     "listening: a port too high": packed(LISTENING, [[70_000]]),
     "listening: too many ports": packed(LISTENING, [list(range(1, 1000))]),
     "listening: a negative port": packed(LISTENING, [[-1]]),
+    "proof: once more": packed(PROOF, [b"x" * 64]),
+    "proof: text": packed(PROOF, "me"),
+    "welcome: text": packed(WELCOME, "hello"),
 }
 
 
@@ -217,7 +245,7 @@ NOT_FRAMES = {
 async def test_a_broken_frame_costs_an_openline_peer_its_connection(
     node: Node, raw: Open, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    peer = await forged(raw, node)
+    peer = await openline_peer(raw, node)
     await peer.frame(BINARY, NOT_FRAMES[name])
     await peer.gone()
     await eventually(lambda: node.malformed == 1, 1.0)
@@ -227,9 +255,9 @@ async def test_a_broken_frame_costs_an_openline_peer_its_connection(
 
 
 async def test_a_kind_of_frame_that_is_not_known_yet_is_ignored(node: Node, raw: Open) -> None:
-    peer = await forged(raw, node)
+    peer = await openline_peer(raw, node)
     await peer.frame(BINARY, b"\x7fwhat a later version says")
-    await peer.frame(BINARY, batch([task("after")]))
+    await peer.post(task("after"))
     await eventually(lambda: node.box.payloads == ["after"])
 
 
@@ -237,12 +265,13 @@ async def test_random_frames_never_take_more_than_their_connection(
     node: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
     rng = random.Random(2)
-    good = batch([task({"a": [1, b"x", None]}, metadata={"k": 1}), task("b", stream_id=3)])
+    mixed = task({"a": [1, b"x", None]}, metadata={"k": 1}), task("b", stream_id=3)
+    good = batch(mixed, acks={"default": 1}, opens={"default": 1, 3: 7})
     for _ in range(150):
         data = bytearray(good)
         for _ in range(rng.randint(1, 4)):
             data[rng.randrange(len(data))] = rng.randrange(256)
-        peer = await Raw.connect(node.port, hello(9))
+        peer = await Raw.connect(node.port, Actor(9))
         await peer.frame(BINARY, bytes(data[: rng.randint(0, len(data))]))
         peer.close()
     await eventually(lambda: node.t.stats().active == 2)
@@ -250,20 +279,67 @@ async def test_random_frames_never_take_more_than_their_connection(
 
 
 async def test_a_flood_of_stops_for_streams_takes_bounded_memory(node: Node, raw: Open) -> None:
-    peer = await forged(raw, node)
+    peer = await openline_peer(raw, node)
     for start in range(0, 20_000, 1000):
         frames = [frame(BINARY, packed(FLOW, [n, True])) for n in range(start, start + 1000)]
         await peer.send(b"".join(frames))
-    await eventually(lambda: node.t.stats().bytes_received >= 0)
-    [attacker] = [found for found in node.t.peers() if found.name == "forged"]
-    assert len(attacker.stopped) <= 1024
+    await peer.post(task("after"))
+    await eventually(lambda: node.box.payloads == ["after"])
+    assert len(actor_at(node).stopped) == 1024
+
+
+def actor_at(node: Node) -> openline.Peer:
+    [peer] = [found for found in node.t.peers() if found.name == "actor"]
+    return peer
+
+
+async def test_a_flood_of_opens_for_streams_takes_bounded_memory(node: Node, raw: Open) -> None:
+    peer = await openline_peer(raw, node)
+    for start in range(0, 20_000, 1000):
+        opens: dict[str | int, int] = {f"{n} {'x' * 50}": 1 for n in range(start, start + 1000)}
+        await peer.frame(BINARY, batch([], opens=opens))
+    await peer.post(task("after", stream_id="new"))
+    await eventually(lambda: node.box.payloads == ["after"])
+    session = actor_at(node).session
+    assert session is not None
+    assert len(session.expected) == RECEIVER_STREAMS
+    assert [len(c.positions or ()) for c in actor_at(node).connections] == [RECEIVER_STREAMS]
+
+
+async def test_an_acknowledgement_of_what_was_never_sent_costs_its_connection(
+    node: Node, raw: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer = await openline_peer(raw, node)
+    assert (await peer.takes(actor_at(node).send(task()))).acked
+    await peer.frame(BINARY, batch([], acks={"default": 100}))
+    await cut(node, peer, caplog)
+
+
+async def test_an_acknowledgement_of_a_stream_that_nobody_uses_is_no_news(node: Node, raw: Open) -> None:
+    peer = await openline_peer(raw, node)
+    await peer.frame(BINARY, batch([], acks={"other": 100, 7: 0}))
+    await peer.post(task("after"))
+    await eventually(lambda: node.box.payloads == ["after"])
+    assert node.malformed == 0
+
+
+async def test_what_had_come_before_is_dropped_and_acknowledged_once_more(node: Node, raw: Open) -> None:
+    peer = await openline_peer(raw, node)
+    peer.actor.numbers["default"] = 1
+    again_ = await raw(node.port, peer.actor)
+    await again_.post(task("before"), task("after"))
+    await eventually(lambda: node.box.payloads == ["after"])
+    with suppress(TimeoutError):
+        await within(again_.take(), 0.1)
+    assert again_.acked == {"default": 3}
+    assert node.t.stats().duplicates_suppressed == 1
 
 
 async def test_a_flood_of_port_changes_stops_nobody(node: Node, raw: Open) -> None:
-    peer = await forged(raw, node)
+    peer = await openline_peer(raw, node)
     for number in range(2000):
         await peer.frame(BINARY, packed(LISTENING, [[1 + number % 60_000]]))
-    await peer.frame(BINARY, batch([task("after")]))
+    await peer.post(task("after"))
     await eventually(lambda: node.box.payloads == ["after"])
 
 
@@ -560,20 +636,36 @@ async def test_an_upgrade_that_comes_in_pieces_is_accepted(node: Node) -> None:
     client.close()
 
 
+GOOD_HELLO = f"1; node={NODE}; nonce={'n' * 32}; instance={'i' * 22}; dial=1"
+
 NOT_HELLOS = {
     "empty": "",
-    "another version": f"2; node={'a' * 52}; nonce={'n' * 32}",
-    "no node": f"1; nonce={'n' * 32}",
-    "a short node": f"1; node=abc; nonce={'n' * 32}",
-    "an upper-case node": f"1; node={'A' * 52}; nonce={'n' * 32}",
-    "no nonce": f"1; node={'a' * 52}",
-    "a short nonce": f"1; node={'a' * 52}; nonce=n",
-    "a port too high": f"1; node={'a' * 52}; nonce={'n' * 32}; listen=70000",
-    "port zero": f"1; node={'a' * 52}; nonce={'n' * 32}; listen=0",
-    "ports in words": f"1; node={'a' * 52}; nonce={'n' * 32}; listen=http",
-    "too many ports": f"1; node={'a' * 52}; nonce={'n' * 32}; listen=" + ",".join(map(str, range(1, 100))),
-    "far too long": f"1; node={'a' * 52}; nonce={'n' * 32}; name={'x' * 5000}",
+    "another version": GOOD_HELLO.replace("1;", "2;", 1),
+    "no node": GOOD_HELLO.replace("node=", "edon="),
+    "a short node": GOOD_HELLO.replace(NODE, "abc"),
+    "an upper-case node": GOOD_HELLO.replace(NODE, NODE.upper()),
+    "a node in another spelling": GOOD_HELLO.replace(NODE, NODE[:-1] + ("b" if NODE[-1] == "a" else "r")),
+    "no nonce": GOOD_HELLO.replace("nonce=", "once="),
+    "a short nonce": GOOD_HELLO.replace("n" * 32, "n"),
+    "no instance": GOOD_HELLO.replace("instance=", "class="),
+    "a short instance": GOOD_HELLO.replace("i" * 22, "i"),
+    "a dial in words": GOOD_HELLO.replace("dial=1", "dial=first"),
+    "a dial too high": GOOD_HELLO.replace("dial=1", "dial=" + "9" * 17),
+    "a port too high": f"{GOOD_HELLO}; listen=70000",
+    "port zero": f"{GOOD_HELLO}; listen=0",
+    "ports in words": f"{GOOD_HELLO}; listen=http",
+    "too many ports": f"{GOOD_HELLO}; listen=" + ",".join(map(str, range(1, 100))),
+    "too many capabilities": f"{GOOD_HELLO}; caps=" + ",".join(map(str, range(100))),
+    "a capability too long": f"{GOOD_HELLO}; caps={'c' * 33}",
+    "far too long": f"{GOOD_HELLO}; name={'x' * 5000}",
 }
+
+
+async def test_the_hello_that_those_below_differ_from_is_answered(node: Node, raw: Open) -> None:
+    client = await Raw.tcp(node.port)
+    await client.send(upgrade({HEADER: GOOD_HELLO}))
+    assert " 101 " in await client.head()
+    client.close()
 
 
 @pytest.mark.parametrize("name", sorted(NOT_HELLOS))
@@ -606,14 +698,14 @@ async def test_an_invalid_hello_of_a_server_is_unreachable_with_the_reason(
 @pytest.mark.parametrize(
     "said",
     [
-        b"HTTP/1.1 403 Forbidden\r\nContent-Length: 8\r\n\r\nno entry",
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 8\r\n\r\nno entry",
         b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
         b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
         b"\x00\xff" * 100 + b"\r\n\r\n",
         b"",
     ],
-    ids=["403", "200", "no accept key", "ssh", "garbage", "nothing"],
+    ids=["404", "200", "no accept key", "ssh", "garbage", "nothing"],
 )
 async def test_a_server_that_does_not_upgrade_is_unreachable(
     make: Make, raw_server: RawServer, said: bytes
@@ -632,27 +724,63 @@ async def test_a_server_that_does_not_upgrade_is_unreachable(
 async def test_a_servers_first_message_may_come_with_its_answer(make: Make, raw_server: RawServer) -> None:
     t = await make()
     box = Box(t)
+    dialing = asyncio.ensure_future(t.connect(raw_server.address))
+    server = await raw_server.tcp()
+    server.request = await server.head()
+    actor = Actor(raw_server.port)
+    answer, _ = server.answered(actor)
+    # HTTP has no case in the names of headers.
+    answer = answer.replace(HEADER.encode(), HEADER.lower().encode()).replace(b"Upgrade", b"UPGRADE")
+    await server.send(answer + frame(BINARY, server.numbered(task("first")), mask=False))
+    peer = await within(dialing)
+    await eventually(lambda: box.payloads == ["first"])
+    assert box.peers == [peer]
+    assert peer.node_id == actor.node_id
+
+
+async def test_a_plain_servers_first_message_may_come_with_its_answer(
+    make: Make, raw_server: RawServer
+) -> None:
+    t = await make()
+    box = Box(t)
     sending = asyncio.ensure_future(t.send(raw_server.address, task()))
     server = await raw_server.tcp()
-    request = await server.head()
-    answer = switching(request, hello(raw_server.port)).lower()
-    accept = switching(request).partition(b"Accept: ")[2].partition(b"\r\n")[0]
-    answer = answer.replace(accept.lower(), accept)
-    await server.send(answer + frame(BINARY, batch([task("first")]), mask=False))
+    answer = switching(await server.head())
+    await server.send(answer + frame(TEXT, plain("first"), mask=False))
     assert (await within(sending)).attempts == 1
     await eventually(lambda: box.payloads == ["first"])
-    [peer] = t.peers()
-    assert peer.node_id is not None
 
 
-async def test_a_refused_upgrade_shows_what_the_server_said(make: Make, raw_server: RawServer) -> None:
+async def refused(make: Make, server: RawServer, status: str, headers: str = "") -> openline.Error:
+    """What a send raises where the server answers the upgrade with ``status``."""
     t = await make()
-    sending = asyncio.ensure_future(t.send(raw_server.address, task()))
-    server = await raw_server.tcp()
-    await server.head()
-    await server.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 8\r\n\r\nno entry")
-    with pytest.raises(openline.Unreachable, match=r"403.*no entry"):
+    sending = asyncio.ensure_future(t.send(server.address, task()))
+    client = await server.tcp()
+    await client.head()
+    await client.send(f"HTTP/1.1 {status}\r\n{headers}Content-Length: 8\r\n\r\nno entry".encode())
+    with pytest.raises(openline.Error, match=rf"{server.address}.*no entry") as caught:
         await within(sending)
+    assert t.stats().active == 0
+    return caught.value
+
+
+@pytest.mark.parametrize("status", ["403 Forbidden", "409 Conflict", "503 Service Unavailable"])
+async def test_a_refused_upgrade_shows_what_the_server_said(
+    make: Make, raw_server: RawServer, status: str
+) -> None:
+    error = await refused(make, raw_server, status)
+    assert isinstance(error, openline.Unreachable)
+    assert status[:3] in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [("403 Forbidden", openline.Refused), ("409 Conflict", openline.IdentityConflict)]
+)
+async def test_a_refusal_by_an_openline_node_is_told_from_a_web_servers(
+    make: Make, raw_server: RawServer, status: str, kind: type[openline.Error]
+) -> None:
+    error = await refused(make, raw_server, status, f"{REFUSED_HEADER}: 1\r\n")
+    assert type(error) is kind
 
 
 async def test_a_server_that_never_stops_its_head_is_unreachable(make: Make, raw_server: RawServer) -> None:
@@ -796,8 +924,7 @@ async def test_a_burst_of_connects_does_not_hold_up_the_loop(make: Make) -> None
 async def test_many_bad_peers_at_once_do_not_disturb_a_good_one(node: Node) -> None:
     async def bad(number: int) -> None:
         attacks = [*BREACHES.values(), *(frame(BINARY, data) for data in NOT_FRAMES.values())]
-        headers = hello(9) if number % 2 else None
-        client = await Raw.connect(node.port, headers)
+        client = await Raw.connect(node.port, Actor(9) if number % 2 else None)
         await client.send(attacks[number % len(attacks)])
         await asyncio.sleep(0.01)
         client.close()
@@ -813,9 +940,9 @@ async def test_many_bad_peers_at_once_do_not_disturb_a_good_one(node: Node) -> N
 async def test_a_hello_is_shown_without_control_characters(make: Make, raw: Open) -> None:
     t = await make()
     box = Box(t)
-    peer = await raw(port_of(await serve(t)), hello(9, name="%1b%5b31mred%0d%0a"))
-    await peer.frame(BINARY, batch(tasks(1)))
+    peer = await raw(port_of(await serve(t)), Actor(9, name="\x1b[31mred\r\n"))
+    await peer.post(task())
     await eventually(lambda: box)
-    assert box.peers[0].name.isprintable()
+    assert box.peers[0].name == "[31mred"
     assert json.dumps(box.peers[0].name).count("\\") == 0
     assert os.linesep not in repr(box.peers[0])

@@ -19,6 +19,7 @@ from .helpers import (
     PING,
     PONG,
     TEXT,
+    Actor,
     Box,
     Dials,
     Raw,
@@ -27,7 +28,6 @@ from .helpers import (
     batch,
     eventually,
     frame,
-    hello,
     plain,
     port_of,
     serve,
@@ -90,7 +90,7 @@ async def test_a_frozen_inbound_peer_is_found_just_so(make: Make, raw: Open) -> 
 
 async def test_a_frozen_openline_peer_is_found_just_so(make: Make, raw: Open) -> None:
     t = await make(max_idle_timeout=IDLE)
-    await raw(port_of(await serve(t)), hello(9))
+    await raw(port_of(await serve(t)), Actor(9))
     begin = asyncio.get_running_loop().time()
     await eventually(lambda: t.stats().active == 1)
     assert await since(lambda: t.stats().active == 0, begin) <= 3 * INTERVAL + 0.1
@@ -232,12 +232,12 @@ async def test_a_suspect_connection_is_used_where_nothing_better_can_be_had(
 async def test_a_better_inbound_connection_goes_before_a_suspect_one(make: Make, raw: Open) -> None:
     t = await make(max_idle_timeout=IDLE)
     port = port_of(await serve(t))
-    await raw(port, hello(9))
+    actor = Actor(9)
+    await raw(port, actor)
     await eventually(lambda: t.stats().suspects == 1)
-    fresh = await raw(port, hello(9))
-    await eventually(lambda: t.stats().accepted == 2)
-    await t.send("127.0.0.1:9", task("fresh"))
-    assert b"fresh" in (await fresh.read())[1]
+    fresh = await raw(port, actor)
+    assert (await fresh.takes(t.send("127.0.0.1:9", task("fresh")))).attempts == 1
+    assert (fresh.payloads, t.stats().dials) == (["fresh"], 0)
 
 
 async def test_a_request_to_a_frozen_plain_peer_is_not_confirmed_when_it_is_dead(
@@ -502,7 +502,8 @@ async def test_an_openline_peer_that_ignores_stop_is_held_back_by_tcp_and_not_ki
     make: Make, raw: Open
 ) -> None:
     t = await make(inbox_messages=16, inbox_bytes=64 * 1024, max_idle_timeout=0.6)
-    client = await raw(port_of(await serve(t)), hello(9))
+    client = await raw(port_of(await serve(t)), Actor(9))
+    await client.frame(BINARY, batch([], opens={"default": 1}))
     chunk = frame(BINARY, batch([task("x" * 10_000) for _ in range(4)]))
 
     async def ignore() -> None:

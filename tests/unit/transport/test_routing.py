@@ -16,21 +16,19 @@ import openline
 
 from .conftest import Make, Open
 from .helpers import (
-    BINARY,
     NODE,
-    OTHER_NODE,
+    Actor,
     Box,
     Dials,
     Raw,
     RawServer,
-    batch,
     closed_port,
     eventually,
-    hello,
     port_of,
     serve,
     task,
     tasks,
+    two_identities,
     within,
 )
 
@@ -102,15 +100,15 @@ async def test_an_outbound_connection_goes_before_an_inbound_one(
 ) -> None:
     a = await make()
     dialing = asyncio.ensure_future(a.connect(raw_server.address))
-    server = await raw_server.accept(hello(raw_server.port))
+    server = await raw_server.accept(Actor(raw_server.port))
     await within(dialing)
-    client = await raw(port_of(await serve(a)), hello(raw_server.port))
-    await eventually(lambda: a.stats().active == 2)
-    assert (await a.send(raw_server.address, task())).direction == "outbound"
+    client = await raw(port_of(await serve(a)), Actor(raw_server.port))
+    assert a.stats().active == 2
+    assert (await server.takes(a.send(raw_server.address, task(1)))).direction == "outbound"
     server.close()
     await eventually(lambda: a.stats().active == 1)
-    assert (await a.send(raw_server.address, task())).direction == "inbound"
-    assert (await client.read())[0] & 0x0F == BINARY
+    assert (await client.takes(a.send(raw_server.address, task(2)))).direction == "inbound"
+    assert (server.payloads, client.payloads, a.stats().created) == ([1], [2], 1)
 
 
 async def test_a_peer_that_is_not_there_is_unreachable_and_the_error_says_why(make: Make) -> None:
@@ -310,7 +308,7 @@ async def test_a_stranger_that_comes_in_while_a_dial_hangs_gets_nothing(make: Ma
     a = await make(opener=dials, dial_timeout=0.3)
     sending = asyncio.ensure_future(a.send("127.0.0.1:9", task("secret")))
     await eventually(lambda: dials.made)
-    stranger = await raw(port_of(await serve(a)), hello(10))
+    stranger = await raw(port_of(await serve(a)), Actor(10))
     with pytest.raises(openline.Unreachable):
         await within(sending)
     await a.close()
@@ -321,27 +319,43 @@ async def test_a_stranger_that_comes_in_while_a_dial_hangs_gets_nothing(make: Ma
 
 
 async def test_of_an_old_and_a_new_inbound_connection_the_newest_live_one_wins(make: Make, raw: Open) -> None:
-    a = await make()
+    """Here the other node is the one to close what is one too many, and does not (yet)."""
+    lesser, greater = two_identities()
+    a, actor = await make(identity=lesser), Actor(9, identity=greater)
     port = port_of(await serve(a))
-    old = await raw(port, hello(9))
-    new = await raw(port, hello(9))
-    await eventually(lambda: a.stats().active == 2)
-    await a.send("127.0.0.1:9", task("one"))
-    assert b"one" in (await new.read())[1]
+    old, new = await raw(port, actor), await raw(port, actor)
+    receipts = [await new.takes(a.send("127.0.0.1:9", task("one")))]
     new.close()
     await eventually(lambda: a.stats().active == 1)
-    await a.send("127.0.0.1:9", task("two"))
-    assert b"two" in (await old.read())[1]
-    newest = await raw(port, hello(9))
-    await eventually(lambda: a.stats().active == 2)
-    receipts = [await a.send("127.0.0.1:9", task("three"))]
-    assert b"three" in (await newest.read())[1]
+    receipts.append(await old.takes(a.send("127.0.0.1:9", task("two"))))
+    newest = await raw(port, actor)
+    receipts.append(await newest.takes(a.send("127.0.0.1:9", task("three"))))
     old.close()
     await eventually(lambda: a.stats().active == 1)
-    receipts.append(await a.send("127.0.0.1:9", task("four")))
-    assert b"four" in (await newest.read())[1]
+    receipts.append(await newest.takes(a.send("127.0.0.1:9", task("four"))))
+    assert (new.payloads, old.payloads, newest.payloads) == (["one"], ["two"], ["three", "four"])
     assert {(r.attempts, r.direction) for r in receipts} == {(1, "inbound")}
     assert a.stats().created == 0
+
+
+async def test_the_older_of_two_connections_is_read_for_a_while_and_then_told_not_to_redial(
+    make: Make, raw: Open
+) -> None:
+    lesser, greater = two_identities()
+    a, actor = await make(identity=greater), Actor(9, identity=lesser)
+    box = Box(a)
+    port = port_of(await serve(a))
+    old = await raw(port, actor)
+    await old.takes(a.send("127.0.0.1:9", task("one")))
+    new = await raw(port, actor)
+    await new.takes(a.send("127.0.0.1:9", task("two")))
+    await old.post(task("was on its way"))
+    await eventually(lambda: box.payloads == ["was on its way"])
+    assert await within(old.closed()) == 4001
+    await eventually(lambda: a.stats().active == 1)
+    await new.takes(a.send("127.0.0.1:9", task("three")))
+    assert (old.payloads, new.payloads) == (["one"], ["two", "three"])
+    assert (a.stats().replaced, a.stats().resent) == (1, 0)
 
 
 async def test_a_peer_that_reconnects_many_times_gets_every_message_once(make: Make) -> None:
@@ -540,8 +554,8 @@ async def test_a_message_for_one_of_two_plain_peers_does_not_go_to_the_other_whe
 async def test_a_message_never_goes_to_a_node_when_two_claim_the_port(make: Make, raw: Open) -> None:
     a = await make()
     port, claimed = port_of(await serve(a)), closed_port()
-    claims = [await raw(port, hello(claimed)), await raw(port, hello(claimed, node=OTHER_NODE))]
-    await eventually(lambda: a.stats().active == 2)
+    claims = [await raw(port, Actor(claimed)), await raw(port, Actor(claimed))]
+    assert a.stats().active == 2
     with pytest.raises(openline.Unreachable):
         await a.send(f"127.0.0.1:{claimed}", task("whose?"))
     await a.close()
@@ -555,8 +569,8 @@ async def test_a_forged_claim_does_not_take_messages_off_the_outbound_connection
     box = Box(b)
     home = await serve(b)
     await a.send(home, task(1))
-    await raw(port_of(await serve(a)), hello(port_of(home)))
-    await eventually(lambda: a.stats().active == 2)
+    await raw(port_of(await serve(a)), Actor(port_of(home)))
+    assert a.stats().active == 2
     assert (await a.send(home, task(2))).direction == "outbound"
     await eventually(lambda: box.payloads == [1, 2])
 
@@ -703,23 +717,60 @@ async def test_an_openline_client_that_does_not_listen_is_answered_on_its_socket
 # Never weaker than asked --------------------------------------------------------------------------
 
 
-async def test_a_node_id_address_is_refused_with_nothing_sent(make: Make) -> None:
+async def test_an_address_with_a_wrong_node_id_is_refused_with_nothing_sent(make: Make) -> None:
+    """Also where a connection to that place is open."""
     a, b = await make(), await make()
     box = Box(b)
     home = await serve(b)
+    wrong = f"{NODE}@{home}"
     await b.connect(await serve(a))
-    before = a.stats()
     for send in (a.send, a.request):
         with pytest.raises(openline.Refused, match=b.node_id):
-            await send(f"{b.node_id}@{home}", task())
-    with pytest.raises(openline.Refused):
-        await a.send_batch(f"{b.node_id}@{home}", tasks(3))
-    with pytest.raises(openline.Refused):
-        await a.connect(f"{b.node_id}@{home}")
+            await send(wrong, task())
+    with pytest.raises(openline.Refused, match=b.node_id):
+        await a.send_batch(wrong, tasks(3))
+    with pytest.raises(openline.Refused, match=b.node_id):
+        await a.connect(wrong)
+    assert (a.stats().messages_sent, a.stats().created, a.stats().dial_failures) == (0, 0, 4)
     await a.send(home, task("last"))
     await eventually(lambda: box)
     assert box.payloads == ["last"]
-    assert (a.stats().dials, before.messages_sent) == (0, 0)
+
+
+async def test_an_address_with_the_right_node_id_rides_any_connection_to_that_node(make: Make) -> None:
+    a, b = await make(), await make()
+    b.on_message(stream_id="rpc")(lambda peer, message: peer.reply(message, message.payload))
+    box = Box(b)
+    home = f"{b.node_id}@{await serve(b)}"
+    await b.connect(await serve(a))
+    for address in (home, b.node_id):
+        assert (await a.send(address, task(1))).direction == "inbound"
+        assert (await a.request(address, task(2, stream_id="rpc"))).payload == 2
+        assert {receipt.acked for receipt in await a.send_batch(address, tasks(3))} == {True}
+        assert await a.connect(address) is a.peers()[0]
+    assert box.payloads == [1, 2, 0, 1, 2] * 2
+    assert (a.stats().created, a.stats().dials) == (0, 0)
+
+
+async def test_an_address_with_the_right_node_id_is_dialed(make: Make) -> None:
+    a, b = await make(), await make()
+    box = Box(b)
+    receipt = await a.send(f"{b.node_id}@{await serve(b)}", task())
+    assert (receipt.direction, receipt.acked) == ("outbound", True)
+    assert (box.payloads, a.stats().created) == ([None], 1)
+
+
+async def test_a_plain_peer_answers_for_no_node_id(make: Make, raw: Open, raw_server: RawServer) -> None:
+    a = await make()
+    client = await raw(port_of(await serve(a)))
+    sending = asyncio.ensure_future(a.send(f"{NODE}@{raw_server.address}", task("secret")))
+    server = await raw_server.accept()
+    with pytest.raises(openline.Refused, match="proves no node id"):
+        await within(sending)
+    with pytest.raises(openline.Unreachable):
+        await a.send(NODE, task("secret"))
+    await a.close()
+    assert [b"secret" in await end.gone() for end in (client, server)] == [False, False]
 
 
 async def test_a_wss_address_never_rides_a_plain_inbound_connection(make: Make, raw: Open) -> None:
@@ -974,31 +1025,28 @@ async def test_so_does_a_socket_that_dies_in_the_very_turn_of_the_loop_that_used
 async def test_a_dead_inbound_socket_costs_one_more_attempt_and_a_dial(
     make: Make, raw: Open, raw_server: RawServer
 ) -> None:
-    a = await make()
-    client = await raw(port_of(await serve(a)), hello(raw_server.port))
-    await eventually(lambda: a.stats().active == 1)
-    assert (await a.send(raw_server.address, task())).direction == "inbound"
+    a, actor = await make(), Actor(raw_server.port)
+    client = await raw(port_of(await serve(a)), actor)
+    assert (await client.takes(a.send(raw_server.address, task()))).direction == "inbound"
     client.reset()
     sending = asyncio.ensure_future(a.send(raw_server.address, task("once")))
-    server = await raw_server.accept(hello(raw_server.port))
-    receipt = await within(sending)
+    server = await raw_server.accept(actor)
+    receipt = await server.takes(sending)
     assert (receipt.attempts, receipt.direction) == (2, "outbound")
-    assert b"once" in (await server.read())[1]
+    assert server.payloads == ["once"]
 
 
 async def test_a_dead_newest_socket_gives_way_to_the_older_one_without_a_dial(make: Make, raw: Open) -> None:
     dials = Dials()
-    a = await make(opener=dials)
+    lesser, greater = two_identities()
+    a, actor = await make(opener=dials, identity=lesser), Actor(9, identity=greater)
     port = port_of(await serve(a))
-    old, new = await raw(port, hello(9)), await raw(port, hello(9))
-    await eventually(lambda: a.stats().active == 2)
-    await a.send("127.0.0.1:9", task("warm"))
-    assert b"warm" in (await new.read())[1]
-    await asyncio.sleep(0.01)
+    old, new = await raw(port, actor), await raw(port, actor)
+    await new.takes(a.send("127.0.0.1:9", task("warm")))
     new.reset()
-    receipt = await a.send("127.0.0.1:9", task("once"))
+    receipt = await old.takes(a.send("127.0.0.1:9", task("once")))
     assert (receipt.attempts, receipt.direction) == (2, "inbound")
-    assert b"once" in (await old.read())[1]
+    assert (new.payloads, old.payloads) == (["warm"], ["once"])
     assert dials.made == []
 
 
@@ -1030,17 +1078,17 @@ async def test_a_request_over_a_dead_socket_is_answered_on_another(make: Make, r
 
 
 async def test_a_reply_over_a_dead_socket_takes_the_peers_other_connection(make: Make, raw: Open) -> None:
-    a = await make()
+    lesser, greater = two_identities()
+    a, actor = await make(identity=lesser), Actor(9, identity=greater)
     box = Box(a)
     port = port_of(await serve(a))
-    other, asker = await raw(port, hello(9)), await raw(port, hello(9))
-    await eventually(lambda: a.stats().active == 2)
-    await asker.frame(BINARY, batch([task("question")]))
+    other, asker = await raw(port, actor), await raw(port, actor)
+    await asker.post(task("question"))
     await eventually(lambda: box)
     asker.reset()
-    receipt = await box.peers[0].reply(box[0], "answer")
+    receipt = await other.takes(box.peers[0].reply(box[0], "answer"))
     assert receipt.attempts == 2
-    assert b"answer" in (await other.read())[1]
+    assert other.payloads == ["answer"]
 
 
 async def test_a_dead_socket_with_nothing_else_is_unreachable_and_says_both_paths(
@@ -1152,17 +1200,39 @@ async def test_explain_says_that_a_plain_connection_has_not_proven_what_wss_asks
     assert "proven" in str(found)
 
 
-async def test_explain_says_why_a_node_id_is_refused(make: Make) -> None:
-    found = (await make()).explain(f"{NODE}@127.0.0.1:9")
+async def test_explain_says_where_the_node_of_a_node_id_is_reached(make: Make) -> None:
+    a, b = await make(), await make()
+    home = await serve(b)
+    found = a.explain(f"{b.node_id}@{home}")
+    assert (found.chosen, found.why) == (None, "would dial")
+    assert "no address of it is known" in a.explain(b.node_id).why
+    await b.connect(await serve(a))
+    for address in (f"{b.node_id}@{home}", b.node_id):
+        found = a.explain(address)
+        assert "inbound" in str(found.chosen)
+        assert "has proven the node id" in found.why
+
+
+async def test_explain_says_why_a_connection_does_not_answer_for_a_node_id(make: Make, raw: Open) -> None:
+    a, b = await make(), await make()
+    home = await serve(b)
+    address = await serve(a)
+    await b.connect(address)
+    client = await raw(port_of(address))
+    await eventually(lambda: a.stats().active == 2)
+    found = a.explain(f"{NODE}@{home}")
     assert found.chosen is None
-    assert "node id" in found.why
+    reasons = dict(found.others)
+    [of_b] = [reason for other, reason in reasons.items() if client.address not in other]
+    [of_client] = [reason for other, reason in reasons.items() if client.address in other]
+    assert "is not the node" in of_b
+    assert "has not proven" in of_client
 
 
 async def test_explain_says_why_the_older_of_two_connections_is_passed_over(make: Make, raw: Open) -> None:
-    a = await make()
+    a, actor = await make(), Actor(9)
     port = port_of(await serve(a))
-    old, new = await raw(port, hello(9)), await raw(port, hello(9))
-    await eventually(lambda: a.stats().active == 2)
+    old, new = await raw(port, actor), await raw(port, actor)
     found = a.explain("127.0.0.1:9")
     assert new.address in str(found.chosen)
     assert old.address in str(found.others)
@@ -1170,7 +1240,6 @@ async def test_explain_says_why_the_older_of_two_connections_is_passed_over(make
 
 async def test_explain_tells_what_a_send_then_does(make: Make, raw: Open) -> None:
     a = await make()
-    client = await raw(port_of(await serve(a)), hello(9))
-    await eventually(lambda: a.stats().active == 1)
+    client = await raw(port_of(await serve(a)), Actor(9))
     assert client.address in str(a.explain("127.0.0.1:9").chosen)
-    assert (await a.send("127.0.0.1:9", task())).direction == "inbound"
+    assert (await client.takes(a.send("127.0.0.1:9", task()))).direction == "inbound"

@@ -19,11 +19,12 @@ import openline
 from .certificates import Certificate, self_signed
 from .conftest import Make, Open
 from .helpers import (
-    BINARY,
+    Actor,
     Box,
     Dials,
     Raw,
     RawServer,
+    Who,
     eventually,
     hello,
     port_of,
@@ -297,37 +298,44 @@ async def test_a_wss_address_is_never_answered_by_the_peers_inbound_socket(
     assert at_b == []
 
 
+def forgers(port: int, node_id: str) -> list[Who]:
+    """Clients that claim a node's port and name it or themselves; only the second may prove its claim."""
+    return [hello(port, node=node_id), Actor(port)]
+
+
+@pytest.mark.parametrize("proven", [0, 1], ids=["as that node, without proof", "as itself"])
 async def test_a_forged_hello_does_not_get_messages_for_a_wss_peer(
-    make: Make, raw: Open, certificate: Certificate
+    make: Make, raw: Open, certificate: Certificate, proven: int
 ) -> None:
     b, address_b, at_b = await secure_server(make, certificate)
     a = await make(tls=openline.Tls(ca=certificate.cert))
-    port = port_of(await serve(a))
-    forger = await raw(port, hello(port_of(address_b), node=b.node_id))
+    forger = await raw(port_of(await serve(a)), forgers(port_of(address_b), b.node_id)[proven])
     peer = await a.connect(address_b)
     assert peer is not None
     await a.send(address_b, task("one"))
     await eventually(lambda: at_b.payloads == ["one"])
     await b.close()
-    await eventually(lambda: a.stats().active == 1)
-    with pytest.raises(openline.Error):
-        await a.send(address_b, task("secret"))
+    await eventually(lambda: a.stats().active == proven)
+    for target in (address_b, b.node_id, f"{b.node_id}@{address_b.removeprefix('wss://')}"):
+        with pytest.raises(openline.Error):
+            await a.send(target, task("secret"))
     with pytest.raises(openline.Error):
         await peer.send(task("secret"))
     await a.close()
     assert b"secret" not in await forger.gone()
 
 
+@pytest.mark.parametrize("proven", [0, 1], ids=["as that node, without proof", "as itself"])
 async def test_a_forged_hello_does_not_get_replies_for_a_wss_peer(
-    make: Make, raw: Open, certificate: Certificate
+    make: Make, raw: Open, certificate: Certificate, proven: int
 ) -> None:
-    """Node id and name are claims: a forger that repeats them must not be preferred to the TLS link."""
+    """A port and a name are claims: a forger that repeats them must not be preferred to the TLS link."""
     b, address_b, at_b = await secure_server(make, certificate)
     a = await make(tls=openline.Tls(ca=certificate.cert))
     peer = await a.connect(address_b)
     assert peer is not None
-    forger = await raw(port_of(await serve(a)), hello(port_of(address_b), node=b.node_id))
-    await eventually(lambda: a.stats().active == 2)
+    forger = await raw(port_of(await serve(a)), forgers(port_of(address_b), b.node_id)[proven])
+    await eventually(lambda: a.stats().active == 1 + proven)
     await peer.send(task("secret"))
     await eventually(lambda: at_b.payloads == ["secret"])
     await a.close()
@@ -338,12 +346,13 @@ async def test_a_wss_address_is_not_answered_by_a_plain_connection_to_the_same_p
     make: Make, raw_server: RawServer, certificate: Certificate
 ) -> None:
     a = await make(tls=openline.Tls(ca=certificate.cert), dial_timeout=0.3)
-    sending = asyncio.ensure_future(a.send(raw_server.address, task("plain")))
-    server = await raw_server.accept(hello(raw_server.port))
-    await within(sending)
+    dialing = asyncio.ensure_future(a.connect(raw_server.address))
+    server = await raw_server.accept(Actor(raw_server.port))
+    await within(dialing)
+    await server.takes(a.send(raw_server.address, task("plain")))
     with pytest.raises(openline.Error):
         await a.send(f"wss://{raw_server.address}", task("secret"))
-    assert (await server.read())[0] & 0x0F == BINARY
+    assert server.payloads == ["plain"]
     await a.close()
     assert b"secret" not in await server.gone()
 
@@ -461,7 +470,7 @@ async def test_an_inbound_connection_that_comes_while_a_wss_dial_hangs_does_not_
     a = await make(opener=dials, dial_timeout=0.3, tls=openline.Tls(ca=certificate.cert))
     sending = asyncio.ensure_future(a.send("wss://127.0.0.1:9", task("secret")))
     await eventually(lambda: dials.made)
-    forger = await raw(port_of(await serve(a)), hello(9))
+    forger = await raw(port_of(await serve(a)), Actor(9))
     with pytest.raises(openline.Unreachable):
         await within(sending)
     await a.close()

@@ -1,0 +1,141 @@
+"""What the journals of talkers say, and what must hold of it. Knows nothing of openline.
+
+An id is `SENDER>RECEIVER/STREAM/NUMBER`; it tells where the message belongs, and after which one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Account:
+    """One talker's journal, over all its processes."""
+
+    name: str
+    nodes: set[str] = field(default_factory=set)
+    # When each message was sent (first), and when it was known to have arrived.
+    sent: dict[str, float] = field(default_factory=dict)
+    settled: dict[str, float] = field(default_factory=dict)
+    # What came: id, proven node, stream, time.
+    got: list[tuple[str, str, str | int, float]] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    strange: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, name: str, path: Path) -> Account:
+        account = cls(name)
+        for line in path.read_text().splitlines():
+            account._enter(json.loads(line))
+        return account
+
+    def _enter(self, line: dict[str, Any]) -> None:
+        did, id, at = line["did"], line.get("id", ""), line["at"]
+        if did == "born":
+            self.nodes.add(line["node"])
+        elif did == "sent":
+            self.sent.setdefault(id, at)
+        elif did == "got":
+            self.got.append((id, line["node"], line["stream"], at))
+        elif did == "failed":
+            self.failed.append(f"{self.name}: {id}: {line['error']}")
+        elif did == "undelivered":
+            self.strange.append(f"{self.name} was told that {id} is undelivered: {line['why']}")
+        elif did in ("acked", "answered"):
+            self._settle(line)
+
+    def _settle(self, line: dict[str, Any]) -> None:
+        if line.get("acked") is False:
+            self.strange.append(f"{self.name} has a receipt without acknowledgement for {line['id']}")
+        if line.get("answers", line["id"]) != line["id"]:
+            self.strange.append(
+                f"{self.name} asked {line['id']} and was given an answer to {line['answers']}"
+            )
+        self.settled.setdefault(line["id"], line["at"])
+
+
+@dataclass
+class Flow:
+    """What one talker sent another."""
+
+    source: Account
+    target: Account
+
+    def __post_init__(self) -> None:
+        prefix = f"{self.source.name}>{self.target.name}/"
+        self.sent = [id for id in self.source.sent if id.startswith(prefix)]
+        self.came = [(id, at) for id, *_, at in self.target.got if id.startswith(prefix)]
+
+    def __str__(self) -> str:
+        return f"{self.source.name}→{self.target.name}"
+
+    def violations(self, deaths: list[float]) -> list[str]:
+        """`deaths`: when processes of these two were killed."""
+        ids = [id for id, _ in self.came]
+        found = [f"{id} never came" for id in sorted(set(self.sent) - set(ids))]
+        found += [f"{id} came, and nobody sent it" for id in sorted(set(ids) - set(self.sent))]
+        found += [f"{id} was sent, and no send of it ended well" for id in self.sent if not self._settled(id)]
+        found += self._twice(Counter(ids), deaths)
+        for stream, numbers in self._streams(dict.fromkeys(ids)).items():
+            back = [pair for pair in pairwise(numbers) if pair[0] > pair[1]]
+            found += [f"{self} on {stream} came out of order: {two} after {one}" for one, two in back]
+        return found
+
+    def _settled(self, id: str) -> bool:
+        return id in self.source.settled
+
+    def _twice(self, times: Counter[str], deaths: list[float]) -> list[str]:
+        """Only a death excuses it, and only where nothing was confirmed before."""
+        limit = 1 + len(deaths)
+        return [
+            f"{id} came {count} times"
+            for id, count in times.items()
+            if count > limit or (count > 1 and self.source.settled.get(id, 0.0) < min(deaths))
+        ]
+
+    def _streams(self, ids: dict[str, None]) -> dict[str, list[int]]:
+        streams: defaultdict[str, list[int]] = defaultdict(list)
+        for id in ids:
+            _, stream, number = id.rsplit("/", 2)
+            streams[stream].append(int(number))
+        return streams
+
+    def silence_after(self, moment: float) -> float | None:
+        """Seconds until something came again."""
+        return min((at - moment for _, at in self.came if at > moment), default=None)
+
+    @property
+    def repeated(self) -> int:
+        return len(self.came) - len({id for id, _ in self.came})
+
+
+def flows(accounts: list[Account]) -> list[Flow]:
+    return [Flow(one, other) for one in accounts for other in accounts if one is not other]
+
+
+def violations(accounts: list[Account], deaths: dict[str, list[float]]) -> list[str]:
+    """`deaths`: by name, when a process was killed."""
+    found = [text for account in accounts for text in account.strange]
+    nodes = {}
+    for account in accounts:
+        if len(account.nodes) != 1:
+            found.append(f"{account.name} has had the node ids {account.nodes}")
+        nodes.update(dict.fromkeys(account.nodes, account.name))
+    for account in accounts:
+        found += [text for line in account.got if (text := _misplaced(account, line, nodes))]
+    for flow in flows(accounts):
+        found += flow.violations(deaths.get(flow.source.name, []) + deaths.get(flow.target.name, []))
+    return found
+
+
+def _misplaced(account: Account, line: tuple[str, str, str | int, float], nodes: dict[str, str]) -> str:
+    id, node, stream, _ = line
+    path, stream_of_id, _ = id.rsplit("/", 2)
+    if path != f"{nodes.get(node)}>{account.name}":
+        return f"{account.name} got {id}, from {nodes.get(node, node)}"
+    return f"{account.name} got {id} on stream {stream!r}" if repr(stream) != stream_of_id else ""

@@ -1,0 +1,258 @@
+"""Talkers on the hosts of the lab, and everything that is to be looked at once they have talked."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents import PORT, Agent
+from audit import Account, flows, violations
+from processes import PATIENCE, wait_until
+
+from openline import Identity
+from openline.testing.netns import ADDRESS, Direction, HostName, TwoHosts
+
+# Dead after 0.75 s, so that a scenario takes seconds.
+IDLE_TIMEOUT = 1.5
+DEAD_AFTER = IDLE_TIMEOUT / 2
+SETTLE_WITHIN = 40.0
+# One that lost against another connection is read for a second before it is closed.
+QUIET_WITHIN = 5.0
+# `malformed` may be counted, where a dial breaks off halfway; the log tells bad input from that.
+COMPLAINT = re.compile(r"ERROR|Traceback|bad input|never retrieved|never awaited")
+TROUBLE = ("in_doubt", "undelivered", "handler_errors", "conflicts")
+
+
+class Talker(Agent):
+    script = "talker.py"
+
+    def __init__(
+        self, lab: TwoHosts, host: HostName, name: str, port: int, journal: Path, **config: Any
+    ) -> None:
+        self.name, self.port, self.journal = name, port, journal
+        self.arguments = (name, str(journal))
+        super().__init__(lab, host, **{"name": name, "max_idle_timeout": IDLE_TIMEOUT, **config})
+
+    def freeze(self) -> None:
+        os.kill(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.process.pid, signal.SIGCONT)
+
+
+class Scene:
+    """Talkers in a lab: "A" and "B" on the hosts of that name; others, if any, beside B.
+
+    Their journals and identities lie in `folder`. `deaths` and `moments` are what the scenario has
+    done to them, and when.
+    """
+
+    def __init__(self, lab: TwoHosts, folder: Path, names: str = "AB", **config: Any) -> None:
+        self.lab = lab
+        self._folder = folder
+        self._config = config
+        self.talkers: dict[str, Talker] = {}
+        self.deaths: dict[str, list[float]] = {}
+        self.moments: list[tuple[str, float]] = []
+        self._orders: dict[str, int] = {}
+        self._talk: dict[str, Any] = {}
+        for name in names:
+            self.talkers[name] = self._start(name)
+        for talker in self.talkers.values():
+            talker.ready()
+
+    def _start(self, name: str) -> Talker:
+        host: HostName = "A" if name == "A" else "B"
+        config = {"identity": str(self._identity(name)), **self._config}
+        port = PORT + max(0, ord(name) - ord("B"))
+        return Talker(self.lab, host, name, port, self._folder / f"{name}.jsonl", **config)
+
+    def _identity(self, name: str) -> Path:
+        path = self._folder / f"{name}.key"
+        Identity.load_or_create(path)
+        return path
+
+    @property
+    def a(self) -> Talker:
+        return self.talkers["A"]
+
+    @property
+    def b(self) -> Talker:
+        return self.talkers["B"]
+
+    # What happens
+
+    def connect(self, dialer: str, to: str) -> None:
+        self.talkers[dialer].ask("connect", to=self.talkers[to].address, keep=True)
+        for name in (dialer, to):
+            wait_until(lambda talker=self.talkers[name]: talker.stat("active") != [0])
+
+    def talk(self, count: int = 1000, seconds: float = 2.0, size: int = 0) -> None:
+        """All begin to talk to all others."""
+        self._talk = {"count": count, "seconds": seconds, "size": size}
+        for name in self.talkers:
+            self._begin(name)
+
+    def _begin(self, name: str) -> None:
+        others = {other: talker.address for other, talker in self.talkers.items() if other != name}
+        self._orders[name] = self.talkers[name].post("talk", to=others, **self._talk)
+
+    def until(self, state: str, patience: float = PATIENCE) -> None:
+        """Until all of them see the other like this."""
+        for talker in self.talkers.values():
+            talker.event("state", patience, state=state)
+
+    def until_received(self, count: int) -> None:
+        """Until each of them has got so many messages."""
+        wait_until(lambda: all(self._received(name) >= count for name in self.talkers), SETTLE_WITHIN)
+
+    def _received(self, name: str) -> int:
+        return (self._folder / f"{name}.jsonl").read_bytes().count(b'"did": "got"')
+
+    def cut(self, direction: Direction = "both") -> None:
+        for talker in self.talkers.values():
+            talker.forget_events()
+        self.note(f"cut {direction}")
+        self.lab.cut(direction)
+
+    def heal(self) -> None:
+        self.lab.heal()
+        self.note("healed")
+
+    def freeze(self, name: str) -> None:
+        self.note(f"{name} frozen")
+        self.talkers[name].freeze()
+
+    def thaw(self, name: str) -> None:
+        self.talkers[name].thaw()
+        self.note(f"{name} thawed")
+
+    def stale_route(self, host: HostName) -> None:
+        """From there, fresh connects to any of the others fail at once."""
+        self.note(f"{host} loses its route")
+        for talker in self.talkers.values():
+            if talker.host != host:
+                self.lab.break_route(host, to=talker.host, port=talker.port)
+
+    def heal_route(self, host: HostName) -> None:
+        self.lab.heal_route(host)
+        self.note(f"{host} has its route again")
+
+    def reset(self) -> None:
+        self.note("reset")
+        self.lab.reset_connections("A")
+
+    def kill(self, name: str) -> None:
+        self.deaths.setdefault(name, []).append(time.monotonic())
+        self.note(f"{name} killed")
+        self.talkers[name].kill()
+
+    def restart(self, name: str) -> None:
+        """Another process with the same identity and journal goes on talking."""
+        self.talkers[name] = self._start(name).ready()
+        self.note(f"{name} restarted")
+        self._begin(name)
+
+    def note(self, what: str) -> None:
+        self.moments.append((what, time.monotonic()))
+
+    # What must hold in the end
+
+    def finish(self, unreachable: str | None = None) -> Outcome:
+        """Wait until all has been said, and check everything that holds whatever has happened.
+
+        A send may have been told that no byte has left, for this reason (a regular expression): then
+        the talker has tried again.
+        """
+        for name, order in self._orders.items():
+            self.talkers[name].answer(order, SETTLE_WITHIN)
+        self.note("all settled")
+        accounts = [Account.read(name, talker.journal) for name, talker in self.talkers.items()]
+        found = violations(accounts, self.deaths)
+        assert not found, f"{len(found)} violations:\n" + "\n".join(found[:20])
+        self._wait_for_one_connection_per_pair()
+        outcome = Outcome(accounts, {n: t.ask("stats") for n, t in self.talkers.items()}, self.moments)
+        outcome.check(all_lived=not self.deaths)
+        odd = [text for text in outcome.failed if not (unreachable and re.search(unreachable, text))]
+        assert not odd, f"{len(odd)} sends failed, such as {odd[:3]}"
+        for talker in self.talkers.values():
+            assert not (bad := complaint(talker.complaints)), f"log of {talker.name}: {bad}"
+        return outcome
+
+    def _wait_for_one_connection_per_pair(self) -> None:
+        """As the kernels on both sides see it, and as each of them says itself."""
+        others = len(self.talkers) - 1
+        try:
+            wait_until(lambda: self._lines("A") == {line[::-1] for line in self._lines("B")}, QUIET_WITHIN)
+            wait_until(lambda: len(self._lines("A")) == others, QUIET_WITHIN)
+            for talker in self.talkers.values():
+                wait_until(lambda talker=talker: talker.stat("active") == [others], QUIET_WITHIN)
+        except AssertionError:
+            active = {name: talker.stat("active") for name, talker in self.talkers.items()}
+            lines = f"A sees {self._lines('A')}, B sees {self._lines('B')}"
+            raise AssertionError(f"not one connection per pair: active {active}, {lines}") from None
+
+    def _lines(self, host: HostName) -> set[tuple[str, ...]]:
+        """TCP connections over the cable: this host's end, and the other."""
+        said = self.lab.run(host, ["ss", "-Htn", "state", "established"]).stdout
+        ends = [tuple(line.split()[2:4]) for line in said.splitlines()]
+        return {line for line in ends if any(end.startswith(ADDRESS["A"] + ":") for end in line)}
+
+    @property
+    def story(self) -> str:
+        """What was done, and the logs: for a scenario that went wrong."""
+        began = self.moments[0][1] if self.moments else 0.0
+        told = [f"{at - began:8.3f} s  {what}" for what, at in self.moments]
+        told += [f"--- log of {name}\n{talker.complaints}" for name, talker in self.talkers.items()]
+        return "\n".join(told)
+
+
+def complaint(log: str) -> str | None:
+    """A line that a log must never have."""
+    return next((line for line in log.splitlines() if COMPLAINT.search(line)), None)
+
+
+@dataclass
+class Outcome:
+    """What it came to."""
+
+    accounts: list[Account]
+    stats: dict[str, dict[str, int]]
+    moments: list[tuple[str, float]]
+
+    def check(self, all_lived: bool) -> None:
+        """What the transports say of themselves must fit what the journals say."""
+        for name, stats in self.stats.items():
+            trouble = {what: stats[what] for what in TROUBLE if stats[what]}
+            assert not trouble, f"{name}: {trouble}"
+            if stats["created"] + stats["accepted"] == len(self.stats) - 1:
+                again = stats["resent"], stats["duplicates_suppressed"]
+                assert again == (0, 0), f"{name} resent or was resent {again} on connections that lived"
+        if all_lived:
+            taken = self.total("messages_received") - self.total("duplicates_suppressed")
+            assert self.total("messages_sent") == taken
+            assert self.total("duplicates_suppressed") <= self.total("resent")
+
+    @property
+    def failed(self) -> list[str]:
+        return [text for account in self.accounts for text in account.failed]
+
+    def total(self, what: str) -> int:
+        return sum(stats[what] for stats in self.stats.values())
+
+    def back_after(self, what: str) -> float:
+        """Seconds from the last such moment until every flow that had something left to say went on."""
+        moment = max(at for name, at in self.moments if name == what)
+        return max(flow.silence_after(moment) or 0.0 for flow in flows(self.accounts))
+
+    def __str__(self) -> str:
+        came = " ".join(f"{flow}:{len(flow.came)}" for flow in flows(self.accounts))
+        counters = ("resent", "duplicates_suppressed", "created", "evictions", "replaced", "retries")
+        counted = ", ".join(f"{self.total(what)} {what.replace('_', ' ')}" for what in counters)
+        repeated = sum(flow.repeated for flow in flows(self.accounts))
+        return f"{came}; {counted}; {repeated} delivered again; {len(self.failed)} sends tried again"

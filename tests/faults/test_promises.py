@@ -1,0 +1,328 @@
+"""What openline promises, kept by real processes while real kernels fail them (rules 3.3 and 3.4).
+
+Two agents send each other 1,000 messages on five streams, one by one, pipelined, in batches and as
+requests. Each scenario breaks something meanwhile; then everything must have arrived once and in
+order, every send must have ended well, and one connection must be left, the same on both sides.
+
+Nearly all the time is waiting, so the scenarios run side by side, each in a lab of its own.
+"""
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agents import PORT
+from conftest import require_lab
+from talkers import DEAD_AFTER, Outcome, Scene
+
+from openline.testing.netns import Direction, HostName, TwoHosts
+
+pytestmark = pytest.mark.faults
+
+SIDE_BY_SIDE = 6
+# Change it to play the seeded mix otherwise.
+SEED = int(os.environ.get("OPENLINE_FAULT_SEED", "1"))
+
+# Why a send could not leave: there was no connection just then, and the dial failed like this.
+NO_ROUTE = "EHOSTUNREACH"
+DIAL_CUT_OFF = "ConnectionResetError|ECONNABORTED"
+DEAD = "ECONNREFUSED"
+NO_ANSWER = "TimeoutError"
+
+# A request has no answer where the process that was asked is killed; then it is made again.
+ANSWER_WITHIN = 1.0
+
+Play = Callable[[Scene], Outcome]
+SCENARIOS: dict[str, tuple[Play, dict[str, Any]]] = {}
+
+
+def scenario(**config: Any) -> Callable[[Play], Play]:
+    """Talkers with that configuration play it; `names` says which, if it is not A and B."""
+
+    def enter(play: Play) -> Play:
+        SCENARIOS[play.__name__] = play, config
+        return play
+
+    return enter
+
+
+# Those that take longest come first.
+
+
+@scenario(max_idle_timeout=30.0)
+def cut_at_default_timing(scene: Scene) -> Outcome:
+    scene.connect("A", "B")
+    scene.talk()
+    scene.until_received(200)
+    scene.cut()
+    scene.until("gone", patience=20.0)
+    scene.heal()
+    outcome = scene.finish()
+    assert outcome.total("resent") > 0
+    return outcome
+
+
+@scenario(names="ABC")
+def seeded_mix(scene: Scene) -> Outcome:
+    """Three talkers and any fault but a death, one after the other; B and C are behind one address."""
+    chance = random.Random(SEED)
+    for dialer, to in ("AB", "CA", "BC"):
+        scene.connect(dialer, to)
+    scene.talk(seconds=8.0)
+    scene.note(f"OPENLINE_FAULT_SEED={SEED}")
+    ends = time.monotonic() + 8.0
+    while time.monotonic() < ends:
+        time.sleep(chance.uniform(0.0, 0.4))
+        chance.choice([cut_for_a_while, freeze_for_a_while, reset_once, lose_route_for_a_while])(
+            scene, chance
+        )
+    return scene.finish(f"{NO_ROUTE}|{DIAL_CUT_OFF}")
+
+
+def cut_for_a_while(scene: Scene, chance: random.Random) -> None:
+    directions: list[Direction] = ["both", "a-to-b", "b-to-a"]
+    scene.cut(chance.choice(directions))
+    time.sleep(chance.uniform(0.1, 2 * DEAD_AFTER))
+    scene.heal()
+
+
+def freeze_for_a_while(scene: Scene, chance: random.Random) -> None:
+    name = chance.choice(list(scene.talkers))
+    scene.freeze(name)
+    time.sleep(chance.uniform(0.1, 2 * DEAD_AFTER))
+    scene.thaw(name)
+
+
+def reset_once(scene: Scene, chance: random.Random) -> None:
+    scene.reset()
+
+
+def lose_route_for_a_while(scene: Scene, chance: random.Random) -> None:
+    """One side cannot dial for some time, during which other things break."""
+    hosts: list[HostName] = ["A", "B"]
+    host = chance.choice(hosts)
+    scene.stale_route(host)
+    fault = chance.choice([cut_for_a_while, freeze_for_a_while, reset_once])
+    fault(scene, chance)
+    scene.heal_route(host)
+
+
+@scenario()
+def cut_longer_than_dead(scene: Scene) -> Outcome:
+    scene.connect("A", "B")
+    scene.talk()
+    scene.until_received(200)
+    scene.cut()
+    scene.until("gone")
+    time.sleep(0.5)
+    scene.heal()
+    outcome = scene.finish()
+    assert outcome.total("resent") > 0
+    assert outcome.total("evictions") >= 2
+    return outcome
+
+
+@scenario(request_timeout=ANSWER_WITHIN)
+def killed(scene: Scene) -> Outcome:
+    scene.connect("A", "B")
+    scene.talk()
+    scene.until_received(300)
+    scene.kill("B")
+    time.sleep(0.3)
+    scene.restart("B")
+    return scene.finish(f"{DEAD}|{NO_ANSWER}")
+
+
+@scenario(request_timeout=ANSWER_WITHIN)
+def killed_during_a_cut(scene: Scene) -> Outcome:
+    """Nothing tells A: its connection leads to a process that is gone, and another comes."""
+    scene.connect("A", "B")
+    scene.talk()
+    scene.until_received(300)
+    scene.cut()
+    scene.kill("B")
+    scene.restart("B")
+    scene.heal()
+    return scene.finish(f"{DEAD}|{NO_ANSWER}")
+
+
+@scenario(request_timeout=ANSWER_WITHIN)
+def killed_twice(scene: Scene) -> Outcome:
+    """Both of them, one after the other; and both dial."""
+    scene.connect("A", "B")
+    scene.connect("B", "A")
+    scene.talk()
+    for name in ("A", "B"):
+        scene.until_received(300)
+        scene.kill(name)
+        scene.restart(name)
+    return scene.finish(f"{DEAD}|{NO_ANSWER}")
+
+
+@scenario()
+def cut_again_and_again(scene: Scene) -> Outcome:
+    scene.connect("A", "B")
+    scene.talk(seconds=3.0)
+    for seconds in (0.2, 1.0, 0.4, 0.7):
+        scene.cut()
+        time.sleep(seconds)
+        scene.heal()
+        time.sleep(0.3)
+    return scene.finish()
+
+
+def cut_one_way(scene: Scene, direction: Direction) -> Outcome:
+    scene.connect("A", "B")
+    scene.connect("B", "A")
+    scene.talk()
+    scene.until_received(200)
+    scene.cut(direction)
+    scene.until("gone")
+    scene.heal()
+    return scene.finish()
+
+
+@scenario()
+def cut_from_a_to_b(scene: Scene) -> Outcome:
+    return cut_one_way(scene, "a-to-b")
+
+
+@scenario()
+def cut_from_b_to_a(scene: Scene) -> Outcome:
+    return cut_one_way(scene, "b-to-a")
+
+
+@scenario(max_idle_timeout=6.0)
+def saturated(scene: Scene) -> Outcome:
+    """10 MB each way over a slow cable that drops what does not fit: slow, and nothing else."""
+    scene.lab.throttle("24mbit")
+    scene.connect("A", "B")
+    scene.talk(seconds=0.5, size=10_000)
+    outcome = scene.finish()
+    assert outcome.total("closed") == outcome.total("evictions") == 0
+    return outcome
+
+
+@scenario()
+def saturated_and_cut(scene: Scene) -> Outcome:
+    scene.lab.throttle("40mbit")
+    scene.connect("A", "B")
+    scene.talk(seconds=0.5, size=10_000)
+    scene.until_received(200)
+    scene.cut()
+    scene.until("gone")
+    scene.heal()
+    return scene.finish()
+
+
+@scenario()
+def frozen_longer_than_dead(scene: Scene) -> Outcome:
+    scene.connect("A", "B")
+    scene.talk()
+    scene.until_received(200)
+    scene.freeze("B")
+    scene.a.becomes("gone")
+    time.sleep(0.5)
+    scene.thaw("B")
+    return scene.finish()
+
+
+@scenario()
+def frozen_and_thawed(scene: Scene) -> Outcome:
+    scene.connect("A", "B")
+    scene.talk()
+    for name in ("B", "A", "B"):
+        time.sleep(0.3)
+        scene.freeze(name)
+        time.sleep(DEAD_AFTER / 2)
+        scene.thaw(name)
+    return scene.finish()
+
+
+@scenario()
+def cut_shorter_than_dead(scene: Scene) -> Outcome:
+    scene.connect("A", "B")
+    scene.talk()
+    scene.until_received(200)
+    scene.cut()
+    time.sleep(DEAD_AFTER / 2)
+    scene.heal()
+    return scene.finish()
+
+
+@scenario()
+def stale_route(scene: Scene) -> Outcome:
+    """B cannot dial A. It answers on A's line, and on the next, and on the next."""
+    scene.connect("A", "B")
+    scene.stale_route("B")
+    assert scene.b.ask("dial", host=scene.a.ip, port=PORT) == "EHOSTUNREACH"
+    scene.talk()
+    scene.until_received(200)
+    scene.reset()
+    scene.until_received(400)
+    scene.cut()
+    scene.until("gone")
+    scene.heal()
+    outcome = scene.finish(NO_ROUTE)
+    assert scene.b.stat("created") == [0]
+    assert outcome.stats["A"]["created"] >= 3
+    return outcome
+
+
+@scenario()
+def reset_again_and_again(scene: Scene) -> Outcome:
+    """Both dial at once, each time anew."""
+    scene.connect("A", "B")
+    scene.connect("B", "A")
+    scene.talk()
+    for count in range(100, 901, 100):
+        scene.until_received(count)
+        scene.reset()
+    outcome = scene.finish()
+    assert outcome.total("created") > 9
+    return outcome
+
+
+@scenario()
+def first_contact(scene: Scene) -> Outcome:
+    """Neither knows the other, and both begin at the same time."""
+    scene.talk(seconds=0.5)
+    return scene.finish()
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_promises_hold(name: str, runs: dict[str, Future[Outcome]]) -> None:
+    print(f"{name}: {runs[name].result()}")
+
+
+# Running them
+
+
+@pytest.fixture(scope="module")
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[Outcome]]]:
+    """The scenarios that were asked for, all begun."""
+    require_lab()
+    asked = {item.name for item in request.session.items}
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        yield {
+            name: pool.submit(run, tmp_path_factory.mktemp(name), *SCENARIOS[name])
+            for name in SCENARIOS
+            if f"test_promises_hold[{name}]" in asked
+        }
+
+
+def run(folder: Path, play: Play, config: dict[str, Any]) -> Outcome:
+    with TwoHosts() as lab:
+        scene = Scene(lab, folder, **config)
+        try:
+            return play(scene)
+        except BaseException as error:
+            error.add_note(scene.story)
+            raise

@@ -1,0 +1,281 @@
+"""Whole transports on simulated hosts, with seeded traffic of all kinds between them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from random import Random
+from typing import Any
+
+import msgspec
+
+from openline import Config, Error, Message, NotConfirmed, Transport, Unreachable
+from openline.connection import Connection
+from openline.lanes import Lane
+from openline.peers import Peer
+from openline.testing import Host, Killed, Network
+
+from .ledger import ACKED, UNSENT, UNSURE, Ledger, Sent
+
+PORT = 8770
+# Streams whose receivers are slow now and then, and one that is read by an iterator.
+SLOW_STREAMS = ("slow", 2)
+ITERATED = "iterated"
+STREAMS = ("default", "rpc", "2", ITERATED, *SLOW_STREAMS)
+# Sizes of messages; and of one that takes a slow link seconds.
+SIZES, LARGE = (0, 10, 10, 100, 1000, 1000, 20_000), 200_000
+# With that much waiting, an acknowledgement is one of data, and not of a ping.
+FLOWING = 10_000
+# Simultaneous dials need simultaneous first sends.
+AT_ONCE = 0.3
+
+
+class Program:
+    """What runs on one host: a transport, its consumers, and the flows it sends."""
+
+    def __init__(self, fleet: Fleet, host: Host, generation: int) -> None:
+        self.fleet = fleet
+        self.host = host
+        self.generation = generation
+        self.listens = host not in fleet.silent
+        self.random = Random(fleet.random.random())
+        self.transport: Transport
+        self.flows: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        config = msgspec.structs.replace(self.fleet.config, name=self.host.name)
+        self.transport = await self.host.load_transport(config)
+        await self.host.run(self._serve())
+
+    async def _serve(self) -> None:
+        transport = self.transport
+        if self.listens:
+            await transport.listen(PORT)
+        for stream_id in STREAMS:
+            if stream_id in SLOW_STREAMS:
+                transport.on_message(self._dawdle, stream_id=stream_id)
+            if stream_id != ITERATED:
+                transport.on_message(self._on_message, stream_id=stream_id)
+        self.flows.append(asyncio.ensure_future(self._iterate()))
+        for other in self.fleet.network.hosts:
+            if other not in (self.host, *self.fleet.silent) and self.random.random() < self.fleet.keeping:
+                await transport.connect(f"{other.ips[0]}:{PORT}", keep=True)
+
+    def _on_message(self, peer: Peer, message: Message) -> Awaitable[None] | None:
+        self.fleet.ledger.receive(self.host.name, self.generation, self.fleet.network.now, message)
+        return self._answer(peer, message) if message.type == "question" else None
+
+    async def _answer(self, peer: Peer, message: Message) -> None:
+        with suppress(Error, TimeoutError):
+            await peer.reply(message, message.payload)
+
+    async def _dawdle(self, peer: Peer, message: Message) -> None:
+        await asyncio.sleep(self.random.choice([0.0, 0.0, 0.01, 0.01, self.random.random() / 2]))
+
+    async def _iterate(self) -> None:
+        async for peer, message in self.transport.messages(ITERATED):
+            answer = self._on_message(peer, message)
+            if answer is not None:
+                await answer
+            if not self.random.randrange(10):
+                await asyncio.sleep(self.random.random())
+
+    def lanes(self) -> list[Lane]:
+        return [lane for peer in self.transport._table for lane in peer.lanes.values()]
+
+    # Sending -------------------------------------------------------------------------------------
+
+    def begin_flows(self, number: int, seconds: float) -> None:
+        others = [host for host in self.fleet.network.hosts if host is not self.host]
+        kinds = [self._send, self._send, self._batch, self._ask, self._burst, self._hasten, self._give_up]
+        for index in range(number):
+            target, how = self.random.choice(others), self.random.choice(kinds)
+            name = f"{self.host.name}{self.generation}.{index}"
+            flow = Flow(self, name, target, self.random.choice(STREAMS))
+            self.flows.append(self.host.spawn(self._run(flow, how, seconds)))
+
+    async def _run(self, flow: Flow, how: Callable[[Flow], Awaitable[None]], seconds: float) -> None:
+        end = self.fleet.network.now + seconds
+        pause = self.random.choice([0.01, 0.1, 1.0])
+        await asyncio.sleep(self.random.choice([0.0, AT_ONCE, self.random.uniform(0, seconds / 2)]))
+        for _ in range(self.random.randint(3, 40)):
+            if self.fleet.network.now > end or self.transport._board.closing:
+                break
+            await how(flow)
+            await asyncio.sleep(self.random.expovariate(1 / pause))
+
+    async def _send(self, flow: Flow) -> None:
+        message, sent = flow.message(large=not self.random.randrange(20))
+        await flow.settle([sent], self.transport.send(flow.address, message))
+
+    async def _hasten(self, flow: Flow) -> None:
+        """A send that does not wait for long."""
+        message, sent = flow.message()
+        limit = self.random.choice([0.001, 0.05, 1.0])
+        await flow.settle([sent], self.transport.send(flow.address, message, timeout=limit))
+
+    async def _give_up(self, flow: Flow) -> None:
+        """A send that is cancelled, perhaps."""
+        message, sent = flow.message()
+        task = asyncio.ensure_future(flow.settle([sent], self.transport.send(flow.address, message)))
+        await asyncio.wait([task], timeout=self.random.choice([0.0, 0.001, 0.05]))
+        task.cancel()
+        await asyncio.wait([task])
+
+    async def _burst(self, flow: Flow) -> None:
+        """Several sends at a time, begun in order."""
+        pairs = [flow.message() for _ in range(self.random.randint(2, 8))]
+        send = self.transport.send
+        await asyncio.gather(*(flow.settle([sent], send(flow.address, message)) for message, sent in pairs))
+
+    async def _batch(self, flow: Flow) -> None:
+        pairs = [flow.message() for _ in range(self.random.choice([3, 40]))]
+        batch = self.transport.send_batch(flow.address, [message for message, _ in pairs])
+        await flow.settle([sent for _, sent in pairs], batch)
+
+    async def _ask(self, flow: Flow) -> None:
+        message, sent = flow.message("question")
+        answer = await flow.settle([sent], self.transport.request(flow.address, message, timeout=20.0))
+        if isinstance(answer, Message) and answer.payload != message.payload:
+            self.fleet.ledger.strange.append(
+                f"{sent} was answered by {answer.id}, reply to {answer.reply_to}"
+            )
+
+
+class Flow:
+    """Messages from one host to another on one stream, numbered."""
+
+    def __init__(self, program: Program, name: str, target: Host, stream_id: str | int) -> None:
+        self._program = program
+        self._name = name
+        self._target = target
+        self._stream_id = stream_id
+        self._count = 0
+        self.address = self._address()
+
+    def _address(self) -> str:
+        target, node_id = self._target, self._target.identity.node_id
+        if target in self._program.fleet.silent:
+            return node_id
+        ip = f"{target.ips[0]}:{PORT}"
+        return self._program.random.choice([ip, ip, f"{target.name}:{PORT}", f"{node_id}@{ip}", node_id])
+
+    def message(self, type: str = "task", *, large: bool = False) -> tuple[Message, Sent]:
+        self._count += 1
+        program, target = self._program, self._target.name
+        now = program.fleet.network.now
+        number = self._count
+        sent = Sent(f"{self._name}#{number}", self._name, number, program.host.name, target, now)
+        program.fleet.ledger.sent[sent.id] = sent
+        size = LARGE if large else program.random.choice(SIZES)
+        return Message(sent.id, type, {"to": target, "pad": bytes(size)}, None, self._stream_id), sent
+
+    async def settle(self, sent: list[Sent], sending: Any) -> Any:
+        """Send, and note how it ended."""
+        program = self._program
+        trace, names = program.fleet.network.trace, " ".join(each.id for each in sent)
+        trace.note(program.host.name, "sends %s", names)
+        try:
+            result = await sending
+        except BaseException as error:
+            _note(sent, error)
+            if not isinstance(error, Error | TimeoutError):
+                raise
+        else:
+            for each in sent:
+                each.outcome = ACKED
+            return result
+        finally:
+            trace.note(program.host.name, "%s: %s %s", names, sent[-1].outcome, sent[-1].error)
+
+
+def _note(sent: list[Sent], error: BaseException) -> None:
+    """What an error says of the messages it is about."""
+    for index, each in enumerate(sent):
+        each.error = f"{type(error).__name__}: {error}"
+        if isinstance(error, Unreachable):
+            each.outcome = UNSURE if index < error.sent else UNSENT
+        elif isinstance(error, NotConfirmed):
+            each.outcome = ACKED if index < error.acked else UNSURE
+        elif isinstance(error, TimeoutError) and "no room" in str(error) and len(sent) == 1:
+            each.outcome = UNSENT
+        else:
+            each.outcome = UNSURE
+
+
+class Fleet:
+    """Hosts and what runs on them."""
+
+    def __init__(self, seed: int, hosts: int, config: Config) -> None:
+        self.random = Random(seed)
+        self.network = Network(seed)
+        self.config = config
+        self.ledger = Ledger()
+        self.programs: dict[Host, Program] = {}
+        self.restarted: set[str] = set()
+        # How likely a host stays connected to another.
+        self.keeping = self.random.choice([0.0, 0.0, 0.5])
+        for index in range(hosts):
+            self.network.host(f"10.0.0.{index + 1}", name="abcd"[index])
+        # Hosts that do not listen.
+        self.silent = [host for host in self.network.hosts[1:] if not self.random.randrange(5)]
+
+    async def start(self, host: Host) -> Program:
+        """A program for a host that has none, or whose program has ended."""
+        before = self.programs.get(host)
+        if before is not None:
+            self.restarted.add(host.name)
+        program = self.programs[host] = Program(self, host, before.generation + 1 if before else 1)
+        with suppress(Killed):
+            await program.start()
+        return program
+
+    async def upgrade(self, host: Host) -> None:
+        """As one does with a service: close the transport, and end the process; it is to be started again."""
+        program = self.programs[host]
+        if host.process.running and hasattr(program, "transport"):
+            self.network.trace.note(host.name, "closes")
+            with suppress(Killed):
+                await host.run(program.transport.close())
+            host.kill()
+
+    async def finish_flows(self) -> None:
+        """Wait for all sends."""
+        for program in self.programs.values():
+            for flow in program.flows[1:]:
+                await flow
+
+    async def finish_consumers(self) -> None:
+        """Wait until slow consumers have caught up."""
+        lanes = [lane for program in self.programs.values() for lane in program.lanes()]
+        for lane in lanes:
+            for _ in iter(lambda: lane.running or bool(lane.queue), False):  # noqa: B023
+                await asyncio.sleep(1.0)
+
+    async def close(self) -> None:
+        for program in self.programs.values():
+            await program.host.run(program.transport.close())
+
+
+class Undertaker(logging.Handler):
+    """Looks at every connection that is declared dead: was it (rule 3.2)?"""
+
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__(logging.WARNING)
+        self._fleet = fleet
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not record.msg.startswith("dead: ") or not isinstance(record.args, tuple):
+            return
+        connection = record.args[0]
+        assert isinstance(connection, Connection)
+        sock: Any = connection.link._sock  # type: ignore[attr-defined]
+        last = sock.into.last_arrival
+        if sock.out.written - sock.out.acked > FLOWING:
+            last = max(last, sock.out.last_ack)
+        silence = self._fleet.network.now - last
+        if silence < self._fleet.config.ping_interval and not connection.reading_paused:
+            what = f"{connection!r} declared dead {silence:.3f} s after bytes moved"
+            self._fleet.ledger.strange.append(what)

@@ -1,0 +1,224 @@
+"""Rules 3.2 to 3.5 on whole transports, under seeded faults.
+
+``OPENLINE_SEEDS`` says how many seeds, ``OPENLINE_SEED`` replays one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from random import Random
+
+import pytest
+
+from openline import Config
+from openline.connection import State
+from openline.peers import Peer
+from openline.testing import Fault, Faults, Host, run
+
+from .fleet import Fleet, Undertaker
+
+SEEDS = int(os.environ.get("OPENLINE_SEEDS", "150"))
+ONE = os.environ.get("OPENLINE_SEED")
+# Virtual seconds: faults begin within this time; how long it takes until all is well after the last
+# one; and what a run may take at most.
+FAULTY = 25.0
+QUIET = 45.0
+LIMIT = 1000.0
+# Spread over processes where it is worth starting them.
+WORTH_PROCESSES = 1000
+TRACE_LINES = 80
+SAMPLE = 0.5
+
+TIGHT = Config(
+    resume_timeout=60.0,
+    window_messages=64,
+    window_bytes=64 * 1024,
+    inbox_messages=16,
+    inbox_bytes=32 * 1024,
+    write_high_water=32 * 1024,
+    max_message_size=256 * 1024,
+)
+CONFIGS = (TIGHT, TIGHT, Config(), Config(max_idle_timeout=6.0, resume_timeout=20.0, send_timeout=8.0))
+# What one batch hands over at a time, before it looks whether there is room: 32 messages.
+CHUNK = 32 * 20_200
+
+
+class Broken(AssertionError):
+    """Invariants that do not hold; the text names them."""
+
+
+def kinds(random: Random) -> list[str] | None:
+    """What can happen in this run: one kind of fault, several, all, or also the end of processes."""
+    everything = list(Faults.KINDS)
+    peaceful = [kind for kind in everything if kind not in Faults.KILLING]
+    return random.choice([[], [random.choice(peaceful)], random.sample(peaceful, 3), peaceful, everything])
+
+
+async def simulate(seed: int, loud: bool = False) -> None:
+    random = Random(seed)
+    fleet = Fleet(seed, random.choice([2, 2, 2, 3, 4]), random.choice(CONFIGS))
+    trace, log = fleet.network.trace, logging.getLogger("openline")
+    trace.frames = loud
+    undertaker = Undertaker(fleet)
+    log.addHandler(undertaker)
+    try:
+        with trace.logged(level=logging.DEBUG if loud else logging.WARNING):
+            await play(fleet, random)
+    except BaseException as error:
+        error.add_note(f"\n{trace}")
+        raise
+    finally:
+        log.removeHandler(undertaker)
+
+
+async def play(fleet: Fleet, random: Random) -> None:
+    network = fleet.network
+
+    async def begin(host: Host) -> None:
+        program = await fleet.start(host)
+        if host.process.alive:
+            program.begin_flows(random.randint(1, 4), FAULTY)
+
+    possible = kinds(random)
+    faults = Faults(network, random.getrandbits(32), kinds=possible, restarted=begin)
+    plan = faults.plan(FAULTY, random.choice([1, 3, 8, 25])) if possible else []
+    plan += [upgrade(fleet, faults, random) for _ in range(random.choice([0, 0, 0, 1, 3]))]
+    for fault in plan:
+        network.trace.note("plan", "%s", fault)
+    for host in network.hosts:
+        await begin(host)
+    sampling = asyncio.ensure_future(sample(fleet))
+    await faults.play(plan)
+    network.trace.note("-", "quiet from now on")
+    await fleet.finish_flows()
+    await fleet.finish_consumers()
+    await asyncio.sleep(QUIET)
+    sampling.cancel()
+    broken = fleet.ledger.violations(fleet.restarted) + one_connection_per_pair(fleet) + at_rest(fleet)
+    await fleet.close()
+    await asyncio.sleep(1.0)
+    broken += [f"{host.name} has {list(host.sockets)} after close" for host in network.hosts if host.sockets]
+    if broken:
+        raise Broken("\n".join(broken[:20]))
+
+
+def upgrade(fleet: Fleet, faults: Faults, random: Random) -> Fault:
+    host = random.choice(fleet.network.hosts)
+
+    async def begin_anew() -> None:
+        await fleet.upgrade(host)
+        await asyncio.sleep(random.choice([0.0, 0.5, 5.0]))
+        await faults.restart(host)
+
+    return Fault(random.uniform(0, FAULTY), 0.0, f"upgrade {host.name}", lambda: None, begin_anew)
+
+
+async def sample(fleet: Fleet) -> None:
+    """Memory stays bounded all the time (rule 3.5)."""
+    for _ in iter(int, 1):
+        await asyncio.sleep(SAMPLE)
+        for host, program in fleet.programs.items():
+            for peer in program.transport.peers():
+                now = f"at {fleet.network.now:.1f} {host.name}"
+                fleet.ledger.strange += [f"{now} {text}" for text in too_much(peer, fleet.config)]
+
+
+def too_much(peer: Peer, config: Config) -> list[str]:
+    """What is more than it may be."""
+    found = []
+    for stream_id, lane in peer.lanes.items():
+        if lane.bytes > config.inbox_bytes + config.window_bytes + 2 * CHUNK:
+            found.append(f"holds {lane.bytes} bytes of {peer!r} on {stream_id!r}")
+    session = peer.session
+    for stream_id, out in session.out.items() if session is not None else ():
+        if out.size > config.window_bytes + CHUNK or out.next - out.acked > config.window_messages + 100:
+            found.append(
+                f"keeps {out.next - out.acked} messages, {out.size} bytes for {peer!r} on {stream_id!r}"
+            )
+    return found
+
+
+def one_connection_per_pair(fleet: Fleet) -> list[str]:
+    """After quiet: at most one between two nodes, live, and the same one on both sides."""
+    found = []
+    ends: dict[bytes | None, list[str]] = {}
+    for host, program in fleet.programs.items():
+        for peer in program.transport.peers():
+            if len(peer.connections) > 1:
+                found.append(f"{host.name} has {peer.connections}")
+            for connection in peer.connections:
+                if connection.state is not State.LIVE:
+                    found.append(f"{host.name} has {connection!r}")
+                ends.setdefault(connection.endpoint.connection_id, []).append(f"{host.name}: {connection!r}")
+    return found + [f"only one side has {sides}" for sides in ends.values() if len(sides) != 2]
+
+
+def at_rest(fleet: Fleet) -> list[str]:
+    """After quiet nothing waits for anything."""
+    found = []
+    for host, program in fleet.programs.items():
+        stats = program.transport.stats()
+        if stats.pending_handshakes:
+            found.append(f"{host.name} has {stats.pending_handshakes} pending handshakes")
+        if stats.handler_errors:
+            found.append(f"{host.name} has {stats.handler_errors} handler errors")
+        for peer in program.transport._table:
+            reachable = peer.connected or not any(host.name == peer.name for host in fleet.silent)
+            if peer.session is not None and peer.session.has_unacked and reachable:
+                found.append(f"{host.name} has something unacknowledged for {peer!r}")
+    return found
+
+
+def attempt(seed: int) -> str:
+    """What went wrong, with the trace; empty if nothing did."""
+    try:
+        run(simulate(seed), seed=seed, limit=LIMIT)
+    except BaseException as error:
+        return _explain(seed, error)
+    finally:
+        gc.collect()
+    return ""
+
+
+def _explain(seed: int, first: BaseException) -> str:
+    """The same again, with everything in the trace."""
+    try:
+        run(simulate(seed, loud=True), seed=seed, limit=LIMIT)
+    except BaseException as error:
+        return _text(error)
+    return f"{_text(first)}\n(and the same run with a trace did not fail)"
+
+
+def _text(error: BaseException) -> str:
+    notes = "\n".join(getattr(error, "__notes__", [])).splitlines()
+    cause = f"\n{error.__cause__!r}" if error.__cause__ else ""
+    plan = [line for line in notes if " plan " in line]
+    return "\n".join([f"{type(error).__name__}: {error}{cause}", *plan, *notes[-TRACE_LINES:]])
+
+
+def attempts(seeds: list[int]) -> list[tuple[int, str]]:
+    if len(seeds) < WORTH_PROCESSES:
+        return [(seed, attempt(seed)) for seed in seeds]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(mp_context=context) as pool:
+        return list(zip(seeds, pool.map(attempt, seeds, chunksize=20), strict=True))
+
+
+@pytest.mark.timeout(3600)
+def test_delivery() -> None:
+    seeds = [int(ONE)] if ONE is not None else list(range(SEEDS))
+    failures = [(seed, failure) for seed, failure in attempts(seeds) if failure]
+    if failures:
+        pytest.fail(report(failures, len(seeds)), pytrace=False)
+
+
+def report(failures: list[tuple[int, str]], total: int) -> str:
+    numbers = ", ".join(str(seed) for seed, _ in failures[:40])
+    seed, text = min(failures, key=lambda failure: len(failure[1]))
+    replay = f"OPENLINE_SEED={seed} python -m pytest tests/simulation/test_delivery.py -q"
+    return f"{len(failures)} of {total} seeds fail: {numbers}\n\nseed {seed}: {text}\n\nreplay: {replay}"

@@ -78,7 +78,7 @@ class Peer:
             gate.let_pass()
 
     def heed(self, halts: dict[StreamId, bool], stream_id: StreamId) -> None:
-        """What the peer has stopped, and whether answers pass all the same, says how it is with one stream."""
+        """``halts`` holds what the peer has stopped, and whether answers pass: apply it to one stream."""
         if stream_id in halts:
             self.stop(stream_id, halts[stream_id])
         else:

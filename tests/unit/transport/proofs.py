@@ -104,11 +104,19 @@ def same(value: str) -> str:
     return value
 
 
+Step = Callable[[str], Awaitable[None]]
+
+
+async def _at_once(name: str) -> None:
+    """No step waits."""
+
+
 class Middle:
     """A man in the middle: passes everything on, but for what it changes in the two heads.
 
-    ``asks`` is the TLS context it serves with, ``dials`` the one it dials with. Clears ``flows`` to
-    hold everything that comes.
+    ``asks`` is the TLS context it serves with, ``dials`` the one it dials with. A ``blind`` one
+    changes nothing, so that TLS passes through. ``step(name)`` is awaited before the request, the
+    answer and the proof of the first connection go on: "request", "response" and "proof".
     """
 
     def __init__(
@@ -119,12 +127,18 @@ class Middle:
         response: Change = same,
         asks: ssl.SSLContext | None = None,
         dials: ssl.SSLContext | None = None,
+        blind: bool = False,
+        step: Step = _at_once,
     ) -> None:
-        self._target = target
+        self.target = target
         self._request = request
         self._response = response
         self._asks = asks
         self._dials = dials
+        self._blind = blind
+        self._step = step
+        self._flowing = asyncio.Event()
+        self._flowing.set()
         self._server: asyncio.Server
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: list[asyncio.StreamWriter] = []
@@ -155,38 +169,63 @@ class Middle:
             writer.transport.abort()
         self._writers.clear()
 
+    def freeze(self) -> None:
+        """Hold everything that comes, on all connections, until ``thaw``."""
+        self._flowing.clear()
+
+    def thaw(self) -> None:
+        self._flowing.set()
+
     def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        task = asyncio.ensure_future(self._serve(reader, writer))
+        step = self._step if self.connections == 1 else _at_once
+        task = asyncio.ensure_future(self._serve(reader, writer, step))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, step: Step) -> None:
         self._writers.append(writer)
+        try:
+            onward, back = await asyncio.open_connection("127.0.0.1", self.target, ssl=self._dials)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._writers.append(back)
         with suppress(OSError, asyncio.IncompleteReadError):
-            onward = await asyncio.open_connection("127.0.0.1", self._target, ssl=self._dials)
-            self._writers.append(onward[1])
-            await self._head(reader, onward[1], self._request)
-            await asyncio.gather(
-                self._upward(reader, onward[1]), self._downward(onward[0], writer), return_exceptions=True
-            )
+            if not self._blind:
+                await self._head(reader, back, self._request, step("request"))
+            up, down = self._upward(reader, back, step), self._downward(onward, writer, step)
+            await asyncio.gather(up, down, return_exceptions=True)
+        for end in (writer, back):
+            end.close()
 
-    async def _head(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, change: Change) -> None:
+    async def _head(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        change: Change,
+        step: Awaitable[None],
+    ) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
+        await step
         writer.write(change(head.decode("latin-1")).encode("latin-1"))
 
-    async def _upward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _upward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, step: Step) -> None:
         try:
             while data := await reader.read(65536):
+                await step("proof")
+                await self._flowing.wait()
                 self.said += data
                 writer.write(data)
         finally:
             writer.close()
 
-    async def _downward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _downward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, step: Step) -> None:
         try:
-            await self._head(reader, writer, self._response)
+            if not self._blind:
+                await self._head(reader, writer, self._response, step("response"))
             while data := await reader.read(65536):
+                await self._flowing.wait()
                 writer.write(data)
         finally:
             writer.close()
@@ -211,21 +250,6 @@ def with_hello(change: Change) -> Change:
 
 
 strip = with_hello(lambda value: "")
-
-
-class Gate:
-    """An ``opener`` for a transport: holds every dial until it is let go, one by one or all."""
-
-    def __init__(self) -> None:
-        self.open = asyncio.Event()
-        self.waiting = 0
-
-    async def __call__(self, family: Any, sockaddr: Any) -> Any:
-        from .helpers import Dials
-
-        self.waiting += 1
-        await self.open.wait()
-        return await Dials()(family, sockaddr)
 
 
 # Looking at transports ------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ import pytest
 
 import openline
 
-from .conftest import Make
-from .helpers import Box, eventually, serve, task, tasks
+from .conftest import Make, Open
+from .helpers import Box, eventually, port_of, serve, task, tasks
 
 NAMES = {
     "Closed",
@@ -271,14 +271,23 @@ async def test_a_receipt_says_how_the_message_went(make: Make) -> None:
     a, b = await make(), await make()
     receipt = await b.send(await serve(a), task())
     assert (receipt.attempts, receipt.backend, receipt.direction) == (1, "websocket", "outbound")
-    assert receipt.acked in (True, False)
+    assert receipt.acked is True
     assert receipt.rtt is None or isinstance(receipt.rtt, float)
+
+
+async def test_a_plain_peers_socket_cannot_confirm(make: Make, raw: Open) -> None:
+    t = await make()
+    client = await raw(port_of(await serve(t)))
+    await eventually(lambda: t.stats().active == 1)
+    receipts = [await t.send(client.address, task()), *await t.send_batch(client.address, tasks(2))]
+    assert {(r.attempts, r.acked, r.direction) for r in receipts} == {(1, False, "inbound")}
 
 
 async def test_send_batch_gives_one_receipt_per_message(make: Make) -> None:
     a, b = await make(), await make()
     receipts = await b.send_batch(await serve(a), tasks(7))
     assert [type(receipt) for receipt in receipts] == [openline.Receipt] * 7
+    assert all(receipt.acked for receipt in receipts)
 
 
 async def test_send_batch_takes_a_generator_and_an_empty_list(make: Make) -> None:
@@ -335,6 +344,7 @@ async def test_peers_lists_whom_a_live_connection_reaches(make: Make) -> None:
 
 STATS = ["active", "idle", "created", "closed", "dials", "reuses", "retries", "evictions"]
 STATS += ["duplicates_suppressed", "in_doubt", "bytes_sent", "bytes_received", "malformed"]
+STATS += ["resent", "replaced", "conflicts", "undelivered"]
 
 
 @pytest.mark.parametrize("name", STATS)

@@ -26,7 +26,9 @@ class RealEnvironment:
         return time.perf_counter()
 
     def wall_clock(self) -> float:
-        """A clock that goes on while the machine sleeps, which ``loop.time()`` does not on Linux."""
+        """A clock that goes on while the machine sleeps, and that nobody can set."""
         if sys.platform == "linux":
             return time.clock_gettime(time.CLOCK_BOOTTIME)
-        return time.time()
+        if sys.platform == "darwin":
+            return time.clock_gettime(time.CLOCK_MONOTONIC)
+        return time.monotonic()

@@ -51,7 +51,7 @@ class Receipt(msgspec.Struct, frozen=True):
     """How a message left.
 
     ``attempts`` is the number of connections tried, ``acked`` whether the peer's transport has
-    taken responsibility (always False until acknowledged sessions exist), ``backend`` such as
+    taken responsibility (never toward a plain peer, which cannot confirm), ``backend`` such as
     ``"websocket"``, ``direction`` ``"inbound"`` or ``"outbound"``: who opened the connection it
     rode. ``rtt`` is the connection's last measured round trip in seconds, None where not measured.
     """

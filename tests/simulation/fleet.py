@@ -20,6 +20,7 @@ from openline.testing import Host, Killed, Network
 from .ledger import ACKED, UNSENT, UNSURE, Ledger, Sent
 
 PORT = 8770
+TRACE_LINES = 20_000
 # Streams whose receivers are slow now and then, and one that is read by an iterator.
 SLOW_STREAMS = ("slow", 2)
 ITERATED = "iterated"
@@ -210,7 +211,7 @@ class Fleet:
 
     def __init__(self, seed: int, hosts: int, config: Config) -> None:
         self.random = Random(seed)
-        self.network = Network(seed)
+        self.network = Network(seed, TRACE_LINES)
         self.config = config
         self.ledger = Ledger()
         self.programs: dict[Host, Program] = {}

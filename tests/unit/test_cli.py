@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 import openline
+from openline.address import is_node_id
 from openline.cli import common, main, protocol, show
 from openline.cli.once import read_payload, read_stream
 
@@ -170,9 +171,12 @@ async def test_send_arrives_as_one_line_of_json(start: Start, listen: Start) -> 
     assert (code, err) == (0, "")
     assert out.startswith("sent ")
     assert f"to {server.address} (attempts 1, outbound websocket" in out
+    assert "acked" in out
+    assert "not acked" not in out
     record = await server.record()
     assert record.pop("from").startswith("127.0.0.1:")
     assert record.pop("id") == out.split()[1]
+    assert is_node_id(record.pop("nodeId"))
     assert record == {
         "name": "bob",
         "type": "status",
@@ -472,7 +476,7 @@ async def test_a_person_sees_readable_lines(start: Start, listen: Start) -> None
     address = (await program.line()).split()[2].removeprefix("ws://")
     other.write({"to": address, "payload": "\x1b[31m", "id": "m1"})
     line = await program.line()
-    assert f" alice {other.address} task " in line
+    assert f' "alice" {other.node_id[:8]} {other.address} task ' in line
     assert r'"\u001b[31m"  id=m1' in line
     program.write({"to": other.address, "payload": 1, "id": "m2"}, "?")
     lines = sorted([await program.line(), await program.line()])

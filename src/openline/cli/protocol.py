@@ -71,7 +71,7 @@ def _id_of(text: bytes) -> object:
 
 
 def message_record(peer: openline.Peer, message: openline.Message) -> Record:
-    return {"from": peer.address, "name": peer.name, **_content(message)}
+    return {"from": peer.address, "name": peer.name, "nodeId": peer.node_id, **_content(message)}
 
 
 def answer_record(line: Line, answer: openline.Message) -> Record:

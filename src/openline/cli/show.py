@@ -35,7 +35,9 @@ def _line(record: Record) -> Text:
 def _message(record: Record) -> Text:
     parts = [
         (time.strftime("%H:%M:%S "), "dim"),
-        (f"{record['name']} " if record.get("name") else "", "bold cyan"),
+        # In quotes: it is what the peer calls itself. The node id is proven.
+        (f"{_json(record['name'])} " if record.get("name") else "", "cyan"),
+        (f"{record['nodeId'][:8]} " if record.get("nodeId") else "", "bold cyan"),
         (f"{record['from']} ", "cyan"),
         (f"{record['type']} ", "green"),
         (_json(record["payload"]), ""),

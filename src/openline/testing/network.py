@@ -38,7 +38,7 @@ from ..config import Config
 from ..identity import Identity
 from ..transport import Transport, load_transport
 from .loop import Process, VirtualLoop
-from .trace import Trace
+from .trace import LINES, Trace
 from .wire import Path, Socket, Timer, connected
 
 T = TypeVar("T")
@@ -80,10 +80,10 @@ class Network:
     freezing, sleeping or killing; all else works in real time.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, trace_lines: int = LINES) -> None:
         self.random = random.Random(seed)
         self.clock = _Clock()
-        self.trace = Trace(self.clock.now)
+        self.trace = Trace(self.clock.now, trace_lines)
         self.hosts: list[Host] = []
         # Set it before hosts are made: seconds at least and at most, per frame.
         self.default_latency = (0.0005, 0.001)

@@ -144,6 +144,10 @@ class Switchboard:
         log.warning("turned away %s: %s", peer, reason)
 
     def _link_up(self, link: Link, lost: list[bytes]) -> Connection:
+        end = link.endpoint
+        if end.target is not None and end.target.node_id is not None:
+            # That it is this node is proven by now; the address of a peer is the same however it was dialed.
+            end.target = msgspec.structs.replace(end.target, node_id=None)
         connection = Connection(link, self)
         peer = self.table.add(connection)
         if connection.plain:

@@ -120,7 +120,8 @@ async def carry_out(agent: Agent, order: dict[str, Any]) -> None:
     number, do = order.pop("id"), order.pop("do")
     try:
         tell(id=number, result=await getattr(agent, do)(**order))
-    except (openline.Error, TimeoutError, TypeError) as error:
+    except Exception as error:
+        logging.exception("could not %s", do)
         tell(id=number, error=repr(error))
 
 

@@ -6,6 +6,7 @@ An id is `SENDER>RECEIVER/STREAM/NUMBER`; it tells where the message belongs, an
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -21,6 +22,8 @@ class Account:
     nodes: set[str] = field(default_factory=set)
     # When each message was sent (first), and when it was known to have arrived.
     sent: dict[str, float] = field(default_factory=dict)
+    # How often it may have left: a request that has no answer in time is made again.
+    tries: Counter[str] = field(default_factory=Counter)
     settled: dict[str, float] = field(default_factory=dict)
     # What came: id, proven node, stream, time.
     got: list[tuple[str, str, str | int, float]] = field(default_factory=list)
@@ -40,10 +43,12 @@ class Account:
             self.nodes.add(line["node"])
         elif did == "sent":
             self.sent.setdefault(id, at)
+            self.tries[id] += 1
         elif did == "got":
             self.got.append((id, line["node"], line["stream"], at))
         elif did == "failed":
             self.failed.append(f"{self.name}: {id}: {line['error']}")
+            self.tries[id] -= line["error"].startswith("Unreachable")
         elif did == "undelivered":
             self.strange.append(f"{self.name} was told that {id} is undelivered: {line['why']}")
         elif did in ("acked", "answered"):
@@ -90,13 +95,15 @@ class Flow:
         return id in self.source.settled
 
     def _twice(self, times: Counter[str], deaths: list[float]) -> list[str]:
-        """Only a death excuses it, and only where nothing was confirmed before."""
-        limit = 1 + len(deaths)
-        return [
-            f"{id} came {count} times"
-            for id, count in times.items()
-            if count > limit or (count > 1 and self.source.settled.get(id, 0.0) < min(deaths))
-        ]
+        """Only a death excuses it, and only one before which nothing was confirmed."""
+        found = []
+        for id, count in times.items():
+            settled = self.source.settled.get(id, math.inf)
+            excuses = sum(self.source.sent[id] < death < settled for death in deaths)
+            tries = self.source.tries[id]
+            if count > tries + excuses:
+                found.append(f"{id} came {count} times, after {tries} tries and {excuses} deaths")
+        return found
 
     def _streams(self, ids: dict[str, None]) -> dict[str, list[int]]:
         streams: defaultdict[str, list[int]] = defaultdict(list)

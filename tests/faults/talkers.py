@@ -57,6 +57,7 @@ class Scene:
         self._folder = folder
         self._config = config
         self.talkers: dict[str, Talker] = {}
+        self._dead: list[Talker] = []
         self.deaths: dict[str, list[float]] = {}
         self.moments: list[tuple[str, float]] = []
         self._orders: dict[str, int] = {}
@@ -116,13 +117,18 @@ class Scene:
 
     def cut(self, direction: Direction = "both") -> None:
         for talker in self.talkers.values():
-            talker.forget_events()
+            if talker.process.poll() is None:
+                talker.forget_events()
         self.note(f"cut {direction}")
         self.lab.cut(direction)
 
     def heal(self) -> None:
         self.lab.heal()
         self.note("healed")
+
+    def shrink(self) -> None:
+        self.note("shrunk")
+        self.lab.shrink()
 
     def freeze(self, name: str) -> None:
         self.note(f"{name} frozen")
@@ -151,6 +157,7 @@ class Scene:
         self.deaths.setdefault(name, []).append(time.monotonic())
         self.note(f"{name} killed")
         self.talkers[name].kill()
+        self._dead.append(self.talkers[name])
 
     def restart(self, name: str) -> None:
         """Another process with the same identity and journal goes on talking."""
@@ -180,7 +187,7 @@ class Scene:
         outcome.check(all_lived=not self.deaths)
         odd = [text for text in outcome.failed if not (unreachable and re.search(unreachable, text))]
         assert not odd, f"{len(odd)} sends failed, such as {odd[:3]}"
-        for talker in self.talkers.values():
+        for talker in (*self._dead, *self.talkers.values()):
             assert not (bad := complaint(talker.complaints)), f"log of {talker.name}: {bad}"
         return outcome
 
@@ -208,7 +215,8 @@ class Scene:
         """What was done, and the logs: for a scenario that went wrong."""
         began = self.moments[0][1] if self.moments else 0.0
         told = [f"{at - began:8.3f} s  {what}" for what, at in self.moments]
-        told += [f"--- log of {name}\n{talker.complaints}" for name, talker in self.talkers.items()]
+        talkers = [*self._dead, *self.talkers.values()]
+        told += [f"--- log of {talker.name}\n{talker.complaints}" for talker in talkers]
         return "\n".join(told)
 
 

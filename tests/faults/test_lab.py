@@ -116,6 +116,23 @@ def test_throttle_slows_the_cable(lab: TwoHosts, line: Line) -> None:
     assert time.monotonic() - started > 0.25  # 80 kB at 1 Mbit/s take 0.64 s, less the burst of 32 kB
 
 
+def test_shrink_swallows_long_packets_of_open_connections(lab: TwoHosts, line: Line) -> None:
+    lab.shrink()
+    line[0].say("short")
+    assert line[1].hear() == "short"
+    line[1].say("x" * 2000)
+    assert line[0].hear() == "x" * 2000
+    line[0].say("y" * 2000)
+    assert line[1].is_silent(0.5)
+
+
+def test_shrink_is_known_to_new_connections(lab: TwoHosts) -> None:
+    lab.shrink()
+    dialer, listener = connect(lab, ADDRESS["B"])
+    dialer.say("y" * 20_000)
+    assert listener.hear() == "y" * 20_000
+
+
 def test_an_operation_that_fails_says_what_and_where(lab: TwoHosts) -> None:
     with pytest.raises(LabError, match=r"tc qdisc .* on host A"):
         lab.throttle("fast")

@@ -30,7 +30,7 @@ SEED = int(os.environ.get("OPENLINE_FAULT_SEED", "1"))
 
 # Why a send could not leave: there was no connection just then, and the dial failed like this.
 NO_ROUTE = "EHOSTUNREACH"
-DIAL_CUT_OFF = "ConnectionResetError|ECONNABORTED"
+DIAL_CUT_OFF = "ConnectionResetError|ECONNRESET|ECONNABORTED"
 DEAD = "ECONNREFUSED"
 NO_ANSWER = "TimeoutError"
 
@@ -218,6 +218,41 @@ def saturated_and_cut(scene: Scene) -> Outcome:
     scene.until("gone")
     scene.heal()
     return scene.finish()
+
+
+@scenario()
+def shrunken_path(scene: Scene) -> Outcome:
+    """A's long packets vanish and its short ones arrive; a new connection knows better."""
+    scene.connect("A", "B")
+    scene.talk(size=2000)
+    scene.until_received(200)
+    scene.shrink()
+    outcome = scene.finish()
+    assert outcome.total("evictions") > 0
+    return outcome
+
+
+@scenario(names="ABC", request_timeout=ANSWER_WITHIN)
+def deadly_mix(scene: Scene) -> Outcome:
+    """The same with deaths, and without promises to those who die: at least once."""
+    chance = random.Random(SEED)
+    for dialer, to in ("AB", "CA", "BC"):
+        scene.connect(dialer, to)
+    scene.talk(seconds=6.0)
+    ends = time.monotonic() + 6.0
+    while time.monotonic() < ends:
+        time.sleep(chance.uniform(0.0, 0.4))
+        fault = chance.choice([cut_for_a_while, freeze_for_a_while, reset_once, die_during_something])
+        fault(scene, chance)
+    return scene.finish(f"{DIAL_CUT_OFF}|{DEAD}|{NO_ANSWER}")
+
+
+def die_during_something(scene: Scene, chance: random.Random) -> None:
+    name = chance.choice(list(scene.talkers))
+    fault = chance.choice([cut_for_a_while, reset_once])
+    scene.kill(name)
+    fault(scene, chance)
+    scene.restart(name)
 
 
 @scenario()

@@ -277,6 +277,7 @@ class Undertaker(logging.Handler):
         if sock.out.written - sock.out.acked > FLOWING:
             last = max(last, sock.out.last_ack)
         silence = self._fleet.network.now - last
-        if silence < self._fleet.config.ping_interval and not connection.reading_paused:
+        busy = not (connection.reading_paused or connection.link.closing)
+        if busy and silence < self._fleet.config.ping_interval:
             what = f"{connection!r} declared dead {silence:.3f} s after bytes moved"
             self._fleet.ledger.strange.append(what)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from openline import Config, Identity, Message, Peer, Transport
+from openline import Config, Identity, Message, Peer, Receipt, Transport, Unreachable
 from openline.address import Address
 from openline.backends.base import Door, Link, LinkEvents, Visitor
 from openline.connection import Connection
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 PORT = 8770
 # Virtual seconds after which a scenario has failed.
-LIMIT = 3000.0
+LIMIT = 20_000.0
 
 
 def task(payload: Any = None, **fields: Any) -> Message:
@@ -86,7 +86,8 @@ class Stage:
     def __init__(self, seed: int = 1) -> None:
         self.network = Network(seed)
         self.a, self.b, self.c = (
-            self.network.host(f"10.0.0.{number}", name=name) for number, name in ((1, "a"), (2, "b"), (3, "c"))
+            self.network.host(f"10.0.0.{number}", name=name)
+            for number, name in ((1, "a"), (2, "b"), (3, "c"))
         )
 
     @property
@@ -154,13 +155,26 @@ class Node:
     def begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         return self.host.spawn(work)
 
-    def send(self, to: Node | Puppet, payload: Any = None, timeout: float | None = None, **fields: Any) -> Any:
+    def send(
+        self, to: Node | Puppet, payload: Any = None, timeout: float | None = None, **fields: Any
+    ) -> Any:
         """A task that sends one message."""
         return self.begin(self.transport.send(to.address, task(payload, **fields), timeout=timeout))
 
     def sends(self, to: Node | Puppet, payloads: Iterable[Any], **fields: Any) -> list[Any]:
         """Tasks that send one each, begun in order."""
         return [self.send(to, payload, **fields) for payload in payloads]
+
+    def insist(self, to: Node | Puppet, payload: Any = None, **fields: Any) -> Any:
+        """A task that sends one message, again and again as long as nothing of it has left."""
+        return self.begin(self._insist(to.address, task(payload, **fields)))
+
+    async def _insist(self, address: str, message: Message) -> Receipt:
+        while True:
+            try:
+                return await self.transport.send(address, message)
+            except (Unreachable, TimeoutError):
+                await asyncio.sleep(0.1)
 
     def connections(self, other: Node | None = None) -> list[Connection]:
         peers = self.transport.peers()

@@ -162,6 +162,16 @@ class TwoHosts:
         self._rate = rate
         self._shape()
 
+    def shrink(self, mtu: int = 1280) -> None:
+        """Let packets from A to B that are longer than that vanish: a path whose MTU has shrunk unnoticed.
+
+        Open connections go on sending longer ones, and lose them all; new ones learn the limit, which
+        is B's own. 1280 is the least that IPv6 takes.
+        """
+        # Else packets that the kernel has not cut into segments yet are passed on whole.
+        self._ip("A", f"link set {DEVICE} gso_max_segs 1")
+        self._ip("B", f"link set {DEVICE} mtu {mtu}")
+
     def reset_connections(self, host: HostName = "A") -> int:
         """Abort every established TCP connection of a host and reset its peer's end; says how many."""
         targets = self._check(host, ["ss", "-HtK", "state", "established"]).splitlines()

@@ -281,6 +281,8 @@ class Delivery:
                 out.size = sum(p.size for p in out.unacked)
                 _move(out, mine, new.session.outgoing(stream_id))
                 peer.make_room(stream_id)
+                for parcel in mine:
+                    parcel.moved(peer, new)
         if moved and new.carrier is not None:
             log.info("%r answers at %s in place of %r: it gets what was not acknowledged", new, target, peer)
             self._unacked[new] = None

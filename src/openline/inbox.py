@@ -81,7 +81,8 @@ class Inbox:
         self._reclaim()
 
     def remove_handler(self, handler: Handler) -> None:
-        self._handlers = [entry for entry in self._handlers if entry[0] is not handler]
+        # Equal, not the same: a bound method is a new object each time it is named.
+        self._handlers = [entry for entry in self._handlers if entry[0] != handler]
         self.rebind()
 
     def rebind(self) -> None:

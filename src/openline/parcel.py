@@ -13,6 +13,7 @@ from .waiter import Waiter
 
 if TYPE_CHECKING:
     from .connection import Connection
+    from .peers import Peer
 
 
 class Parcel(Waiter[Receipt]):
@@ -50,6 +51,9 @@ class Parcel(Waiter[Receipt]):
         else:
             last = connection.receipt
             self.set_result(Receipt(self.attempts, True, last.backend, last.direction, last.rtt))
+
+    def moved(self, old: Peer, new: Peer) -> None:
+        """Another node has it to confirm now."""
 
     def expire(self) -> None:
         """Nobody waits any longer."""

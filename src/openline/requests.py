@@ -65,8 +65,11 @@ class Deadlines:
         self._timer: asyncio.TimerHandle | None = None
         self._at = 0.0
 
-    def add(self, pending: Expiring) -> None:
-        when = self._due[pending] = self._loop.time() + pending.limit
+    def add(self, pending: Expiring, when: float | None = None) -> None:
+        """``when`` it expires on the loop's clock; else ``limit`` seconds from now."""
+        if when is None:
+            when = self._loop.time() + pending.limit
+        self._due[pending] = when
         if self._timer is None or when < self._at:
             self._arm(when)
 

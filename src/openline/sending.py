@@ -10,7 +10,7 @@ from .address import Address
 from .connection import Connection
 from .core.frames import FRAME_BYTES
 from .core.session import Blocked
-from .errors import Closed, Error, NotConfirmed, Unreachable
+from .errors import Closed, Error, InvalidMessage, NotConfirmed, Unreachable
 from .lines import Lines, Place
 from .message import Message, Receipt, StreamId
 from .parcel import Parcel
@@ -114,12 +114,8 @@ class Sender:
                     return await (parcel if timeout is None and not self._exact else self._within(parcel))
         return await self._send(peer, message, timeout)
 
-    def parcel(self, messages: list[Message], address: Address | None, timeout: float | None) -> Parcel:
-        limit = self._limit if timeout is None else timeout
-        return Parcel(self._board.loop, messages, address, limit, self._board.now + limit)
-
-    async def _within(self, parcel: Parcel) -> Receipt:
-        self._deadlines.add(parcel)
+    async def _within(self, parcel: Parcel, until: float | None = None) -> Receipt:
+        self._deadlines.add(parcel, until)
         try:
             return await parcel
         finally:
@@ -138,7 +134,7 @@ class Sender:
 
     async def _confirmed(self, cargo: _Load, connection: Connection, attempts: int) -> Receipt:
         if cargo.parcel is not None:
-            return await self._within(cargo.parcel)
+            return await self._within(cargo.parcel, cargo.until)
         first = connection.receipt
         return (
             first if attempts == 1 else Receipt(attempts, False, first.backend, first.direction, first.rtt)
@@ -288,7 +284,7 @@ class Sender:
 class _Load:
     """Messages of one stream on their way out."""
 
-    __slots__ = ("_sender", "_timeout", "address", "messages", "parcel")
+    __slots__ = ("_limit", "_sender", "address", "messages", "parcel", "until")
 
     def __init__(
         self, sender: Sender, messages: list[Message], address: Address | None, timeout: float | None
@@ -298,7 +294,9 @@ class _Load:
         # What waits for the acknowledgement; None toward a plain peer, which gives none.
         self.parcel: Parcel | None = None
         self._sender = sender
-        self._timeout = timeout
+        self._limit = sender._limit if timeout is None else timeout
+        # One bound for all of it: the connection, room on it, and the acknowledgement.
+        self.until = sender._loop.time() + self._limit
 
     @property
     def stream_id(self) -> StreamId:
@@ -311,7 +309,8 @@ class _Load:
     def write(self, connection: Connection, attempts: int) -> bool:
         if connection.plain:
             return connection.send_many(self.messages)
-        parcel = self._sender.parcel(self.messages, self.address, self._timeout)
+        limit = self._limit
+        parcel = Parcel(self._sender._loop, self.messages, self.address, limit, self.until)
         parcel.attempts = attempts
         if not connection.post(parcel):
             return False
@@ -374,6 +373,16 @@ class _Asking(Parcel):
 
     def expire(self) -> None:
         """The request has a time-out of its own."""
+
+    def moved(self, old: Peer, new: Peer) -> None:
+        """The answer will come from the other node."""
+        old.requests.remove(self.pending)
+        try:
+            new.requests.add(self.pending)
+        except InvalidMessage as error:
+            self.pending.answer.set_exception(error)
+        else:
+            self.pending.connection = new.carrier
 
     def set_exception(self, error: BaseException) -> None:
         super().set_exception(error)

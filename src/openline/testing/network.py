@@ -369,13 +369,12 @@ class Host:
         far = target._socket(near.remote, near.local)
         connected(self.network.clock, near, far, there, back)
         self._note("connects to %s:%d from port %d", ip, port, near.local[1])
+        target._arrived(far)
         try:
             await asyncio.sleep(back.delay())
         except BaseException:
             near.reset()
             raise
-        finally:
-            target._arrived(far)
         return near
 
     def _socket(self, local: tuple[str, int], remote: tuple[str, int]) -> Socket:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import secrets
 from collections.abc import Callable
 
@@ -19,6 +20,8 @@ from .core.frames import Malformed, Proof, decode_frame, encode_proof
 from .core.handshake import Hello, Role, Transcript, parse_hello, split_proof, with_proof
 from .errors import IdentityConflict, Refused
 from .identity import Identity, verify
+
+log = logging.getLogger("openline")
 
 # A proof with as many lost connections as it may name takes about 1,300 bytes.
 PROOF_BYTES = 4096
@@ -158,11 +161,13 @@ class _Threshold:
         self._link = link
         self._visitor = visitor
         self._entered = entered
+        self._overdue = False
         self._timer = asyncio.get_running_loop().call_later(patience, self._late)
         # Nobody makes us hold megabytes before it has said who it is.
         self._limit, link.limit = link.limit, PROOF_BYTES
 
     def _late(self) -> None:
+        self._overdue = True
         self._link.close(POLICY, "no proof came")
         self._link.abort()
 
@@ -191,5 +196,10 @@ class _Threshold:
     def on_closed(self, reason: str) -> None:
         self._timer.cancel()
         who = f"{self._link.endpoint.remote} (node id {self._visitor.hello.node_id}, not proven)"
-        self._door.on_bad(who, reason)
+        if self._overdue:
+            self._door.on_bad(who, "no proof came")
+        elif reason.startswith("bad input"):
+            self._door.on_bad(who, reason)
+        else:
+            log.debug("gone before it had proven itself: %s: %s", who, reason)
         self._entered()  # out of the unfinished handshakes; it has been told

@@ -18,7 +18,7 @@ from .connection import Connection, State
 from .core.collision import winner
 from .core.frames import Batched
 from .core.selection import Rank, Want, match
-from .core.session import Blocked, Outgoing, Session
+from .core.session import Outgoing, Session
 from .errors import Error
 from .message import Message
 from .outlet import Outlet
@@ -88,7 +88,7 @@ class Delivery:
         if not rivals:
             return []
         best = winner(self._board.node_id, peer.node_id or "", rivals)
-        if best is not peer.carrier and self._may_carry(best, peer):
+        if best is not peer.carrier:
             self._carry(best, peer)
         return [rival for rival in rivals if rival is not best]
 
@@ -99,13 +99,10 @@ class Delivery:
         halts = connection.halts or {}
         for stream_id in [*peer.stopped, *halts]:
             peer.heed(halts, stream_id)
-        connection.resume()
-
-    def _may_carry(self, connection: Connection, peer: Peer) -> bool:
-        """May all that waits travel there? Never weaker than asked (rule 3.1)."""
-        assert peer.session is not None
-        asked = {p.address for _, out in peer.session.unacked() for p in out.unacked if _picky(p.address)}
-        return all(address is not None and answers(address, connection) for address in asked)
+        # Never weaker than asked (rule 3.1).
+        connection.resume(lambda p: not _picky(p.address) or answers(p.address, connection))
+        if connection.barred:
+            self._stranded(peer)
 
     def lost(self, connection: Connection) -> None:
         """A connection has ended."""
@@ -137,10 +134,7 @@ class Delivery:
 
     def check(self, peer: Peer) -> None:
         """Its carrier is gone, or not what it was: does something wait for another?"""
-        carrier = peer.carrier
-        if carrier is not None and carrier.state is State.LIVE:
-            return
-        if peer.session is not None and peer.session.has_unacked:
+        if stranded(peer):
             self._stranded(peer)
 
     # Sending -------------------------------------------------------------------------------------
@@ -155,8 +149,6 @@ class Delivery:
         good = carrier is not None and carrier.usable and not carrier.link.closing
         if carrier is not None and good and (not _picky(parcel.address) or answers(parcel.address, carrier)):
             return carrier
-        if not self._may_carry(chosen, peer):
-            raise Blocked
         self._carry(chosen, peer)
         return chosen
 
@@ -286,7 +278,7 @@ class Delivery:
         if moved and new.carrier is not None:
             log.info("%r answers at %s in place of %r: it gets what was not acknowledged", new, target, peer)
             self._unacked[new] = None
-            new.carrier.resume()
+            self._carry(new.carrier, new)
 
     async def drain(self) -> None:
         """Wait until everything is acknowledged by the peers that are there; the caller bounds the time."""
@@ -302,6 +294,16 @@ class Delivery:
     def unacked(self) -> list[Peer]:
         """Peers with something unacknowledged."""
         return [peer for peer in self._unacked if peer.session is not None and peer.session.has_unacked]
+
+
+def stranded(peer: Peer) -> bool:
+    """Does something unacknowledged wait for a connection?"""
+    session, carrier = peer.session, peer.carrier
+    if session is None or not session.has_unacked:
+        return False
+    if carrier is None or carrier.state is not State.LIVE:
+        return True
+    return any(stream_id in (carrier.barred or ()) for stream_id, _ in session.unacked())
 
 
 def _move(old: Outgoing[Parcel], parcels: list[Parcel], new: Outgoing[Parcel]) -> None:

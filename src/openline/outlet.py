@@ -22,7 +22,7 @@ from .core.frames import (
     encode_notes_frame,
     encode_plain,
 )
-from .core.session import SENDER_STREAMS, Outgoing, Session, open_at
+from .core.session import SENDER_STREAMS, Blocked, Outgoing, Session, open_at
 from .errors import InvalidMessage, MessageTooLarge
 from .message import Message, StreamId
 from .parcel import Parcel
@@ -77,6 +77,7 @@ class Outlet:
         "_opens",
         "_waiters",
         "acks",
+        "barred",
         "doubted",
         "link",
         "peer",
@@ -100,6 +101,8 @@ class Outlet:
         self._opened: dict[StreamId, Outgoing[Parcel]] | None = None
         self._opens: list[tuple[StreamId, int]] | None = None
         self._opening = 0
+        # Streams that wait for a better connection.
+        self.barred: set[StreamId] | None = None
         # Toward a plain peer: the messages since its last sign of life, where somebody wants to know.
         self.doubted: deque[Message] | None = None
         self._hub = hub
@@ -162,6 +165,8 @@ class Outlet:
         if out is None:
             out = self.session.outgoing(stream_id)
         if self._opened is None or self._opened.get(stream_id) is not out:
+            if self.barred and stream_id in self.barred and out.unacked:
+                raise Blocked
             self._open(stream_id, out, out.next)
         if len(messages) == 1:
             parcel.size = self._send_batched(messages[0])
@@ -179,11 +184,18 @@ class Outlet:
         counters.bytes_sent += parcel.size
         return True
 
-    def resume(self) -> None:
-        """Carry the session on from here: open its streams anew, send what is not acknowledged."""
+    def resume(self, may_travel: Callable[[Parcel], bool]) -> None:
+        """Carry the session on from here: open its streams anew, send what is not acknowledged.
+
+        Streams in which something waits that may not travel here stay closed.
+        """
         assert self.session is not None
-        self._opened, self._opens = {}, None
+        self._opened, self._opens, self._opening = {}, None, 0
+        self.barred = set()
         for stream_id, out in self.session.unacked():
+            if not all(map(may_travel, out.unacked)):
+                self.barred.add(stream_id)
+                continue
             self._open(stream_id, out, open_at(out))
             for parcel in out.unacked:
                 self._send_again(stream_id, out, parcel)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from .backends.base import CONFLICT, REPLACED
+from .backends.base import CONFLICT, NORMAL, REPLACED
 from .connection import Connection, State
 from .core.collision import DRAIN_GRACE
 from .errors import IdentityConflict
@@ -99,9 +99,21 @@ class Pairing:
         return self._board.loop.time() < until
 
     def second_process(self, connection: Connection) -> None:
-        """A process that seemed to have been replaced by another is still there: both are."""
+        """A process has answered the question whether it is still there.
+
+        First the one that seemed to have been replaced is asked; then the newcomer, which may
+        have died since. Both answers together are a conflict.
+        """
         peer = connection.peer
-        if connection.session is peer.session or peer.node_id is None:
+        if peer.node_id is None:
+            return
+        if connection.session is not peer.session:
+            peer.witness = connection
+            if peer.carrier is not None:
+                peer.carrier.challenge()
+            return
+        witness = peer.witness
+        if witness is None or witness.state is State.CLOSED or witness.session is peer.session:
             return
         self._remember(peer.node_id)
         self._board.counters.conflicts += 1
@@ -110,6 +122,13 @@ class Pairing:
             each.set_state(State.DRAINING)
             each.link.close(CONFLICT, "identity conflict: another process has this key")
         self._fail(peer, f"two processes present node id {peer.node_id}")
+
+    def orphaned(self, peer: Peer) -> None:
+        """What has replaced an older process is gone: if that one is still connected, it may begin anew."""
+        if any(c.session is peer.session for c in peer.connections):
+            return
+        for connection in list(peer.connections):
+            connection.link.close(NORMAL, "the process that replaced you is gone")
 
     def told_of_conflict(self, connection: Connection) -> None:
         """The peer has closed it because another process presents our identity."""
@@ -122,6 +141,7 @@ class Pairing:
         peer.not_before = self._board.loop.time() + CONFLICT_HOLD
         if peer.session is not None:
             self._board.delivery.drop(peer, lambda _: IdentityConflict(why), why)
+        peer.requests.fail_all(IdentityConflict(why))
 
     def _remember(self, node_id: str) -> None:
         now = self._board.loop.time()

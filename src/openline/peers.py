@@ -66,6 +66,8 @@ class Peer:
         self.carrier: Connection | None = None
         # Connections to it that we have lost without a goodbye; it may not have noticed.
         self.lost: tuple[bytes, ...] = ()
+        # A connection of an older process with its key, which has answered that it is still there.
+        self.witness: Connection | None = None
         # It said goodbye: nothing dials it by itself before then, on the loop's clock.
         self.not_before = 0.0
         self._sender = sender
@@ -349,11 +351,14 @@ class Dialer:
 
     def __init__(self, dial: Callable[[Address], Awaitable[Connection]]) -> None:
         self._dial = dial
+        self._closed = False
         self._flying: dict[tuple[object, ...], _Flight] = {}
         self._waiting: dict[asyncio.Future[Connection], Address] = {}
 
     async def connect(self, address: Address) -> Connection:
         """The shared result. Raises what the dial raises."""
+        if self._closed:
+            raise Closed("the transport is closing: nothing is dialed any more")
         flight = self._flying.get(address.dial_key)
         if flight is None:
             flight = self._take_off(address)
@@ -398,6 +403,7 @@ class Dialer:
             flight.result.set_result(connection)
 
     async def close(self) -> None:
+        self._closed = True
         tasks = [flight.task for flight in self._flying.values()]
         for task in tasks:
             task.cancel()

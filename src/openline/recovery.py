@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from .address import Address
-from .connection import State
 from .core.backoff import full_jitter
+from .delivery import stranded
 from .errors import Error
 from .peers import Peer
 
@@ -48,23 +48,17 @@ class Recovery:
 
     async def _run(self, peer: Peer) -> None:
         failures = 0
-        while self._needed(peer):
+        while stranded(peer):
             now = self._board.loop.time()
             if now < peer.not_before:
                 await asyncio.sleep(peer.not_before - now)
                 continue
             await self._try(peer)
-            if self._needed(peer):
+            if stranded(peer):
                 failures += 1
                 config = self._board.config
                 chance = self._board.random.random()
                 await asyncio.sleep(full_jitter(failures, config.backoff_min, config.backoff_max, chance))
-
-    def _needed(self, peer: Peer) -> bool:
-        if peer.session is None or not peer.session.has_unacked:
-            return False
-        carrier = peer.carrier
-        return carrier is None or carrier.state is not State.LIVE
 
     async def _try(self, peer: Peer) -> None:
         for address in self._addresses(peer):
@@ -74,7 +68,7 @@ class Recovery:
                 log.debug("recovering %r: %s", peer, error)
                 continue
             self._board.delivery.move(peer, address, connection.peer)
-            if not self._needed(peer):
+            if not stranded(peer):
                 return
 
     def _addresses(self, peer: Peer) -> list[Address]:

@@ -219,6 +219,12 @@ class Requests:
                 return True
         return False
 
+    def fail_all(self, error: Exception) -> None:
+        """No answer can come any more."""
+        for pending in list(self.out.values()):
+            pending.answer.set_exception(error)
+        self.out.clear()
+
     def fail(self, connection: Connection, error: Exception) -> None:
         """The connection of a plain peer is gone: its answers cannot come any more."""
         for pending in [p for p in self.out.values() if p.connection is connection]:

@@ -367,6 +367,9 @@ class Switchboard:
         elif code == CONFLICT:
             self.pairing.told_of_conflict(connection)
         self.delivery.lost(connection)
+        if peer.witness is connection:
+            peer.witness = None
+        self.pairing.orphaned(peer)
 
     def doubt(self, peer: Peer, messages: Iterable[Message], why: str) -> None:
         """Nothing will ever confirm these."""

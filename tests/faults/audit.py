@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -20,10 +21,13 @@ class Account:
 
     name: str
     nodes: set[str] = field(default_factory=set)
-    # When each message was sent (first), and when it was known to have arrived.
+    # When each message was sent first. They are in the order in which they left at last.
     sent: dict[str, float] = field(default_factory=dict)
     # How often it may have left: a request that has no answer in time is made again.
     tries: Counter[str] = field(default_factory=Counter)
+    # Taken from us, but nobody tells us of their arrival.
+    handed_over: set[str] = field(default_factory=set)
+    # When it was known to have arrived.
     settled: dict[str, float] = field(default_factory=dict)
     # What came: id, proven node, stream, time.
     got: list[tuple[str, str, str | int, float]] = field(default_factory=list)
@@ -42,8 +46,10 @@ class Account:
         if did == "born":
             self.nodes.add(line["node"])
         elif did == "sent":
-            self.sent.setdefault(id, at)
+            self.sent[id] = self.sent.pop(id, at)
             self.tries[id] += 1
+        elif did == "handed over":
+            self.handed_over.add(id)
         elif did == "got":
             self.got.append((id, line["node"], line["stream"], at))
         elif did == "failed":
@@ -84,15 +90,9 @@ class Flow:
         ids = [id for id, _ in self.came]
         found = [f"{id} never came" for id in sorted(set(self.sent) - set(ids))]
         found += [f"{id} came, and nobody sent it" for id in sorted(set(ids) - set(self.sent))]
-        found += [f"{id} was sent, and no send of it ended well" for id in self.sent if not self._settled(id)]
-        found += self._twice(Counter(ids), deaths)
-        for stream, numbers in self._streams(dict.fromkeys(ids)).items():
-            back = [pair for pair in pairwise(numbers) if pair[0] > pair[1]]
-            found += [f"{self} on {stream} came out of order: {two} after {one}" for one, two in back]
-        return found
-
-    def _settled(self, id: str) -> bool:
-        return id in self.source.settled
+        ended_well = self.source.settled.keys() | self.source.handed_over
+        found += [f"{id} was sent, and no send of it ended well" for id in self.sent if id not in ended_well]
+        return found + self._twice(Counter(ids), deaths) + self._out_of_order(dict.fromkeys(ids))
 
     def _twice(self, times: Counter[str], deaths: list[float]) -> list[str]:
         """Only a death excuses it, and only one before which nothing was confirmed."""
@@ -105,12 +105,14 @@ class Flow:
                 found.append(f"{id} came {count} times, after {tries} tries and {excuses} deaths")
         return found
 
-    def _streams(self, ids: dict[str, None]) -> dict[str, list[int]]:
-        streams: defaultdict[str, list[int]] = defaultdict(list)
-        for id in ids:
-            _, stream, number = id.rsplit("/", 2)
-            streams[stream].append(int(number))
-        return streams
+    def _out_of_order(self, ids: Iterable[str]) -> list[str]:
+        place = {id: place for place, id in enumerate(self.sent)}
+        streams: defaultdict[str, list[str]] = defaultdict(list)
+        for id in filter(place.__contains__, ids):
+            streams[id.rpartition("/")[0]].append(id)
+        pairs = [pair for stream in streams.values() for pair in pairwise(stream)]
+        back = [(one, two) for one, two in pairs if place[one] > place[two]]
+        return [f"{two} was sent before {one}, and came after it" for one, two in back]
 
     def silence_after(self, moment: float) -> float | None:
         """Seconds until something came again."""
@@ -125,12 +127,12 @@ def flows(accounts: list[Account]) -> list[Flow]:
     return [Flow(one, other) for one in accounts for other in accounts if one is not other]
 
 
-def violations(accounts: list[Account], deaths: dict[str, list[float]]) -> list[str]:
-    """`deaths`: by name, when a process was killed."""
+def violations(accounts: list[Account], deaths: dict[str, list[float]], identities: bool) -> list[str]:
+    """`deaths`: by name, when a process was killed. `identities`: do they keep theirs?"""
     found = [text for account in accounts for text in account.strange]
     nodes = {}
     for account in accounts:
-        if len(account.nodes) != 1:
+        if len(account.nodes) != 1 and identities:
             found.append(f"{account.name} has had the node ids {account.nodes}")
         nodes.update(dict.fromkeys(account.nodes, account.name))
     for account in accounts:

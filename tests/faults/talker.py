@@ -57,6 +57,7 @@ class Talker(Agent):
         self._settled = settled(path)
         self._journal = Journal(path)
         self._journal.note("born", node=transport.node_id)
+        self._slow = 0.0
         transport.on_undelivered(self._on_undelivered)
 
     # Receiving
@@ -67,7 +68,9 @@ class Talker(Agent):
             self._journal.note("late", id=message.reply_to)
             return None
         self._journal.note("got", id=message.id, node=peer.node_id, stream=message.stream_id)
-        return self._answer(peer, message) if message.payload["asks"] else None
+        if message.payload["asks"]:
+            return self._answer(peer, message)
+        return asyncio.sleep(self._slow) if self._slow and message.stream_id == "batch" else None
 
     async def _answer(self, peer: openline.Peer, message: openline.Message) -> None:
         while True:
@@ -80,6 +83,10 @@ class Talker(Agent):
 
     def _on_undelivered(self, peer: openline.Peer, message: openline.Message, why: str) -> None:
         self._journal.note("undelivered", id=message.id, why=why)
+
+    async def dawdle(self, seconds: float) -> None:
+        """Take so long over each message that comes in a batch."""
+        self._slow = seconds
 
     # Sending
 
@@ -106,7 +113,10 @@ class Talker(Agent):
         for number in range(count):
             id = f"{self._name}>{to}/{stream!r}/{number}"
             if id not in self._settled:
-                payload = {"asks": stream == 42 or (stream == "42" and number % 5 == 4), "fill": "x" * size}
+                asks = stream == 42 or (stream == "42" and number % 5 == 4)
+                # Now and then one that leaves in pieces.
+                fill = "x" * (size * 20 if number % 50 == 25 else size)
+                payload = {"asks": asks, "fill": fill}
                 yield openline.Message(id=id, payload=payload, stream_id=stream)
 
     async def _stream(
@@ -158,7 +168,8 @@ class Talker(Agent):
                 for message in messages[: error.sent]:
                     self._journal.note("handed over", id=message.id)
                 messages = messages[error.sent :]
-                self._journal.note("failed", id=messages[0].id, error=repr(error))
+                for message in messages:
+                    self._journal.note("failed", id=message.id, error=repr(error))
                 await asyncio.sleep(RETRY_AFTER)
                 continue
             for message, receipt in zip(messages, receipts, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -52,12 +53,17 @@ class Scene:
     done to them, and when.
     """
 
-    def __init__(self, lab: TwoHosts, folder: Path, names: str = "AB", **config: Any) -> None:
+    def __init__(
+        self, lab: TwoHosts, folder: Path, names: str = "AB", identities: bool = True, **config: Any
+    ) -> None:
         self.lab = lab
         self._folder = folder
         self._config = config
+        # Without, each process is a node of its own.
+        self._identities = identities
         self.talkers: dict[str, Talker] = {}
         self._dead: list[Talker] = []
+        self._kept: list[tuple[str, str]] = []
         self.deaths: dict[str, list[float]] = {}
         self.moments: list[tuple[str, float]] = []
         self._orders: dict[str, int] = {}
@@ -69,7 +75,7 @@ class Scene:
 
     def _start(self, name: str) -> Talker:
         host: HostName = "A" if name == "A" else "B"
-        config = {"identity": str(self._identity(name)), **self._config}
+        config = {"identity": str(self._identity(name)), **self._config} if self._identities else self._config
         port = PORT + max(0, ord(name) - ord("B"))
         return Talker(self.lab, host, name, port, self._folder / f"{name}.jsonl", **config)
 
@@ -89,7 +95,8 @@ class Scene:
     # What happens
 
     def connect(self, dialer: str, to: str) -> None:
-        self.talkers[dialer].ask("connect", to=self.talkers[to].address, keep=True)
+        self._kept.append((dialer, to))
+        self._keep(dialer, to)
         for name in (dialer, to):
             wait_until(lambda talker=self.talkers[name]: talker.stat("active") != [0])
 
@@ -102,6 +109,9 @@ class Scene:
     def _begin(self, name: str) -> None:
         others = {other: talker.address for other, talker in self.talkers.items() if other != name}
         self._orders[name] = self.talkers[name].post("talk", to=others, **self._talk)
+
+    def _keep(self, dialer: str, to: str) -> None:
+        self.talkers[dialer].post("connect", to=self.talkers[to].address, keep=True)
 
     def until(self, state: str, patience: float = PATIENCE) -> None:
         """Until all of them see the other like this."""
@@ -163,6 +173,9 @@ class Scene:
         """Another process with the same identity and journal goes on talking."""
         self.talkers[name] = self._start(name).ready()
         self.note(f"{name} restarted")
+        for dialer, to in self._kept:
+            if dialer == name:
+                self._keep(dialer, to)
         self._begin(name)
 
     def note(self, what: str) -> None:
@@ -179,17 +192,27 @@ class Scene:
         for name, order in self._orders.items():
             self.talkers[name].answer(order, SETTLE_WITHIN)
         self.note("all settled")
-        accounts = [Account.read(name, talker.journal) for name, talker in self.talkers.items()]
-        found = violations(accounts, self.deaths)
+        # What has been taken in may still wait for its handler.
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: not any("never came" in text for text in self._violations()))
+        found = self._violations()
         assert not found, f"{len(found)} violations:\n" + "\n".join(found[:20])
         self._wait_for_one_connection_per_pair()
-        outcome = Outcome(accounts, {n: t.ask("stats") for n, t in self.talkers.items()}, self.moments)
+        outcome = Outcome(
+            self._accounts(), {n: t.ask("stats") for n, t in self.talkers.items()}, self.moments
+        )
         outcome.check(all_lived=not self.deaths)
         odd = [text for text in outcome.failed if not (unreachable and re.search(unreachable, text))]
         assert not odd, f"{len(odd)} sends failed, such as {odd[:3]}"
         for talker in (*self._dead, *self.talkers.values()):
             assert not (bad := complaint(talker.complaints)), f"log of {talker.name}: {bad}"
         return outcome
+
+    def _accounts(self) -> list[Account]:
+        return [Account.read(name, talker.journal) for name, talker in self.talkers.items()]
+
+    def _violations(self) -> list[str]:
+        return violations(self._accounts(), self.deaths, self._identities)
 
     def _wait_for_one_connection_per_pair(self) -> None:
         """As the kernels on both sides see it, and as each of them says itself."""

@@ -132,7 +132,8 @@ class Program:
         await asyncio.gather(*(flow.settle([sent], send(flow.address, message)) for message, sent in pairs))
 
     async def _batch(self, flow: Flow) -> None:
-        pairs = [flow.message() for _ in range(self.random.choice([3, 40]))]
+        # What a batch hands over at a time may be too much by far, so its messages are small here.
+        pairs = [flow.message(small=True) for _ in range(self.random.choice([3, 40]))]
         batch = self.transport.send_batch(flow.address, [message for message, _ in pairs])
         await flow.settle([sent for _, sent in pairs], batch)
 
@@ -163,14 +164,16 @@ class Flow:
         ip = f"{target.ips[0]}:{PORT}"
         return self._program.random.choice([ip, ip, f"{target.name}:{PORT}", f"{node_id}@{ip}", node_id])
 
-    def message(self, type: str = "task", *, large: bool = False) -> tuple[Message, Sent]:
+    def message(
+        self, type: str = "task", *, small: bool = False, large: bool = False
+    ) -> tuple[Message, Sent]:
         self._count += 1
         program, target = self._program, self._target.name
         now = program.fleet.network.now
         number = self._count
         sent = Sent(f"{self._name}#{number}", self._name, number, program.host.name, target, now)
         program.fleet.ledger.sent[sent.id] = sent
-        size = LARGE if large else program.random.choice(SIZES)
+        size = LARGE if large else program.random.choice(SIZES[:-1] if small else SIZES)
         return Message(sent.id, type, {"to": target, "pad": bytes(size)}, None, self._stream_id), sent
 
     async def settle(self, sent: list[Sent], sending: Any) -> Any:

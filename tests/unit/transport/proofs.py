@@ -193,7 +193,7 @@ class Middle:
         self._writers.append(back)
         with suppress(OSError, asyncio.IncompleteReadError):
             if not self._blind:
-                await self._head(reader, back, self._request, step("request"))
+                await self._head(reader, back, self._request, step, "request")
             up, down = self._upward(reader, back, step), self._downward(onward, writer, step)
             await asyncio.gather(up, down, return_exceptions=True)
         for end in (writer, back):
@@ -204,10 +204,11 @@ class Middle:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         change: Change,
-        step: Awaitable[None],
+        step: Step,
+        name: str,
     ) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
-        await step
+        await step(name)
         writer.write(change(head.decode("latin-1")).encode("latin-1"))
 
     async def _upward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, step: Step) -> None:
@@ -223,7 +224,7 @@ class Middle:
     async def _downward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, step: Step) -> None:
         try:
             if not self._blind:
-                await self._head(reader, writer, self._response, step("response"))
+                await self._head(reader, writer, self._response, step, "response")
             while data := await reader.read(65536):
                 await self._flowing.wait()
                 writer.write(data)

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 import openline
+from openline.core.frames import Batched
 
 from .conftest import Make, Open
 from .helpers import (
     TEXT,
+    Actor,
     Box,
     Raw,
     RawServer,
@@ -478,3 +480,23 @@ async def test_clients_that_come_and_go_leave_next_to_nothing_behind(make: Make)
     before = await come_and_go()
     # A port that is not to be dialed may be remembered for each: a key and an entry.
     assert await come_and_go() - before < 3 * 300
+
+
+async def test_openline_clients_that_come_and_go_are_forgotten_when_they_cannot_come_back(make: Make) -> None:
+    """Their sessions end some time after ``resume_timeout``; then only where they listened is known."""
+    a = await make(max_idle_timeout=0.6, resume_timeout=0.1)
+    a.on_message(lambda peer, message: None)
+    port = port_of(await serve(a))
+
+    async def come_and_go() -> int:
+        for number in range(200):
+            client = await Raw.connect(port, Actor(1000 + number))
+            await client.post(task("x"))
+            assert await client.decoded() == Batched([], acks=(("default", 2),))
+            client.close()
+        await eventually(lambda: not list(a._table))
+        gc.collect()
+        return len(gc.get_objects())
+
+    before = await come_and_go()
+    assert await come_and_go() - before < 3 * 200

@@ -1,0 +1,265 @@
+"""Rule 3.3 over all interleavings: two nodes dial each other at once, and one link crashes.
+
+What is ordered here are the four steps of each handshake (hello, answer, proof, welcome) and, for the
+longer scripts, the first frames behind them: every merge of the two sequences, with a crash of either
+link between any two steps. ``OPENLINE_INTERLEAVINGS=all`` runs every one of them, which takes minutes;
+without it all merges are run, and of the crashes a sample that is spread over all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openline import Identity
+from openline.connection import State
+from openline.testing import run, wire
+from openline.testing.wire import Pipe
+
+from .stage import Node, Stage, same_one
+
+ALL = os.environ.get("OPENLINE_INTERLEAVINGS") == "all"
+# Crashes that are run of those that there are, where not all are.
+ONE_IN = 1 if ALL else 7
+
+# Between two steps.
+SLOT = 0.02
+# Steps of a link: frames of its client and of its server in turn.
+STEPS = 4
+
+A, B = "ab"
+LINKS = (A, B)
+# What a crash is: both ends are told; only the client or the server is told; nobody is told.
+RESET, CLIENT, SERVER, SILENT = KINDS = ("reset", "client forgets", "server forgets", "silent")
+
+
+class Crash(msgspec.Struct, frozen=True):
+    """``link`` ends in this way after so many steps of both."""
+
+    kind: str
+    link: str
+    after: int
+
+
+class Script(msgspec.Struct, frozen=True):
+    """``order`` says whose step is next; ``greater`` which node has the greater key."""
+
+    order: str
+    greater: str
+    crash: Crash | None = None
+
+    def when(self, link: str, step: int) -> float:
+        """The time of a link's step; those behind the script are at once."""
+        places = [place for place, who in enumerate(self.order) if who == link]
+        return (places[step] + 1) * SLOT if step < len(places) else 0.0
+
+
+class Director:
+    """Makes frames of the first link of each side arrive as the script says."""
+
+    def __init__(self, script: Script, stage: Stage) -> None:
+        self._script = script
+        self._stage = stage
+        # By the client's end, and who has dialed it.
+        self._links: dict[tuple[str, int], str] = {}
+        self._steps: dict[tuple[str, bool], int] = {}
+
+    def _link_of(self, pipe: Pipe) -> tuple[str, bool] | None:
+        """Whose link that is, and whether the client sends; None for later links."""
+        for end, client in ((pipe.source.local, True), (pipe.source.remote, False)):
+            if end[1] != 8770:
+                host = self._stage.network.at(end[0])
+                assert host is not None
+                if host.name not in self._links.values():
+                    self._links[end] = host.name
+                if self._links.get(end) == host.name:
+                    return host.name, client
+        return None
+
+    def arrival(self, pipe: Pipe, now: float) -> float:
+        found = self._link_of(pipe)
+        if found is None:
+            return now
+        turn = self._steps[found] = self._steps.get(found, -1) + 1
+        link, client = found
+        return max(now, self._script.when(link, 2 * turn + (not client)))
+
+    def crash(self) -> None:
+        crash = self._script.crash
+        assert crash is not None
+        network = self._stage.network
+        for end, name in self._links.items():
+            if name != crash.link:
+                continue
+            for host in network.hosts:
+                for sock in list(host.sockets):
+                    if end in (sock.local, sock.remote):
+                        self._end(crash.kind, sock, client=sock.local == end)
+
+    def _end(self, kind: str, sock: Any, client: bool) -> None:
+        if kind == SILENT:
+            sock.out.mute()
+        elif kind == RESET:
+            sock.out.lose_after(0)
+            sock.drop()
+        elif client == (kind == CLIENT):
+            sock.out.interrupt()
+            sock.drop()
+
+
+@contextmanager
+def directed(director: Director) -> Iterator[None]:
+    before = Pipe._fly
+
+    def fly(self: Pipe, item: object, size: int) -> None:
+        now = self._clock.now()
+        self._last = max(self._last + 1e-6, director.arrival(self, now) + 1e-6)
+        self._flying.append((self._last, item, size))
+        if self._timer is None:
+            self._timer = self._clock.call_at(self._last, self._arrive)
+
+    wire.Pipe._fly = fly  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        wire.Pipe._fly = before  # type: ignore[method-assign]
+
+
+KEYS = sorted((Identity() for _ in range(2)), key=lambda identity: identity.public_key)
+
+
+async def play(script: Script) -> None:
+    stage = Stage()
+    stage.network.default_latency = (0.0, 0.0)
+    director = Director(script, stage)
+    keys = dict(zip("ab" if script.greater == "b" else "ba", KEYS, strict=True))
+    config: dict[str, Any] = {"max_idle_timeout": 6.0, "backoff_max": 2.0}
+    with directed(director):
+        a = await stage.start(stage.a, identity=keys["a"], **config)
+        b = await stage.start(stage.b, identity=keys["b"], **config)
+        try:
+            await act(script, stage, director, a, b)
+        except BaseException as error:
+            error.add_note(f"\n{script}\n{stage.network.trace}")
+            raise
+
+
+async def act(script: Script, stage: Stage, director: Director, a: Node, b: Node) -> None:
+    keeping = [one.begin(one.transport.connect(to.address, keep=True)) for one, to in ((a, b), (b, a))]
+    sending = insisting(a, b, 0) + insisting(b, a, 0)
+    end = (len(script.order) + 1.5) * SLOT
+    if script.crash is not None:
+        at = (script.crash.after + 0.5) * SLOT
+        await asyncio.sleep(at)
+        sending += insisting(a, b, 1) + insisting(b, a, 1)
+        director.crash()
+        sending += insisting(a, b, 2) + insisting(b, a, 2)
+        end -= at
+    await asyncio.sleep(max(end, 0))
+    sending += insisting(a, b, 3) + insisting(b, a, 3)
+    await asyncio.gather(*keeping, *sending)
+    await asyncio.sleep(12.0)
+    dials = a.stats.dials + b.stats.dials
+    await asyncio.sleep(4.0)
+    check(script, a, b)
+    assert a.stats.dials + b.stats.dials == dials, "they still dial each other"
+    assert dials <= 8, f"{dials} dials"
+
+
+def insisting(one: Node, to: Node, round: int) -> list[Any]:
+    return [one.insist(to, f"{round}-{number}") for number in range(2)]
+
+
+def check(script: Script, a: Node, b: Node) -> None:
+    assert same_one(a, b), f"{a.connections()} and {b.connections()}"
+    assert [c.state for c in (*a.connections(), *b.connections())] == [State.LIVE] * 2
+    rounds = range(4) if script.crash else (0, 3)
+    expected = [f"{round}-{number}" for round in rounds for number in range(2)]
+    for node in (a, b):
+        assert sorted(node.payloads) == expected
+        for round in rounds:
+            mine = [payload for payload in node.payloads if payload.startswith(f"{round}-")]
+            assert mine == sorted(mine) or script.crash, "out of order"
+        assert node.stats.conflicts == node.stats.handler_errors == 0
+        assert script.crash or node.stats.malformed == 0
+
+
+def perform(script: Script) -> None:
+    run(play(script), limit=400.0)
+
+
+def perform_all(scripts: list[Script]) -> None:
+    """Fails with the number of those that fail, and one of them in full."""
+    failures: list[BaseException] = []
+    for script in scripts:
+        try:
+            perform(script)
+        except Exception as error:
+            failures.append(error)
+    if failures:
+        error = failures[0]
+        text = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
+        pytest.fail(f"{len(failures)} of {len(scripts)} fail: {text}", pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """What the transports warn of is what the scripts do to them."""
+    caplog.set_level(logging.ERROR, "openline")
+
+
+# What there is to be played -----------------------------------------------------------------------
+
+
+def merges(steps: int) -> list[str]:
+    """All orders of so many steps of each link."""
+    places = itertools.combinations(range(2 * steps), steps)
+    return ["".join(A if place in mine else B for place in range(2 * steps)) for mine in map(set, places)]
+
+
+def crashes(steps: int) -> list[Crash]:
+    after = range(2 * steps + 1)
+    return [Crash(*each) for each in itertools.product(KINDS, LINKS, after)]
+
+
+MERGES = merges(STEPS)
+
+
+@pytest.mark.parametrize("greater", LINKS)
+def test_two_dials_at_once(greater: str) -> None:
+    perform_all([Script(order, greater) for order in MERGES])
+
+
+@pytest.mark.timeout(3600 if ALL else 60)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("greater", LINKS)
+def test_two_dials_and_a_crash(greater: str, kind: str) -> None:
+    scripts = [
+        Script(order, greater, crash) for order in MERGES for crash in crashes(STEPS) if crash.kind == kind
+    ]
+    first = (LINKS.index(greater) + 2 * KINDS.index(kind)) % ONE_IN
+    perform_all(scripts[first::ONE_IN])
+
+
+LONG = 7
+
+
+@settings(max_examples=100 if ALL else 60)
+@given(
+    st.permutations(A * LONG + B * LONG).map("".join),
+    st.sampled_from(LINKS),
+    st.none() | st.builds(Crash, st.sampled_from(KINDS), st.sampled_from(LINKS), st.integers(0, 2 * LONG)),
+)
+def test_longer_ones(order: str, greater: str, crash: Crash | None) -> None:
+    """Also the first frames behind the handshakes come in any order."""
+    perform(Script(order, greater, crash))

@@ -16,12 +16,13 @@ MAX_LATE = 256
 
 if TYPE_CHECKING:
     from .connection import Connection
+    from .peers import Peer
 
 
 class Pending:
     """One request that is out."""
 
-    __slots__ = ("answer", "connection", "id", "label", "limit", "stream_id")
+    __slots__ = ("answer", "connection", "id", "label", "limit", "peer", "stream_id")
 
     def __init__(
         self, message: Message, answer: Waiter[Message], label: object, limit: float
@@ -32,6 +33,8 @@ class Pending:
         self.id = message.id
         self.stream_id: StreamId = message.stream_id
         self.answer = answer
+        # Who has it, and over which connection it went.
+        self.peer: Peer | None = None
         self.connection: Connection | None = None
 
     def done(self) -> bool:

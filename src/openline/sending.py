@@ -262,8 +262,8 @@ class Sender:
             return await pending.answer
         finally:
             self._deadlines.remove(pending)
-            if pending.connection is not None:
-                self._finish(pending, pending.connection)
+            if pending.peer is not None:
+                self._finish(pending, pending.peer)
 
     def _ask(self, cargo: _Question, connection: Connection) -> bool:
         try:
@@ -271,11 +271,11 @@ class Sender:
         except Blocked:
             return False
 
-    def _finish(self, pending: Pending, connection: Connection) -> None:
-        peer = connection.peer
+    def _finish(self, pending: Pending, peer: Peer) -> None:
         if peer.requests.out.get(pending.id) is pending:  # else it has been answered
             peer.requests.remove(pending, self._board.now)
-        if connection.plain:
+        connection = pending.connection
+        if connection is not None and connection.plain:
             self.asked.remove(connection.endpoint.ip, pending)
         if not peer.connections:
             self._board.table.forget(peer)
@@ -342,14 +342,14 @@ class _Question:
         requests.add(pending)
         if connection.peer.full:
             self._sender._board.asks(connection.peer)
-        pending.connection = connection
+        pending.connection, pending.peer = connection, connection.peer
         written = False
         try:
             written = self._written(connection)
         finally:
             if not written:
                 requests.remove(pending)
-                pending.connection = None
+                pending.connection = pending.peer = None
         return written
 
     def _written(self, connection: Connection) -> bool:
@@ -377,6 +377,9 @@ class _Asking(Parcel):
     def moved(self, old: Peer, new: Peer) -> None:
         """The answer will come from the other node."""
         old.requests.remove(self.pending)
+        if self.pending.answer.done():
+            return
+        self.pending.peer = new
         try:
             new.requests.add(self.pending)
         except InvalidMessage as error:

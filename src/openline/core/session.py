@@ -197,10 +197,10 @@ class Session(Generic[P]):
             stream_id = message.stream_id
             state = seen.get(stream_id)
             if state is None:
-                number = positions.get(stream_id)
-                if number is None:
-                    raise Malformed(f"a message on stream {str(stream_id)[:32]!r}, which was not opened")
-                state = seen[stream_id] = [number, expected.get(stream_id, number)]
+                number, awaited = positions.get(stream_id), expected.get(stream_id)
+                if number is None or awaited is None:
+                    raise Malformed(f"a message on stream {str(stream_id)[:32]!r}, which is not open")
+                state = seen[stream_id] = [number, awaited]
             number, awaited = state
             state[0] = number + 1
             if number == awaited:

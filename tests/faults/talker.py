@@ -22,9 +22,7 @@ import openline
 
 # After an error that says that no byte has left, until the next attempt.
 RETRY_AFTER = 0.05
-PIPELINED = 8
-# A batch leaves in two chunks of one frame each.
-BATCH = 40
+Way = Callable[[str, list[openline.Message]], Awaitable[None]]
 
 
 class Journal:
@@ -92,22 +90,21 @@ class Talker(Agent):
 
     async def talk(self, to: dict[str, str], count: int, seconds: float, size: int = 0) -> None:
         """Send each peer `count` messages, spread over that time. Returns when all are settled."""
+        # How many are sent at a time, and in which way. 42 and "42" are two streams.
+        ways: dict[str | int, tuple[int, Way]] = {
+            "one by one": (1, self._one_by_one),
+            "pipelined": (8, self._pipelined),
+            "batch": (40, self._batch),  # it leaves in two chunks
+            42: (1, self._requests),
+            "42": (5, self._in_turns),
+        }
         async with asyncio.TaskGroup() as all_streams:
             for name, address in to.items():
-                for stream, way in self._ways().items():
-                    messages = list(self._messages(name, stream, count // len(self._ways()), size))
-                    all_streams.create_task(self._stream(address, messages, way, seconds))
+                for stream, (number, way) in ways.items():
+                    messages = list(self._messages(name, stream, count // len(ways), size))
+                    groups = in_groups(messages, number)
+                    all_streams.create_task(self._stream(address, groups, way, seconds))
         self._journal.note("done")
-
-    def _ways(self) -> dict[str | int, Callable[[str, list[openline.Message]], Awaitable[None]]]:
-        # 42 and "42" are two streams.
-        return {
-            "one by one": self._one_by_one,
-            "pipelined": self._pipelined,
-            "batch": self._batch,
-            42: self._requests,
-            "42": self._in_turns,
-        }
 
     def _messages(self, to: str, stream: str | int, count: int, size: int) -> Iterator[openline.Message]:
         for number in range(count):
@@ -119,29 +116,21 @@ class Talker(Agent):
                 payload = {"asks": asks, "fill": fill}
                 yield openline.Message(id=id, payload=payload, stream_id=stream)
 
-    async def _stream(
-        self,
-        to: str,
-        messages: list[openline.Message],
-        way: Callable[[str, list[openline.Message]], Awaitable[None]],
-        seconds: float,
-    ) -> None:
-        """In steps of a batch each, the next one when its time has come and the last one is settled."""
+    async def _stream(self, to: str, groups: list[list[openline.Message]], way: Way, seconds: float) -> None:
+        """Each group when its time has come and the one before is settled."""
         started = time.monotonic()
-        steps = in_groups(messages, BATCH)
-        for number, step in enumerate(steps):
-            await asyncio.sleep(started + number * seconds / len(steps) - time.monotonic())
-            await way(to, step)
+        for number, group in enumerate(groups):
+            await asyncio.sleep(started + number * seconds / len(groups) - time.monotonic())
+            await way(to, group)
 
     async def _one_by_one(self, to: str, messages: list[openline.Message]) -> None:
         for message in messages:
             await self._persist(to, message, self._send)
 
     async def _pipelined(self, to: str, messages: list[openline.Message]) -> None:
-        for some in in_groups(messages, PIPELINED):
-            async with asyncio.TaskGroup() as under_way:
-                for message in some:
-                    under_way.create_task(self._persist(to, message, self._send))
+        async with asyncio.TaskGroup() as under_way:
+            for message in messages:
+                under_way.create_task(self._persist(to, message, self._send))
 
     async def _requests(self, to: str, messages: list[openline.Message]) -> None:
         for message in messages:

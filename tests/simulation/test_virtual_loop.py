@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -241,14 +243,15 @@ def test_sets_of_tasks_have_an_order() -> None:
 
 
 def test_the_same_in_another_process() -> None:
+    tests = str(Path(__file__).parents[1])
     code = (
-        "import sys; sys.path.insert(0, 'tests'); from openline.testing import run; "
+        f"import sys; sys.path.insert(0, {tests!r}); from openline.testing import run; "
         "from simulation.test_virtual_loop import chaotic; print(run(chaotic()))"
     )
     outputs = {
         subprocess.run(
             [sys.executable, "-c", code],
-            env={"PYTHONHASHSEED": seed},
+            env={**os.environ, "PYTHONHASHSEED": seed},
             capture_output=True,
             text=True,
             check=True,

@@ -39,8 +39,8 @@ _SPEAKS_TLS = (
 # Ports tried where any will do, until one is free in both address families.
 PICKS = 5
 
-# Called with whether the handshake has become a connection.
-Done = Callable[[bool], None]
+# Called with whether the handshake has become a connection; with None when it has come a step further.
+Done = Callable[[bool | None], None]
 ProtocolFactory = Callable[[Done], asyncio.BaseProtocol]
 
 
@@ -122,11 +122,13 @@ class Acceptor:
         pending.task.cancel()
         return pending.task
 
-    def _end(self, pending: _Pending, good: bool, reason: str = "no WebSocket upgrade") -> None:
+    def _end(self, pending: _Pending, good: bool | None, reason: str = "no WebSocket upgrade") -> None:
         """A handshake is over; once for each, and not for those that we have cut."""
         if pending in self._pending:
             del self._pending[pending]
-            if not good:
+            if good is None:
+                self._pending[pending] = None  # not the first to be pushed out by a flood
+            elif not good:
                 self._on_bad(pending.peer, reason)
 
     async def _handshake(self, pending: _Pending) -> None:

@@ -146,6 +146,7 @@ class WebSocketBackend:
             protocol.done = _told
             status = 409 if isinstance(error, IdentityConflict) else 403
             return _turn_away(status, f"{error}\n", [(REFUSED_HEADER, "1")])
+        protocol.done(None)
         ip, port = _peername(protocol)
         endpoint = Endpoint("inbound", ip, port, secure=self.secure)
         answer = [(HEADER, visitor.answer)] if visitor else []
@@ -281,7 +282,7 @@ class WebSocketBackend:
         return False, 10, 10, WSAutoPingStrategy.PING_WHEN_IDLE, False, limit, headers, _READ_BUFFER
 
 
-def _told(good: bool) -> None:
+def _told(good: bool | None) -> None:
     """In place of a handshake's ``done`` once that has been called: it holds on to a task and more."""
 
 

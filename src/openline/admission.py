@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import secrets
 from collections.abc import Callable
 
@@ -17,7 +18,7 @@ from .address import Address
 from .backends.base import POLICY, Link, LinkEvents, OnBad, Visitor
 from .config import Config
 from .core.frames import Malformed, Proof, decode_frame, encode_proof
-from .core.handshake import Hello, Role, Transcript, parse_hello, split_proof, with_proof
+from .core.handshake import MAX_RESUME, Hello, Role, Transcript, parse_hello, split_proof, with_proof
 from .errors import IdentityConflict, Refused
 from .identity import Identity, verify
 
@@ -63,8 +64,10 @@ class Admission:
 
     def _hello(self, dial: int) -> str:
         nonce = secrets.token_urlsafe(24)
+        config = self._config
+        resume = min(math.ceil(config.resume_timeout + config.max_idle_timeout), MAX_RESUME)
         hello = Hello(
-            self.identity.node_id, nonce, self.ports, self._config.name, self.instance, dial
+            self.identity.node_id, nonce, self.ports, config.name, self.instance, dial, resume=resume
         )
         return hello.to_header()
 

@@ -18,6 +18,9 @@ from .identity import Identity
 Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 
+# Peers remember for twice as long what they have had.
+MAX_RESUME_TIMEOUT = 3600.0
+
 PlainReuse = Literal["unambiguous", "newest", "never"]
 
 
@@ -84,8 +87,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     # How long a send may wait: for a connection, for room on it, and for the acknowledgement.
     send_timeout: Positive = 30.0
     # How long a peer that cannot be reached keeps its place: then what is not acknowledged is given
-    # up. Longer than a reboot of its router. The receiving side remembers twice as long what it has
-    # had, so that nothing is ever handed over twice.
+    # up. Longer than a reboot of its router, an hour at most: the receiving side remembers for twice
+    # as long what it has had, so that nothing is ever handed over twice.
     resume_timeout: Positive = 120.0
     # Unacknowledged messages and bytes per (peer, stream), kept to be sent again. 4 MiB fill a
     # 40 ms path at 800 Mbit/s.
@@ -117,6 +120,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             value = getattr(self, name)
             if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
                 raise ValueError(f"{name} must be greater than 0, not {value!r}")
+        if self.resume_timeout > MAX_RESUME_TIMEOUT:
+            raise ValueError(f"resume_timeout must be {MAX_RESUME_TIMEOUT:g} at most")
         if self.identity is not None and not isinstance(self.identity, str | os.PathLike | Identity):
             raise ValueError("identity must be a path or an openline.Identity")
         for node_id in self.allow or ():

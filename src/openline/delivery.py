@@ -68,6 +68,8 @@ class Delivery:
             session = peer.session = Session(hello.instance, self._limits, self._floor)
         elif session.instance != hello.instance:
             session = self._restarted(peer, session, hello.instance)
+        # A sender that was cut off for longer than it says has given up.
+        session.remembered_for = 2.0 * hello.resume
         connection.session = session
         connection.positions = {}
 
@@ -221,7 +223,7 @@ class Delivery:
             if wall - since < patience:
                 break  # the one that is gone longest comes first
             self._give_up(peer)
-            if wall - since > 2 * patience + self._board.config.max_idle_timeout:
+            if peer.session is not None and wall - since > max(patience, peer.session.remembered_for):
                 self.forget(peer, f"gone for {wall - since:.0f} s")
 
     def _was_away(self, seconds: float) -> None:

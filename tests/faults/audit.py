@@ -114,9 +114,9 @@ class Flow:
         back = [(one, two) for one, two in pairs if place[one] > place[two]]
         return [f"{two} was sent before {one}, and came after it" for one, two in back]
 
-    def silence_after(self, moment: float) -> float | None:
-        """Seconds until something came again."""
-        return min((at - moment for _, at in self.came if at > moment), default=None)
+    def silence_after(self, moment: float) -> float:
+        """Seconds until something came again; 0 where nothing was left to come."""
+        return min((at - moment for _, at in self.came if at > moment), default=0.0)
 
     @property
     def repeated(self) -> int:

@@ -21,7 +21,7 @@ from agent import Agent, run
 import openline
 
 # After an error that says that no byte has left, until the next attempt.
-RETRY_AFTER = 0.05
+RETRY_AFTER = 0.15
 Way = Callable[[str, list[openline.Message]], Awaitable[None]]
 
 

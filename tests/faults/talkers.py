@@ -25,6 +25,7 @@ SETTLE_WITHIN = 40.0
 # One that lost against another connection is read for a second before it is closed.
 QUIET_WITHIN = 5.0
 # `malformed` may be counted, where a dial breaks off halfway; the log tells bad input from that.
+REPAIRS = ("healed", "thawed", "restarted", "reset", "shrunk")
 COMPLAINT = re.compile(r"ERROR|Traceback|bad input|never retrieved|never awaited")
 TROUBLE = ("in_doubt", "undelivered", "handler_errors", "conflicts")
 
@@ -276,14 +277,20 @@ class Outcome:
     def total(self, what: str) -> int:
         return sum(stats[what] for stats in self.stats.values())
 
-    def back_after(self, what: str) -> float:
-        """Seconds from the last such moment until every flow that had something left to say went on."""
-        moment = max(at for name, at in self.moments if name == what)
-        return max(flow.silence_after(moment) or 0.0 for flow in flows(self.accounts))
+    @property
+    def recovery(self) -> str:
+        """How long after the last repair all flows went on that had something left to say."""
+        repairs = [(what, at) for what, at in self.moments if what.endswith(REPAIRS)]
+        if not repairs:
+            return ""
+        what, moment = repairs[-1]
+        seconds = max(flow.silence_after(moment) for flow in flows(self.accounts))
+        return f"; went on {seconds:.2f} s after '{what}'"
 
     def __str__(self) -> str:
         came = " ".join(f"{flow}:{len(flow.came)}" for flow in flows(self.accounts))
         counters = ("resent", "duplicates_suppressed", "created", "evictions", "replaced", "retries")
         counted = ", ".join(f"{self.total(what)} {what.replace('_', ' ')}" for what in counters)
         repeated = sum(flow.repeated for flow in flows(self.accounts))
-        return f"{came}; {counted}; {repeated} delivered again; {len(self.failed)} sends tried again"
+        again = f"{repeated} delivered again; {len(self.failed)} sends tried again"
+        return f"{came}; {counted}; {again}{self.recovery}"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from random import Random
 from typing import Any
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from openline import Config, Error, Message, NotConfirmed, Transport, Unreachable
+from openline import Config, Error, Identity, Message, NotConfirmed, Transport, Unreachable
+from openline.address import join
 from openline.connection import Connection
 from openline.lanes import Lane
 from openline.peers import Peer
@@ -29,43 +32,65 @@ STREAMS = ("default", "rpc", "2", ITERATED, *SLOW_STREAMS)
 SIZES, LARGE = (0, 10, 10, 100, 1000, 1000, 20_000), 200_000
 # With that much waiting, an acknowledgement is one of data, and not of a ping.
 FLOWING = 10_000
+# How much later than its time-out a send may end: time-outs are looked at on a tick.
+LATE = 1.0
 # Simultaneous dials need simultaneous first sends.
 AT_ONCE = 0.3
 
 
-class Program:
-    """What runs on one host: a transport, its consumers, and the flows it sends."""
+class Seat:
+    """A node: its place in the network, and its key. Programs come and go there."""
 
-    def __init__(self, fleet: Fleet, host: Host, generation: int) -> None:
-        self.fleet = fleet
+    def __init__(self, host: Host, port: int, key: bytes, listens: bool) -> None:
         self.host = host
+        self.port = port
+        self.name = host.name if port == PORT else f"{host.name}{port}"
+        self.identity = Identity(Ed25519PrivateKey.from_private_bytes(key))
+        self.listens = listens
+
+    def addresses(self) -> list[str]:
+        """All that others may call it."""
+        node_id = self.identity.node_id
+        if not self.listens:
+            return [node_id]
+        places = [join(ip, self.port) for ip in self.host.ips] + [f"{self.host.name}:{self.port}"]
+        return [*places, places[0], f"{node_id}@{places[0]}", node_id]
+
+
+class Program:
+    """What runs at a seat: a transport, its consumers, and the flows it sends."""
+
+    def __init__(self, fleet: Fleet, seat: Seat, generation: int) -> None:
+        self.fleet = fleet
+        self.seat = seat
+        self.host = seat.host
         self.generation = generation
-        self.listens = host not in fleet.silent
         self.random = Random(fleet.random.random())
         self.transport: Transport
         self.flows: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        config = msgspec.structs.replace(self.fleet.config, name=self.host.name)
+        seat = self.seat
+        config = msgspec.structs.replace(self.fleet.config, name=seat.name, identity=seat.identity)
         self.transport = await self.host.load_transport(config)
         await self.host.run(self._serve())
 
     async def _serve(self) -> None:
         transport = self.transport
-        if self.listens:
-            await transport.listen(PORT)
+        if self.seat.listens:
+            await transport.listen(self.seat.port)
         for stream_id in STREAMS:
             if stream_id in SLOW_STREAMS:
                 transport.on_message(self._dawdle, stream_id=stream_id)
             if stream_id != ITERATED:
                 transport.on_message(self._on_message, stream_id=stream_id)
         self.flows.append(asyncio.ensure_future(self._iterate()))
-        for other in self.fleet.network.hosts:
-            if other not in (self.host, *self.fleet.silent) and self.random.random() < self.fleet.keeping:
-                await transport.connect(f"{other.ips[0]}:{PORT}", keep=True)
+        for other in self.fleet.seats:
+            if other.listens and other is not self.seat and self.random.random() < self.fleet.keeping:
+                await transport.connect(self.random.choice(other.addresses()[:-1]), keep=True)
 
     def _on_message(self, peer: Peer, message: Message) -> Awaitable[None] | None:
-        self.fleet.ledger.receive(self.host.name, self.generation, self.fleet.network.now, message)
+        self.fleet.ledger.receive(self.seat.name, self.generation, self.fleet.network.now, message)
         return self._answer(peer, message) if message.type == "question" else None
 
     async def _answer(self, peer: Peer, message: Message) -> None:
@@ -89,11 +114,11 @@ class Program:
     # Sending -------------------------------------------------------------------------------------
 
     def begin_flows(self, number: int, seconds: float) -> None:
-        others = [host for host in self.fleet.network.hosts if host is not self.host]
+        others = [seat for seat in self.fleet.seats if seat is not self.seat]
         kinds = [self._send, self._send, self._batch, self._ask, self._burst, self._hasten, self._give_up]
         for index in range(number):
             target, how = self.random.choice(others), self.random.choice(kinds)
-            name = f"{self.host.name}{self.generation}.{index}"
+            name = f"{self.seat.name}/{self.generation}.{index}"
             flow = Flow(self, name, target, self.random.choice(STREAMS))
             self.flows.append(self.host.spawn(self._run(flow, how, seconds)))
 
@@ -109,13 +134,14 @@ class Program:
 
     async def _send(self, flow: Flow) -> None:
         message, sent = flow.message(large=not self.random.randrange(20))
-        await flow.settle([sent], self.transport.send(flow.address, message))
+        send = self.transport.send(flow.address, message)
+        await flow.settle([sent], send, self.fleet.config.send_timeout)
 
     async def _hasten(self, flow: Flow) -> None:
         """A send that does not wait for long."""
         message, sent = flow.message()
         limit = self.random.choice([0.001, 0.05, 1.0])
-        await flow.settle([sent], self.transport.send(flow.address, message, timeout=limit))
+        await flow.settle([sent], self.transport.send(flow.address, message, timeout=limit), limit)
 
     async def _give_up(self, flow: Flow) -> None:
         """A send that is cancelled, perhaps."""
@@ -149,20 +175,13 @@ class Program:
 class Flow:
     """Messages from one host to another on one stream, numbered."""
 
-    def __init__(self, program: Program, name: str, target: Host, stream_id: str | int) -> None:
+    def __init__(self, program: Program, name: str, target: Seat, stream_id: str | int) -> None:
         self._program = program
         self._name = name
         self._target = target
         self._stream_id = stream_id
         self._count = 0
-        self.address = self._address()
-
-    def _address(self) -> str:
-        target, node_id = self._target, self._target.identity.node_id
-        if target in self._program.fleet.silent:
-            return node_id
-        ip = f"{target.ips[0]}:{PORT}"
-        return self._program.random.choice([ip, ip, f"{target.name}:{PORT}", f"{node_id}@{ip}", node_id])
+        self.address = program.random.choice(target.addresses())
 
     def message(
         self, type: str = "task", *, small: bool = False, large: bool = False
@@ -171,14 +190,16 @@ class Flow:
         program, target = self._program, self._target.name
         now = program.fleet.network.now
         number = self._count
-        sent = Sent(f"{self._name}#{number}", self._name, number, program.host.name, target, now)
+        sent = Sent(f"{self._name}#{number}", self._name, number, program.seat.name, target, now)
         program.fleet.ledger.sent[sent.id] = sent
         size = LARGE if large else program.random.choice(SIZES[:-1] if small else SIZES)
         return Message(sent.id, type, {"to": target, "pad": bytes(size)}, None, self._stream_id), sent
 
-    async def settle(self, sent: list[Sent], sending: Any) -> Any:
-        """Send, and note how it ended."""
+    async def settle(self, sent: list[Sent], sending: Any, limit: float = math.inf) -> Any:
+        """Send, and note how it ended; that takes ``limit`` seconds of the host's own time at most."""
         program = self._program
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limit + LATE
         trace, names = program.fleet.network.trace, " ".join(each.id for each in sent)
         trace.note(program.host.name, "sends %s", names)
         try:
@@ -193,6 +214,8 @@ class Flow:
             return result
         finally:
             trace.note(program.host.name, "%s: %s %s", names, sent[-1].outcome, sent[-1].error)
+            if loop.time() > end and not program.fleet.stops:
+                program.fleet.ledger.strange.append(f"{sent[0]} took until {loop.time():.3f}")
 
 
 def _note(sent: list[Sent], error: BaseException) -> None:
@@ -210,39 +233,53 @@ def _note(sent: list[Sent], error: BaseException) -> None:
 
 
 class Fleet:
-    """Hosts and what runs on them."""
+    """Hosts, seats on them, and what runs there."""
 
     def __init__(self, seed: int, hosts: int, config: Config) -> None:
         self.random = Random(seed)
         self.network = Network(seed, TRACE_LINES)
         self.config = config
         self.ledger = Ledger()
-        self.programs: dict[Host, Program] = {}
+        self.seats: list[Seat] = []
+        self.programs: dict[Seat, Program] = {}
         self.restarted: set[str] = set()
-        # How likely a host stays connected to another.
+        # Hosts stand still now and then.
+        self.stops = False
+        # How likely a node stays connected to another.
         self.keeping = self.random.choice([0.0, 0.0, 0.5])
         for index in range(hosts):
-            self.network.host(f"10.0.0.{index + 1}", name="abcd"[index])
-        # Hosts that do not listen.
-        self.silent = [host for host in self.network.hosts[1:] if not self.random.randrange(5)]
+            ips = [f"10.0.0.{index + 1}", f"fd00::{index + 1}"]
+            host = self.network.host(*ips[: self.random.choice([1, 1, 2])], name="abcd"[index])
+            self._seat(host, PORT, listens=index == 0 or self.random.randrange(5) > 0)
+            if not self.random.randrange(6):
+                self._seat(host, PORT + 1, listens=True)
 
-    async def start(self, host: Host) -> Program:
-        """A program for a host that has none, or whose program has ended."""
-        before = self.programs.get(host)
-        if before is not None:
-            self.restarted.add(host.name)
-        program = self.programs[host] = Program(self, host, before.generation + 1 if before else 1)
+    def _seat(self, host: Host, port: int, *, listens: bool) -> None:
+        self.seats.append(Seat(host, port, self.random.randbytes(32), listens))
+
+    async def start(self, host: Host) -> list[Program]:
+        """Programs for a host that has none, or whose process has ended."""
+        started = []
+        for seat in self.seats:
+            if seat.host is host:
+                before = self.programs.get(seat)
+                if before is not None:
+                    self.restarted.add(seat.name)
+                program = self.programs[seat] = Program(self, seat, before.generation + 1 if before else 1)
+                started.append(program)
         with suppress(Killed):
-            await program.start()
-        return program
+            for program in started:
+                await program.start()
+        return started if host.process.alive else []
 
     async def upgrade(self, host: Host) -> None:
         """As one does with a service: close the transport, and end the process; it is to be started again."""
-        program = self.programs[host]
-        if host.process.running and hasattr(program, "transport"):
-            self.network.trace.note(host.name, "closes")
-            with suppress(Killed):
-                await host.run(program.transport.close())
+        self.network.trace.note(host.name, "closes")
+        with suppress(Killed):
+            for program in self.programs.values():
+                if program.host is host and hasattr(program, "transport"):
+                    await host.run(program.transport.close())
+        if host.process.alive:
             host.kill()
 
     async def finish_flows(self) -> None:

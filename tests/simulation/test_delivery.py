@@ -80,14 +80,14 @@ async def play(fleet: Fleet, random: Random) -> None:
     network = fleet.network
 
     async def begin(host: Host) -> None:
-        program = await fleet.start(host)
-        if host.process.alive:
+        for program in await fleet.start(host):
             program.begin_flows(random.randint(1, 4), FAULTY)
 
     possible = kinds(random)
     faults = Faults(network, random.getrandbits(32), kinds=possible, restarted=begin)
     plan = faults.plan(FAULTY, random.choice([1, 3, 8, 25])) if possible else []
     plan += [upgrade(fleet, faults, random) for _ in range(random.choice([0, 0, 0, 1, 3]))]
+    fleet.stops = any(fault.what.startswith(("freeze", "sleep")) for fault in plan)
     for fault in plan:
         network.trace.note("plan", "%s", fault)
     for host in network.hosts:
@@ -122,9 +122,9 @@ async def sample(fleet: Fleet) -> None:
     """Memory stays bounded all the time (rule 3.5)."""
     for _ in iter(int, 1):
         await asyncio.sleep(SAMPLE)
-        for host, program in fleet.programs.items():
+        for seat, program in fleet.programs.items():
             for peer in program.transport.peers():
-                now = f"at {fleet.network.now:.1f} {host.name}"
+                now = f"at {fleet.network.now:.1f} {seat.name}"
                 fleet.ledger.strange += [f"{now} {text}" for text in too_much(peer, fleet.config)]
 
 
@@ -147,30 +147,32 @@ def one_connection_per_pair(fleet: Fleet) -> list[str]:
     """After quiet: at most one between two nodes, live, and the same one on both sides."""
     found = []
     ends: dict[bytes | None, list[str]] = {}
-    for host, program in fleet.programs.items():
+    for seat, program in fleet.programs.items():
         for peer in program.transport.peers():
             if len(peer.connections) > 1:
-                found.append(f"{host.name} has {peer.connections}")
+                found.append(f"{seat.name} has {peer.connections}")
             for connection in peer.connections:
                 if connection.state is not State.LIVE:
-                    found.append(f"{host.name} has {connection!r}")
-                ends.setdefault(connection.endpoint.connection_id, []).append(f"{host.name}: {connection!r}")
+                    found.append(f"{seat.name} has {connection!r}")
+                ends.setdefault(connection.endpoint.connection_id, []).append(f"{seat.name}: {connection!r}")
     return found + [f"only one side has {sides}" for sides in ends.values() if len(sides) != 2]
 
 
 def at_rest(fleet: Fleet) -> list[str]:
     """After quiet nothing waits for anything."""
     found = []
-    for host, program in fleet.programs.items():
+    for seat, program in fleet.programs.items():
         stats = program.transport.stats()
         if stats.pending_handshakes:
-            found.append(f"{host.name} has {stats.pending_handshakes} pending handshakes")
+            found.append(f"{seat.name} has {stats.pending_handshakes} pending handshakes")
         if stats.handler_errors:
-            found.append(f"{host.name} has {stats.handler_errors} handler errors")
+            found.append(f"{seat.name} has {stats.handler_errors} handler errors")
         for peer in program.transport._table:
-            reachable = peer.connected or not any(host.name == peer.name for host in fleet.silent)
+            reachable = peer.connected or not any(
+                other.name == peer.name for other in fleet.seats if not other.listens
+            )
             if peer.session is not None and peer.session.has_unacked and reachable:
-                found.append(f"{host.name} has something unacknowledged for {peer!r}")
+                found.append(f"{seat.name} has something unacknowledged for {peer!r}")
     return found
 
 

@@ -33,6 +33,10 @@ MAX_CAPS = 16
 SIGNATURE_BYTES = 64
 # Nobody dials that often; it must only stay a number that fits everywhere.
 MAX_DIAL = 2**53
+# Config's resume_timeout and max_idle_timeout together, rounded up; their defaults make this. The
+# other side remembers for twice as long what it has had, so there is a limit.
+DEFAULT_RESUME = 150
+MAX_RESUME = 10_000
 _NONCE = re.compile(r"[A-Za-z0-9_-]{22,64}")
 _CAP = re.compile(r"[a-z0-9.-]{1,32}")
 _PROOF = "; proof="
@@ -44,7 +48,8 @@ class Hello(msgspec.Struct, frozen=True):
     """A parsed hello. ``ports`` are the TCP ports the node listens on.
 
     ``nonce`` is fresh for every connection, ``instance`` for every process, and ``dial`` counts the
-    connections that process has begun (0 in a server's answer).
+    connections that process has begun (0 in a server's answer). ``resume`` is for how many seconds
+    without a connection the process may still come back with what it has sent before.
     """
 
     node_id: str
@@ -54,6 +59,7 @@ class Hello(msgspec.Struct, frozen=True):
     instance: str = ""
     dial: int = 0
     caps: tuple[str, ...] = ()
+    resume: int = DEFAULT_RESUME
     # What was signed, while the proof is on its way; then what both sides know the connection by.
     transcript: Transcript | None = None
     connection_id: bytes = b""
@@ -64,6 +70,8 @@ class Hello(msgspec.Struct, frozen=True):
             parts.append(f"dial={self.dial}")
         if self.ports:
             parts.append("listen=" + ",".join(map(str, self.ports[:MAX_PORTS])))
+        if self.resume != DEFAULT_RESUME:
+            parts.append(f"resume={self.resume}")
         if self.caps:
             parts.append("caps=" + ",".join(self.caps[:MAX_CAPS]))
         if self.name:
@@ -92,8 +100,9 @@ def parse_hello(value: str) -> Hello:
         _ports(fields.get("listen", "")),
         _name(fields.get("name", "")),
         instance,
-        _dial(fields.get("dial", "0")),
+        _number(fields.get("dial", "0"), MAX_DIAL, "dial number"),
         _caps(fields.get("caps", "")),
+        _number(fields.get("resume", str(DEFAULT_RESUME)), MAX_RESUME + 1, "resume time"),
     )
 
 
@@ -117,9 +126,9 @@ def _name(value: str) -> str:
     return "".join(c for c in name if c.isprintable())
 
 
-def _dial(value: str) -> int:
-    if not (value.isascii() and value.isdigit() and len(value) < 17) or int(value) >= MAX_DIAL:
-        raise Malformed("hello with an invalid dial number")
+def _number(value: str, below: int, what: str) -> int:
+    if not (value.isascii() and value.isdigit() and len(value) < 17) or int(value) >= below:
+        raise Malformed(f"hello with an invalid {what}")
     return int(value)
 
 

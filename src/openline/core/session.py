@@ -112,13 +112,15 @@ class Outgoing(Generic[P]):
 class Session(Generic[P]):
     """What one process knows of its exchange with one other process, over all connections."""
 
-    __slots__ = ("_floor", "_limits", "expected", "instance", "out")
+    __slots__ = ("_floor", "_limits", "expected", "instance", "out", "remembered_for")
 
     def __init__(self, instance: str, limits: Limits, floor: int = 1) -> None:
         self._limits = limits
         # The other process.
         self.instance = instance
         self.out: dict[StreamId, Outgoing[P]] = {}
+        # Seconds after the last connection.
+        self.remembered_for = 0.0
         # Receiving: the number each stream waits for.
         self.expected: dict[StreamId, int] = {}
         # Numbers below it are used up; a stream that is begun again begins there.

@@ -16,7 +16,7 @@ import itertools
 import math
 import socket
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -221,6 +221,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._cancelled = 0
         self._turns = self._turns_at_once = 0
         self._graveyard: list[asyncio.Task[Any]] = []
+        self._finishing = False
         self._outside = Context()
         _Task._numbers = itertools.count()
         self.set_task_factory(_make_task)
@@ -400,6 +401,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             if rest:
                 self.run_until_complete(asyncio.gather(*rest, return_exceptions=True))
         finally:
+            self._finishing = True
             self._close_graves()
             self.close()
 
@@ -414,6 +416,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 if coroutine is not None:
                     coroutine.close()
         self._graveyard.clear()
+
+    def _asyncgen_finalizer_hook(self, generator: AsyncGenerator[Any, Any]) -> None:
+        """What a dead program was iterating over is not closed, either."""
+        if not self._finishing:
+            super()._asyncgen_finalizer_hook(generator)  # type: ignore[misc]
 
     def close(self) -> None:
         self._soon.clear()

@@ -650,10 +650,10 @@ async def test_a_cancelled_receiver_leaves_the_message_to_the_next_one(make: Mak
 
 async def test_receivers_of_very_many_streams_all_get_their_message(make: Make) -> None:
     a, b, at_a, at_b = await connected(make)
-    waiting = [asyncio.ensure_future(a.receive(at_b, number, 4.0)) for number in range(1500)]
+    waiting = [asyncio.ensure_future(a.receive(at_b, number, 15.0)) for number in range(1500)]
     await asyncio.sleep(0.01)
     await b.send_batch(at_a, [task(number, stream_id=number) for number in range(1500)])
-    got = await within(asyncio.gather(*waiting))
+    got = await within(asyncio.gather(*waiting), 15.0)
     assert [message.payload for message in got] == list(range(1500))
 
 

@@ -21,6 +21,7 @@ from openline import (
     delivery,
 )
 from openline.connection import State
+from openline.core.handshake import DEFAULT_RESUME
 from openline.testing import Host
 
 from .stage import Node, Puppet, Stage, eventually, gathered, same_one, simulated, task, tasks

@@ -34,6 +34,8 @@ log = logging.getLogger("openline")
 MAX_GONE = 4096
 # Streams of all of those together; one takes 300 bytes, more where its name is long.
 MAX_GONE_STREAMS = 100_000
+# Processes with one key that are remembered for a peer: two of them make a conflict soon.
+MAX_FORMER = 4
 # While closing: how often to look whether everything has been acknowledged.
 DRAIN_LOOK = 0.005
 
@@ -76,11 +78,15 @@ class Delivery:
     def _restarted(self, peer: Peer, old: Session[Parcel], instance: str) -> Session[Parcel]:
         """Another process with that identity: what the old one has not acknowledged is the new one's."""
         log.info("%r is another process than before", peer)
-        session: Session[Parcel] = Session(instance, self._limits, old.floor)
+        session = peer.former.pop(instance, None) or Session(instance, self._limits, old.floor)
+        peer.former[old.instance] = old
+        if len(peer.former) > MAX_FORMER:
+            del peer.former[next(iter(peer.former))]
         peer.session, peer.carrier = session, None
         for stream_id, out in old.unacked():
             _move(out, list(out.unacked), session.outgoing(stream_id))
             out.unacked.clear()
+            out.size, out.acked = 0, out.next
         return session
 
     def settle(self, peer: Peer) -> list[Connection]:
@@ -260,6 +266,7 @@ class Delivery:
         self.drop(peer, lambda parcel: parcel.unconfirmed(why), why)
         self._floor = max(self._floor, peer.session.floor)
         peer.session = None
+        peer.former.clear()
         self._board.table.forget(peer)
 
     def move(self, peer: Peer, target: Address, new: Peer) -> None:

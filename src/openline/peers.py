@@ -63,6 +63,8 @@ class Peer:
         # Openline peers: what is unacknowledged and what has been received, and the connection
         # that carries it.
         self.session: Session[Parcel] | None = None
+        # Those of other processes with its key, by instance: one of them may come back.
+        self.former: dict[str, Session[Parcel]] = {}
         self.carrier: Connection | None = None
         # Connections to it that we have lost without a goodbye; it may not have noticed.
         self.lost: tuple[bytes, ...] = ()
@@ -196,9 +198,9 @@ class Gate:
 class PeerTable:
     """Live connections, indexed by what a send may ask for."""
 
-    def __init__(self, make_peer: Callable[[object, Endpoint], Peer], instance: str) -> None:
+    def __init__(self, make_peer: Callable[[object, Endpoint], Peer], node_id: str, instance: str) -> None:
         self._make_peer = make_peer
-        self._instance = instance
+        self._own = node_id, instance
         self._peers: dict[object, Peer] = {}
         # A program may keep a Peer; if its node comes back, so does that very object.
         self._kept: weakref.WeakValueDictionary[object, Peer] = weakref.WeakValueDictionary()
@@ -239,11 +241,15 @@ class PeerTable:
         """What makes two connections one peer's: the proven node id, else where it is."""
         if end.hello is not None:
             # A connection to ourselves has two ends here, which are two peers.
-            own = end.hello.instance == self._instance
+            own = self.is_own(end)
             return ("node", end.node_id, end.direction if own else "")
         if end.target is not None:
             return str(end.target)
         return end.ip, end.port
+
+    def is_own(self, end: Endpoint) -> bool:
+        """This very process: the instance alone is something that others can repeat."""
+        return end.hello is not None and (end.node_id, end.hello.instance) == self._own
 
     def remove(self, connection: Connection) -> None:
         end, peer = connection.endpoint, connection.peer

@@ -67,6 +67,9 @@ class Recovery:
             except Error as error:
                 log.debug("recovering %r: %s", peer, error)
                 continue
+            except Exception:
+                log.exception("recovering %r: unexpected; will go on trying", peer)
+                continue
             self._board.delivery.move(peer, address, connection.peer)
             if not stranded(peer):
                 return

@@ -95,7 +95,7 @@ class Switchboard:
         # Going away: what openline peers send from now on is the next process's.
         self.leaving = False
         self.backend = environment.backend(config, self.door, self._on_bad_handshake)
-        self.table = PeerTable(self._make_peer, self.door.instance)
+        self.table = PeerTable(self._make_peer, self.node_id, self.door.instance)
         self.dialer = Dialer(self._dial)
         self.router = Router(self.table, self.dialer, config.plain_reuse, self.loop)
         self.runner = Runner(self.loop)
@@ -110,8 +110,7 @@ class Switchboard:
             raise Closed("the transport is closed")
 
     def _make_peer(self, key: object, end: Endpoint) -> Peer:
-        own = end.hello is not None and end.hello.instance == self.door.instance
-        return Peer(self.sender, key, end, own)
+        return Peer(self.sender, key, end, self.table.is_own(end))
 
     def _lost_to(self, node_id: str) -> list[bytes]:
         """Connections to that node that we have lost, or give up now, and that it may still hold."""

@@ -32,11 +32,14 @@ class Agent:
         self._undelivered: list[int] = []
         self._news = asyncio.Event()
         transport.on_message(self.on_message)
-        transport.on_undelivered(lambda peer, message, why: self._undelivered.append(message.payload["n"]))
+        transport.on_undelivered(self.on_undelivered)
 
     def on_message(self, peer: openline.Peer, message: openline.Message) -> None:
         self.received.append(message.payload["n"])
         self._news.set()
+
+    def on_undelivered(self, peer: openline.Peer, message: openline.Message, why: str) -> None:
+        self._undelivered.append(message.payload["n"])
 
     async def connect(self, to: str, keep: bool) -> None:
         await self.transport.connect(to, keep=keep)

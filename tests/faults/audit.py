@@ -32,6 +32,7 @@ class Account:
     # What came: id, proven node, stream, time.
     got: list[tuple[str, str, str | int, float]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    undelivered: list[str] = field(default_factory=list)
     strange: list[str] = field(default_factory=list)
 
     @classmethod
@@ -56,7 +57,7 @@ class Account:
             self.failed.append(f"{self.name}: {id}: {line['error']}")
             self.tries[id] -= line["error"].startswith("Unreachable")
         elif did == "undelivered":
-            self.strange.append(f"{self.name} was told that {id} is undelivered: {line['why']}")
+            self.undelivered.append(f"{self.name} was told that {id} is undelivered: {line['why']}")
         elif did in ("acked", "answered"):
             self._settle(line)
 
@@ -85,24 +86,24 @@ class Flow:
     def __str__(self) -> str:
         return f"{self.source.name}→{self.target.name}"
 
-    def violations(self, deaths: list[float]) -> list[str]:
-        """`deaths`: when processes of these two were killed."""
+    def violations(self, breaks: list[float]) -> list[str]:
+        """`breaks`: when it may have been forgotten what had arrived."""
         ids = [id for id, _ in self.came]
         found = [f"{id} never came" for id in sorted(set(self.sent) - set(ids))]
         found += [f"{id} came, and nobody sent it" for id in sorted(set(ids) - set(self.sent))]
         ended_well = self.source.settled.keys() | self.source.handed_over
         found += [f"{id} was sent, and no send of it ended well" for id in self.sent if id not in ended_well]
-        return found + self._twice(Counter(ids), deaths) + self._out_of_order(dict.fromkeys(ids))
+        return found + self._twice(Counter(ids), breaks) + self._out_of_order(dict.fromkeys(ids))
 
-    def _twice(self, times: Counter[str], deaths: list[float]) -> list[str]:
-        """Only a death excuses it, and only one before which nothing was confirmed."""
+    def _twice(self, times: Counter[str], breaks: list[float]) -> list[str]:
+        """Only a break excuses it, and only one before which nothing was confirmed."""
         found = []
         for id, count in times.items():
             settled = self.source.settled.get(id, math.inf)
-            excuses = sum(self.source.sent[id] < death < settled for death in deaths)
+            excuses = sum(self.source.sent[id] < at < settled for at in breaks)
             tries = self.source.tries[id]
             if count > tries + excuses:
-                found.append(f"{id} came {count} times, after {tries} tries and {excuses} deaths")
+                found.append(f"{id} came {count} times, after {tries} tries and {excuses} breaks")
         return found
 
     def _out_of_order(self, ids: Iterable[str]) -> list[str]:
@@ -127,9 +128,17 @@ def flows(accounts: list[Account]) -> list[Flow]:
     return [Flow(one, other) for one in accounts for other in accounts if one is not other]
 
 
-def violations(accounts: list[Account], deaths: dict[str, list[float]], identities: bool) -> list[str]:
-    """`deaths`: by name, when a process was killed. `identities`: do they keep theirs?"""
+Times = dict[str, list[float]]
+
+
+def violations(accounts: list[Account], deaths: Times, departures: Times, identities: bool) -> list[str]:
+    """When processes were killed, or left in good order, by name; and do they keep their identities?
+
+    After a departure only the sender may have forgotten something: whether a send that it did not
+    wait for had arrived.
+    """
     found = [text for account in accounts for text in account.strange]
+    found += [text for one in accounts if one.name not in departures for text in one.undelivered]
     nodes = {}
     for account in accounts:
         if len(account.nodes) != 1 and identities:
@@ -138,7 +147,8 @@ def violations(accounts: list[Account], deaths: dict[str, list[float]], identiti
     for account in accounts:
         found += [text for line in account.got if (text := _misplaced(account, line, nodes))]
     for flow in flows(accounts):
-        found += flow.violations(deaths.get(flow.source.name, []) + deaths.get(flow.target.name, []))
+        source, target = flow.source.name, flow.target.name
+        found += flow.violations(deaths.get(source, []) + departures.get(source, []) + deaths.get(target, []))
     return found
 
 

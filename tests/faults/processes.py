@@ -58,9 +58,19 @@ class Child:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait()
+        self._await_end()
+
+    def end(self) -> int:
+        """Close its standard input, and wait until it has ended by itself; its exit code."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return self._await_end()
+
+    def _await_end(self) -> int:
+        code = self.process.wait(PATIENCE)
         for reader in self._readers:
             reader.join()
+        return code
 
     def _read_lines(self) -> None:
         assert self.process.stdout is not None

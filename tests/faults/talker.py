@@ -56,7 +56,7 @@ class Talker(Agent):
         self._journal = Journal(path)
         self._journal.note("born", node=transport.node_id)
         self._slow = 0.0
-        transport.on_undelivered(self._on_undelivered)
+        self._talking: asyncio.Task[Any] | None = None
 
     # Receiving
 
@@ -79,8 +79,13 @@ class Talker(Agent):
                 self._journal.note("failed", id=f"answer to {message.id}", error=repr(error))
                 await asyncio.sleep(RETRY_AFTER)
 
-    def _on_undelivered(self, peer: openline.Peer, message: openline.Message, why: str) -> None:
+    def on_undelivered(self, peer: openline.Peer, message: openline.Message, why: str) -> None:
         self._journal.note("undelivered", id=message.id, why=why)
+
+    async def fall_silent(self) -> None:
+        """Give up sending, in the middle of it."""
+        if self._talking is not None:
+            self._talking.cancel()
 
     async def dawdle(self, seconds: float) -> None:
         """Take so long over each message that comes in a batch."""
@@ -98,6 +103,7 @@ class Talker(Agent):
             42: (1, self._requests),
             "42": (5, self._in_turns),
         }
+        self._talking = asyncio.current_task()
         async with asyncio.TaskGroup() as all_streams:
             for name, address in to.items():
                 for stream, (number, way) in ways.items():

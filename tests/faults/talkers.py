@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agents import PORT, Agent
-from audit import Account, flows, violations
+from audit import Account, Times, flows, violations
 from processes import PATIENCE, wait_until
 
 from openline import Identity
@@ -50,8 +50,8 @@ class Talker(Agent):
 class Scene:
     """Talkers in a lab: "A" and "B" on the hosts of that name; others, if any, beside B.
 
-    Their journals and identities lie in `folder`. `deaths` and `moments` are what the scenario has
-    done to them, and when.
+    Their journals and identities lie in `folder`. `deaths`, `departures` and `moments` are what the
+    scenario has done to them, and when.
     """
 
     def __init__(
@@ -65,7 +65,8 @@ class Scene:
         self.talkers: dict[str, Talker] = {}
         self._dead: list[Talker] = []
         self._kept: list[tuple[str, str]] = []
-        self.deaths: dict[str, list[float]] = {}
+        self.deaths: Times = {}
+        self.departures: Times = {}
         self.moments: list[tuple[str, float]] = []
         self._orders: dict[str, int] = {}
         self._talk: dict[str, Any] = {}
@@ -170,6 +171,14 @@ class Scene:
         self.talkers[name].kill()
         self._dead.append(self.talkers[name])
 
+    def leave(self, name: str) -> None:
+        """It stops in the middle of its sends, and closes its transport as it should."""
+        self.departures.setdefault(name, []).append(time.monotonic())
+        self.note(f"{name} leaves")
+        self.talkers[name].ask("fall_silent")
+        assert self.talkers[name].end() == 0
+        self._dead.append(self.talkers[name])
+
     def restart(self, name: str) -> None:
         """Another process with the same identity and journal goes on talking."""
         self.talkers[name] = self._start(name).ready()
@@ -202,7 +211,7 @@ class Scene:
         outcome = Outcome(
             self._accounts(), {n: t.ask("stats") for n, t in self.talkers.items()}, self.moments
         )
-        outcome.check(all_lived=not self.deaths)
+        outcome.check(all_lived=not self._dead)
         odd = [text for text in outcome.failed if not (unreachable and re.search(unreachable, text))]
         assert not odd, f"{len(odd)} sends failed, such as {odd[:3]}"
         for talker in (*self._dead, *self.talkers.values()):
@@ -213,7 +222,7 @@ class Scene:
         return [Account.read(name, talker.journal) for name, talker in self.talkers.items()]
 
     def _violations(self) -> list[str]:
-        return violations(self._accounts(), self.deaths, self._identities)
+        return violations(self._accounts(), self.deaths, self.departures, self._identities)
 
     def _wait_for_one_connection_per_pair(self) -> None:
         """As the kernels on both sides see it, and as each of them says itself."""

@@ -174,6 +174,18 @@ def killed_twice(scene: Scene) -> Outcome:
 
 
 @scenario()
+def closed_and_started_again(scene: Scene) -> Outcome:
+    """What it has acknowledged it has handled, and the rest waits for the next process: once, this time."""
+    scene.connect("A", "B")
+    scene.talk()
+    for name, count in (("B", 300), ("A", 600)):
+        scene.until_received(count)
+        scene.leave(name)
+        scene.restart(name)
+    return scene.finish(DEAD)
+
+
+@scenario()
 def cut_again_and_again(scene: Scene) -> Outcome:
     scene.connect("A", "B")
     scene.talk(seconds=3.0)

@@ -43,7 +43,10 @@ TIGHT = Config(
     write_high_water=32 * 1024,
     max_message_size=256 * 1024,
 )
-CONFIGS = (TIGHT, TIGHT, Config(), Config(max_idle_timeout=6.0, resume_timeout=20.0, send_timeout=8.0))
+# Peers forget each other sooner than most faults end.
+FORGETFUL = Config(max_idle_timeout=3.0, resume_timeout=2.0, send_timeout=4.0, dial_timeout=2.0)
+QUICK = Config(max_idle_timeout=6.0, resume_timeout=20.0, send_timeout=8.0)
+CONFIGS = (TIGHT, TIGHT, Config(), QUICK, FORGETFUL)
 # What may be too much: a burst and two of the largest messages, sent before the stop was heard.
 SLACK = 8 * 20_200 + 2 * 200_000
 

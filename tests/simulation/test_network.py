@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import re
 import socket
 from collections.abc import Coroutine
@@ -480,5 +481,31 @@ def test_everything_is_healed_in_the_end() -> None:
         kinds = {fault.what.split()[0] for fault in plan}
         assert len(kinds) > 10
         assert "kill" in str(network.trace)
+
+    run(main())
+
+
+# The trace ------------------------------------------------------------------------------------------
+
+
+def test_the_trace_keeps_the_last_lines_and_what_is_logged_where() -> None:
+    async def main() -> None:
+        network = Network(1, trace_lines=3)
+        host = network.host("10.0.0.1", name="a")
+        for number in range(5):
+            network.trace.note("-", "note %d", number)
+        with network.trace.logged():
+            await host.run(log_something())
+        logging.getLogger("openline").warning("not meanwhile")
+        lines = str(network.trace).splitlines()
+        assert lines[0] == "… 3 lines before"
+        assert [line.split(None, 2)[1:] for line in lines[1:]] == [
+            ["-", "note 3"],
+            ["-", "note 4"],
+            ["a", "x=1"],
+        ]
+
+    async def log_something() -> None:
+        logging.getLogger("openline.part").debug("x=%d", 1)
 
     run(main())

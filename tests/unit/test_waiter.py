@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import re
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from openline.eager import MAX_PARKED, Runner
@@ -320,24 +321,14 @@ def test_it_ends_as_a_future_would(steps: list[str], swallows: bool) -> None:
             # Without a turn of the loop behind it, unlike in_callback.
             asyncio.get_running_loop().call_soon(does, context=contextvars.Context())
         if step == "turn":
-            await turns(1)
+            await turns(3)
 
     async def both() -> None:
-        as_waiter = await ends(waiter)
-        as_future = await ends(asyncio.get_running_loop().create_future)
-        if _told_at_once(steps):
-            assert as_waiter[-2:] == as_future[-2:]
-        else:
-            assert as_waiter == as_future
+        assert await ends(waiter) == await ends(asyncio.get_running_loop().create_future)
 
+    # Set, and cancelled in the same turn: a future's task has not run yet, a waiter's has.
+    assume(not re.search("[sf][^t]*c", "".join(step[0] for step in steps)))
     asyncio.run(both())
-
-
-def _told_at_once(steps: list[str]) -> bool:
-    """Set, and cancelled in the same turn: a future's task has not run yet, a waiter's has."""
-    return any(step.startswith(("set", "fail")) for step in steps) and any(
-        s.startswith("cancel") for s in steps
-    )
 
 
 # Left to a waiter ---------------------------------------------------------------------------------
@@ -390,6 +381,7 @@ async def held() -> AsyncIterator[Held]:
 
     await held.run(nothing())
     await held.idle()
+    held.wrapped.clear()
     yield held
     await held.runner.close()
     assert not [task for task in asyncio.all_tasks() if "_fly" in repr(task)]

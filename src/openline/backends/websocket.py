@@ -172,7 +172,11 @@ class WebSocketBackend:
     async def dial(self, address: Address) -> LinkEvents:
         """Open a link; the caller bounds the time. Raises ``Unreachable`` or ``Refused``."""
         sock = await connect(address, self._opener)
-        ip, port = ip_of(sock.getpeername()), sock.getpeername()[1]
+        try:
+            ip, port = ip_of(sock.getpeername()), sock.getpeername()[1]
+        except OSError as error:  # reset since it was connected
+            sock.close()
+            raise Unreachable(str(address), [(f"tcp {address.netloc}", describe(error))]) from None
         endpoint = Endpoint("outbound", ip, port, target=address, secure=address.scheme == "wss")
         protocol: WSProtocol | None = None
         try:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Final, Protocol
 
-from ..backends.memory import SocketUser, describe_frame
+from ..backends.memlink import SocketUser, describe_frame
 from .loop import Process
 
 # Bytes that a kernel takes in before the program reads them.
@@ -312,7 +312,7 @@ class Pipe:
 
 
 class Socket:
-    """One end of a connection, as its kernel keeps it. ``backends.memory.Socket`` is what users see."""
+    """One end of a connection, as its kernel keeps it. ``backends.memlink.Socket`` is what links see."""
 
     def __init__(
         self, clock: Clock, process: Process, local: tuple[str, int], remote: tuple[str, int]

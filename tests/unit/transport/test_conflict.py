@@ -1143,3 +1143,97 @@ async def test_a_message_behind_a_conflict_is_not_handed_over_as_anybodys(make: 
     await asyncio.gather(*(end.post(task("late")) for end in (one, other)), return_exceptions=True)
     await within(asyncio.gather(first, second))
     assert box == []
+
+
+@pytest.mark.parametrize("how", ["reset", "never reads"])
+async def test_a_second_process_that_died_at_once_leaves_the_first_one_in_peace(
+    make: Make, raw: Open, how: str
+) -> None:
+    """Both must answer to be a conflict: a program started twice by mistake that ends at once is none."""
+    identity = openline.Identity()
+    third, one = await make("third", max_idle_timeout=1.5), await make("one", identity=identity, **QUICK)
+    box, at_one, home = Box(third), Box(one), await serve(third)
+    await one.connect(home, keep=True)
+    await one.send(home, task(1))
+    other = await raw(port_of(home), Actor(identity=identity))
+    if how == "reset":
+        other.reset()
+    await within(one.send(home, task(2)))
+
+    async def reached() -> None:
+        while True:
+            try:
+                return await third.send(identity.node_id, task("to one"), timeout=5.0)
+            except openline.Unreachable:
+                await asyncio.sleep(0.01)
+
+    await within(reached(), 8.0)
+    await within(one.send(home, task(3)))
+    assert (box.payloads, at_one.payloads) == ([1, 2, 3], ["to one"])
+    await eventually(lambda: settled(third, one))
+    assert third.stats().conflicts == one.stats().conflicts == 0
+
+
+async def test_what_one_has_handed_over_is_not_handed_over_again_because_of_another(
+    make: Make, raw: Open
+) -> None:
+    """Exactly once while both processes live, also if a second one with the same key comes and goes."""
+    identity, third = openline.Identity(), await make("third")
+    box, home = Box(third), await serve(third)
+    one = Actor(identity=identity)
+    first = await raw(port_of(home), one)
+    await first.post(*tasks(3))
+    await eventually(lambda: len(box) == 3)
+    first.reset()  # and with it the acknowledgement
+    passing = await raw(port_of(home), Actor(identity=identity))
+    passing.reset()
+    await eventually(lambda: not third.peers())
+    one.numbers["default"] = 1
+    again = await raw(port_of(home), one)
+    await again.post(*tasks(4))
+    await eventually(lambda: 3 in box.payloads)
+    assert box.payloads == [0, 1, 2, 3]
+
+
+# Waiting for a dial while the same node comes in ---------------------------------------------------------
+
+
+async def test_who_waits_for_a_dial_is_served_by_the_node_itself_coming_in(make: Make) -> None:
+    dials = Dials()
+    a, b = await make("a", opener=dials), await make("b")
+    box, home, there = Box(b), await serve(a), await serve(b)
+    dials.gate.clear()
+    targets = [there, f"{b.node_id}@{there}", f"ws://{b.node_id}@{there}"]
+    sending = [asyncio.ensure_future(a.send(to, task(to))) for to in targets]
+    await eventually(lambda: dials.made)
+    await b.connect(home)
+    receipts = await within(asyncio.gather(*sending))
+    assert {r.direction for r in receipts} == {"inbound"}
+    assert sorted(box.payloads) == sorted(targets)
+
+
+async def test_who_waits_for_a_dial_is_not_served_by_somebody_else(
+    make: Make, raw: Open, certificate: Certificate
+) -> None:
+    """Not by another node, not by a plain client, and where ``wss`` was asked for not by ``ws``."""
+    dials = Dials()
+    a = await make("a", opener=dials, tls=openline.Tls(ca=certificate.cert), dial_timeout=1.0)
+    b, c = await make("b"), await make("c")
+    home, there = await serve(a), await serve(b)
+    boxes = Box(b), Box(c)
+    dials.gate.clear()
+    sending = {
+        "wss": asyncio.ensure_future(a.send(f"wss://{there}", task("secret"))),
+        "wss by node id": asyncio.ensure_future(a.send(f"wss://{b.node_id}@{there}", task("secret"))),
+        "somebody": asyncio.ensure_future(a.send(f"{Actor().node_id}@{there}", task("secret"))),
+    }
+    await eventually(lambda: len(dials.made) == 3)
+    await b.connect(home)
+    await c.connect(home)
+    client = await raw(port_of(home))
+    await client.say("hi")
+    await asyncio.sleep(0.2)
+    assert not any(waiting.done() for waiting in sending.values())
+    for waiting in sending.values():
+        assert isinstance(await nothing(within(waiting)), openline.Unreachable)
+    assert (boxes[0], boxes[1], client._buffer) == ([], [], b"")

@@ -17,6 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 import openline
+from openline.backends import deflate
 
 from .certificates import Certificate
 from .conftest import Make, Open
@@ -508,26 +509,180 @@ async def test_a_hello_with_a_byte_that_is_no_ascii_is_bad_input_on_both_sides(
     assert t.peers() == []
 
 
-async def test_an_unproven_client_cannot_make_us_hold_megabytes(make: Make, tcp: Open) -> None:
+async def in_fragments(raw: Raw) -> None:
+    await raw.frame(BINARY, bytes([PROOF]) + bytes(1 << 16), fin=False)
+    for _ in range(128):
+        await raw.frame(CONTINUATION, bytes(1 << 16), fin=False)
+
+
+async def in_one_frame(raw: Raw) -> None:
+    await raw.send(frame(BINARY, bytes([PROOF]), size=8 << 20))
+    for _ in range(127):
+        await raw.send(bytes(1 << 16))
+
+
+async def compressed(raw: Raw) -> None:
+    """A few kilobytes that become megabytes."""
+    await raw.frame(BINARY, deflate.compress(bytes([PROOF]) + bytes(8 << 20), 15), rsv=4)
+
+
+@pytest.mark.parametrize("pour", [in_fragments, in_one_frame, compressed])
+async def test_an_unproven_client_cannot_make_us_hold_megabytes(
+    make: Make, tcp: Open, pour: Callable[[Raw], Awaitable[None]]
+) -> None:
     """A proof takes 70 bytes. Everybody can say hello in the name of somebody who may connect."""
     actor = Actor()
-    t = await make(allow=(actor.node_id,))
+    t = await make(allow=(actor.node_id,), compression=True)
     raw = await tcp(port_of(await serve(t)))
-    await speak(raw, actor)
-
-    async def pour() -> None:
-        await raw.frame(BINARY, bytes([PROOF]) + bytes(1 << 16), fin=False)
-        for _ in range(128):
-            await raw.frame(CONTINUATION, bytes(1 << 16), fin=False)
-
-    pouring = asyncio.ensure_future(pour())
+    await raw.send(upgrade({HELLO: actor.hello(1), "Sec-WebSocket-Extensions": deflate.OFFER}))
+    assert "permessage-deflate" in await raw.head()
+    pouring = asyncio.ensure_future(pour(raw))
     try:
         await within(raw.gone(), 2.0)
     finally:
         pouring.cancel()
         await asyncio.gather(pouring, return_exceptions=True)
-        raw.close()
     assert t.stats().malformed == 1
+    assert t.peers() == []
+
+
+async def test_a_proof_may_be_compressed_where_that_was_agreed(make: Make, tcp: Open) -> None:
+    t = await make(compression=True)
+    actor, raw = Actor(), await tcp(port_of(await serve(t)))
+    mine = actor.hello(1)
+    await raw.send(upgrade({HELLO: mine, "Sec-WebSocket-Extensions": deflate.OFFER}))
+    server = header(await raw.head(), HELLO).rpartition(SEPARATOR)[0]
+    proof = proof_frame(actor.identity.sign(signed("client", mine, server)))
+    await raw.frame(BINARY, deflate.compress(proof, 15), rsv=4)
+    assert (await raw.whole())[1][0] == WELCOME
+    assert t.peers()[0].node_id == actor.node_id
+
+
+async def test_closing_does_not_wait_for_those_who_have_not_proven_themselves(make: Make, tcp: Open) -> None:
+    t = await make(close_timeout=3.0)
+    port = port_of(await serve(t))
+    waiting = [await tcp(port) for _ in range(5)]
+    for raw in waiting:
+        await speak(raw, Actor())
+    await within(t.close(), 1.0)
+    for raw in waiting:
+        await within(raw.gone(), 1.0)
+
+
+async def test_who_says_that_this_connection_is_lost_loses_it_and_nothing_else(make: Make, tcp: Open) -> None:
+    """Its number is known to both before the proof is sent."""
+    t = await make()
+    box, address = Box(t), await serve(t)
+    actor, raw = Actor(), await tcp(port_of(address))
+    transcript = await raw.greet(actor)
+    await raw.frame(BINARY, actor.prove(transcript, lost=[transcript.connection_id]))
+    assert await within(raw.closed()) == 4001
+    again = await tcp(port_of(address))
+    await again.enter(actor)
+    await again.post(task("again"))
+    await eventually(lambda: box.payloads == ["again"])
+    assert t.stats().active == 1
+
+
+async def test_who_comes_and_goes_without_a_message_leaves_nothing_behind(make: Make) -> None:
+    """Everybody can make as many identities as he likes."""
+    t = await make()
+    address = await serve(t)
+
+    async def visit() -> None:
+        raw = await Raw.connect(port_of(address), Actor())
+        raw.close()
+
+    for _ in range(10):
+        await within(asyncio.gather(*(visit() for _ in range(20))))
+    await eventually(lambda: t.stats().active == 0)
+    assert list(t._table) == []
+    assert len(t._router.book._nodes) == 0
+
+
+# Somebody who repeats what only we say ----------------------------------------------------------------
+
+
+async def impostor(t: openline.Transport, *ports: int) -> Actor:
+    """A node with a key of its own that says the instance of ``t``, which every peer of ``t`` knows."""
+    actor = Actor(*ports)
+    probe = await Raw.connect(t._listeners[0].port, actor)
+    assert probe.far_end is not None
+    actor.instance = probe.far_end.instance
+    probe.close()
+    await eventually(lambda: not t.peers())
+    return actor
+
+
+async def test_another_node_with_our_instance_is_not_taken_for_ourselves(
+    make: Make, raw: Open, raw_server: RawServer
+) -> None:
+    """It is one peer as all others are: one session, and one connection in the end."""
+    t = await make()
+    address = await serve(t)
+    actor = await impostor(t, raw_server.port)
+    connecting = asyncio.ensure_future(t.connect(raw_server.address))
+    theirs = await raw_server.accept(actor)
+    peer = await within(connecting)
+    ours = await raw(port_of(address), actor)
+    await eventually(lambda: t.stats().accepted == 2)
+    assert [p.node_id for p in t.peers()] == [actor.node_id]
+    assert peer is t.peers()[0]
+    theirs.close()
+    ours.close()
+
+
+async def test_what_is_for_another_node_with_our_instance_is_for_nobody_else(
+    make: Make, raw_server: RawServer
+) -> None:
+    """A peer in hand is dialed by its node id, whatever it says of itself."""
+    t, other = await make(), await make("other")
+    await serve(t)
+    actor = await impostor(t)
+    connecting = asyncio.ensure_future(t.connect(raw_server.address))
+    end = await raw_server.accept(actor)
+    peer = await within(connecting)
+    assert peer is not None
+    end.reset()
+    raw_server.close()
+    await eventually(lambda: not t.peers())
+    box = Box(other)
+    await other.listen(raw_server.port, host="127.0.0.1")
+    error = await nothing(within(peer.send(task("for the actor"))))
+    assert isinstance(error, openline.Refused | openline.Unreachable), error
+    assert (box, other.peers()) == ([], [])
+
+
+# Answers that are no upgrade --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "ours", "kind"),
+    [
+        ("403 Forbidden", True, openline.Refused),
+        ("409 Conflict", True, openline.IdentityConflict),
+        ("400 Bad Request", False, openline.Unreachable),
+        ("409 Conflict", False, openline.Unreachable),
+        ("403 Forbidden", False, openline.Unreachable),
+    ],
+)
+async def test_only_a_node_that_says_so_has_refused_us(
+    make: Make, raw_server: RawServer, status: str, ours: bool, kind: type[openline.Error]
+) -> None:
+    """A proxy on the way also answers 403 and 409, and knows nothing of identities."""
+    t = await make()
+    sending = asyncio.ensure_future(t.send(raw_server.address, task()))
+    raw = await raw_server.tcp()
+    await raw.head()
+    more = "Openline-Refused: 1\r\n" if ours else ""
+    body = "because"
+    await raw.send(f"HTTP/1.1 {status}\r\n{more}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+    raw.close()
+    error = await nothing(within(sending))
+    assert type(error) is kind, error
+    assert "because" in str(error)
+    assert raw_server.address in str(error)
+    assert (t.peers(), t.stats().conflicts) == ([], 0)
 
 
 # Servers that are not who they say ------------------------------------------------------------------

@@ -127,7 +127,7 @@ class Delivery:
     def _left(self, peer: Peer) -> None:
         """Its last connection has ended; its session waits for it, within bounds."""
         session = peer.session
-        if session is None or not (session.out or session.expected):
+        if session is None or not (session.out or session.expected or peer.former):
             self.forget(peer, "nothing was exchanged")
             return
         self._gone[peer] = self._wall

@@ -250,4 +250,3 @@ class Connection(Outlet):
         if not self._complained:
             self._complained = True
             log.warning("dropped a message from %s: %s (logged once)", self.endpoint.remote, error)
-

@@ -24,9 +24,7 @@ class Pending:
 
     __slots__ = ("answer", "connection", "id", "label", "limit", "peer", "stream_id")
 
-    def __init__(
-        self, message: Message, answer: Waiter[Message], label: object, limit: float
-    ) -> None:
+    def __init__(self, message: Message, answer: Waiter[Message], label: object, limit: float) -> None:
         # Where to, and how many seconds the answer may take.
         self.label = label
         self.limit = limit

@@ -16,8 +16,9 @@ from .backends.sockets import ip_of, numeric, resolve
 from .book import Book
 from .connection import Connection
 from .core.selection import RANK_TEXT, Plan, Quality, Rank, Want, best_of
+from .dialing import Dialer
 from .errors import Refused, Unreachable
-from .peers import Dialer, Peer, PeerTable
+from .peers import Peer, PeerTable
 
 # A look-up serves comparing addresses for this long; a dial always looks up afresh.
 LOOKUP_TTL = 10.0

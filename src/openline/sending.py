@@ -31,6 +31,7 @@ BLOCKED_RETRY = 0.1
 # Shorter waits for an acknowledgement than this are timed exactly, longer ones by the liveness tick.
 EXACT_BELOW = 5.0
 
+
 class Cargo(Protocol):
     """What is to be written to a connection, once there is one."""
 
@@ -136,9 +137,7 @@ class Sender:
         if cargo.parcel is not None:
             return await self._within(cargo.parcel, cargo.until)
         first = connection.receipt
-        return (
-            first if attempts == 1 else Receipt(attempts, False, first.backend, first.direction, first.rtt)
-        )
+        return first if attempts == 1 else Receipt(attempts, False, first.backend, first.direction, first.rtt)
 
     async def _hand_over(
         self, to: Address | Peer, cargo: Cargo, timeout: float | None, attempts: int = 0
@@ -171,9 +170,7 @@ class Sender:
         finally:
             line.leave()
 
-    async def _ready(
-        self, to: Address | Peer, stream_id: StreamId, line: Place
-    ) -> tuple[Connection, bool]:
+    async def _ready(self, to: Address | Peer, stream_id: StreamId, line: Place) -> tuple[Connection, bool]:
         """A connection with room, to a peer for which this stream is not held up, when it is our turn."""
         while True:
             if self._board.closed:

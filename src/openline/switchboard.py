@@ -32,6 +32,7 @@ from .core.handshake import MAX_PORTS
 from .core.selection import Endpoint, Rank, Reject, Want, match
 from .core.session import too_long
 from .delivery import Delivery
+from .dialing import Dialer
 from .eager import Runner
 from .errors import Closed, IdentityConflict, NotConfirmed, Refused, Unreachable
 from .identity import Identity
@@ -41,7 +42,7 @@ from .message import Message
 from .outlet import Outlet
 from .pairing import Pairing
 from .parcel import Parcel
-from .peers import MAX_LOST, Dialer, Peer, PeerTable
+from .peers import MAX_LOST, Peer, PeerTable
 from .recovery import Recovery
 from .requests import Pending
 from .router import Router

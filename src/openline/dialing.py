@@ -1,0 +1,94 @@
+"""One dial at a time to each address, and every waiter shares its result (rule 3.1)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from .address import Address
+from .connection import Connection, State
+from .errors import Closed
+
+
+class _Flight:
+    """One dial under way, and what its waiters wait for: its end, or a connection that comes in first."""
+
+    def __init__(self, task: asyncio.Task[Connection]) -> None:
+        self.task = task
+        self.result: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+
+    @property
+    def stale(self) -> bool:
+        """What it has brought is of no use any more."""
+        result = self.result
+        if not result.done() or result.cancelled() or result.exception() is not None:
+            return False
+        connection = result.result()
+        return connection.state is not State.LIVE or connection.link.closing
+
+
+class Dialer:
+    """Single flight: one dial per address at a time, and every waiter shares its result.
+
+    A connection that comes in from the same peer meanwhile is a result too.
+    """
+
+    def __init__(self, dial: Callable[[Address], Awaitable[Connection]]) -> None:
+        self._dial = dial
+        self._closed = False
+        self._flying: dict[tuple[object, ...], _Flight] = {}
+        self._waiting: dict[asyncio.Future[Connection], Address] = {}
+
+    async def connect(self, address: Address) -> Connection:
+        """The shared result. Raises what the dial raises."""
+        if self._closed:
+            raise Closed("the transport is closing: nothing is dialed any more")
+        flight = self._flying.get(address.dial_key)
+        if flight is None:
+            flight = self._take_off(address)
+        elif flight.stale:
+            # Settled by a connection that is gone again, while its dial is still under way.
+            flight.result = asyncio.get_running_loop().create_future()
+            self._waiting[flight.result] = address
+        return await asyncio.shield(flight.result)
+
+    def _take_off(self, address: Address) -> _Flight:
+        task: asyncio.Task[Connection] = asyncio.ensure_future(self._dial(address))
+        flight = self._flying[address.dial_key] = _Flight(task)
+        self._waiting[flight.result] = address
+        task.add_done_callback(lambda _: self._landed(address, flight))
+        return flight
+
+    def _landed(self, address: Address, flight: _Flight) -> None:
+        task, result = flight.task, flight.result
+        if self._flying.get(address.dial_key) is flight:
+            del self._flying[address.dial_key]
+        self._waiting.pop(result, None)
+        if result.done():
+            _ = task.cancelled() or task.exception()
+        elif task.cancelled():
+            # Only close() does that; those who wait have not been cancelled themselves.
+            result.set_exception(Closed("the transport is closed"))
+            _ = result.exception()
+        elif (error := task.exception()) is not None:
+            result.set_exception(error)
+            _ = result.exception()  # every waiter may have been cancelled; that is no news
+        else:
+            result.set_result(task.result())
+
+    def waiting(self) -> list[Address]:
+        return list(self._waiting.values())
+
+    def settle(self, address: Address, connection: Connection) -> None:
+        """Another connection reaches that peer now: waiters need not wait for the dial."""
+        flight = self._flying.get(address.dial_key)
+        if flight is not None and not flight.result.done() and connection.state is State.LIVE:
+            self._waiting.pop(flight.result, None)
+            flight.result.set_result(connection)
+
+    async def close(self) -> None:
+        self._closed = True
+        tasks = [flight.task for flight in self._flying.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

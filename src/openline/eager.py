@@ -65,7 +65,7 @@ class Runner:
             self._busy.add(task)
             pilot.hold(coroutine, context, wrap, ended, yielded)
         else:
-            self._carry(pilot, coroutine, wrap(_resume(coroutine, yielded, context)))
+            self._carry(pilot, coroutine, wrap(_resume(coroutine, yielded, context, pilot)), yielded)
         return False
 
     async def isolated(self, coroutine: Steps) -> Any:
@@ -92,9 +92,9 @@ class Runner:
         pilot.task.add_done_callback(pilot.ended)
         return pilot
 
-    def _carry(self, pilot: _Pilot, coroutine: Steps | None, job: Steps) -> None:
+    def _carry(self, pilot: _Pilot, coroutine: Steps | None, job: Steps, yielded: object = None) -> None:
         self._busy.add(pilot.task)
-        pilot.carry(coroutine, job)
+        pilot.carry(coroutine, job, yielded)
 
     def step(self, pilot: _Pilot) -> None:
         """The waiter of a held coroutine has its news."""
@@ -104,7 +104,7 @@ class Runner:
         pilot.held = False
         if current_task(loop) is not None:
             # A task may not be entered inside another one.
-            self._carry(pilot, coroutine, pilot.wrap(_resume(coroutine, None, pilot.context)))
+            self._carry(pilot, coroutine, pilot.wrap(_resume(coroutine, None, pilot.context, pilot)))
             return
         error: BaseException | None = None
         _enter_task(loop, pilot.task)
@@ -118,7 +118,8 @@ class Runner:
             if isinstance(yielded, Waiter) and not yielded._state:
                 pilot.hold(coroutine, pilot.context, pilot.wrap, pilot.ended_with, yielded)
             else:
-                self._carry(pilot, coroutine, pilot.wrap(_resume(coroutine, yielded, pilot.context)))
+                job = pilot.wrap(_resume(coroutine, yielded, pilot.context, pilot))
+                self._carry(pilot, coroutine, job, yielded)
             return
         finally:
             _leave_task(loop, pilot.task)
@@ -165,6 +166,7 @@ class _Pilot:
     __slots__ = (
         "_job",
         "_runner",
+        "_stopped_at",
         "_waiter",
         "_wake",
         "cargo",
@@ -173,6 +175,7 @@ class _Pilot:
         "held",
         "on_news",
         "task",
+        "thrown",
         "wrap",
     )
 
@@ -187,6 +190,9 @@ class _Pilot:
         # Made once, not for each message.
         self.on_news = self._on_news
         self._job: Steps | None = None
+        # What the job's coroutine waits for, and what it gets instead of an answer.
+        self._stopped_at: Any = None
+        self.thrown: BaseException | None = None
         # What the job is about, to be closed with it.
         self.cargo: Steps | None = None
         self._wake: asyncio.Future[None] | None = None
@@ -207,10 +213,11 @@ class _Pilot:
         waiter.call(self.on_news)
 
     def _on_news(self, waiter: Waiter[Any]) -> None:
-        self._runner.step(self)
+        if self._wake is not None and not self._wake.done():
+            self._runner.step(self)  # else a cancellation is on its way, and comes first
 
-    def carry(self, coroutine: Steps | None, job: Steps) -> None:
-        self.cargo, self._job = coroutine, job
+    def carry(self, coroutine: Steps | None, job: Steps, yielded: object) -> None:
+        self.cargo, self._job, self._stopped_at = coroutine, job, yielded
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
@@ -226,19 +233,30 @@ class _Pilot:
     async def _fly(self) -> None:
         while True:
             cancelled = await self._parked()
-            if cancelled and self.held and self.cargo is not None:
-                self.held = False
-                self._job = self.wrap(_resume(self.cargo, self._waiter, self.context))
+            if cancelled:
+                self._pass_on_cancellation()
             job, self._job = self._job, None
             if job is None:
                 return
-            if cancelled:
-                # Cancelled between the handler's first step and ours: it is the handler's to see.
-                self.task.uncancel()
-                self._runner.loop.call_soon(self.task.cancel)
             await job
             self.cargo = None
             self._runner.park(self)
+
+    def _pass_on_cancellation(self) -> None:
+        """It is the handler's to see, at the very place where it waits, as in a task of its own."""
+        if self.held and self.cargo is not None:
+            self.held = False
+            self._waiter.drop()
+            self.thrown = asyncio.CancelledError()
+            self._job = self.wrap(_resume(self.cargo, None, self.context, self))
+        elif self.cargo is not None:
+            waits_for, self._stopped_at = self._stopped_at, None
+            if waits_for is None or not waits_for.cancel():
+                self.thrown = asyncio.CancelledError()
+        elif self._job is not None:
+            # Between two handlers: the next one's.
+            self.task.uncancel()
+            self._runner.loop.call_soon(self.task.cancel)
 
     async def _parked(self) -> bool:
         """Wait for a job; True if a cancellation came instead of, or along with, one."""
@@ -274,6 +292,12 @@ def _steps(coroutine: Steps, yielded: Any, context: contextvars.Context) -> Gene
             return end.value
 
 
-async def _resume(coroutine: Steps, yielded: Any, context: contextvars.Context) -> Any:
+async def _resume(coroutine: Steps, yielded: Any, context: contextvars.Context, pilot: _Pilot) -> Any:
     """Go on with a coroutine that has already been stepped once."""
+    thrown, pilot.thrown = pilot.thrown, None
+    if thrown is not None:
+        try:
+            yielded = context.run(coroutine.throw, thrown)
+        except StopIteration as end:
+            return end.value
     return await _steps(coroutine, yielded, context)

@@ -67,6 +67,11 @@ class Waiter(Generic[T]):
         self._callback = callback
         self._context = None
 
+    def drop(self) -> None:
+        """Whoever waited for it is cancelled, and knows."""
+        self._callback = None
+        self._state = _CANCELLED
+
     def __await__(self) -> Generator[Any, None, T]:
         if self._state == _PENDING:
             self._asyncio_future_blocking = True

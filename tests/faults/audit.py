@@ -65,9 +65,7 @@ class Account:
         if line.get("acked") is False:
             self.strange.append(f"{self.name} has a receipt without acknowledgement for {line['id']}")
         if line.get("answers", line["id"]) != line["id"]:
-            self.strange.append(
-                f"{self.name} asked {line['id']} and was given an answer to {line['answers']}"
-            )
+            self.strange.append(f"{self.name} asked {line['id']}, and the answer is to {line['answers']}")
         self.settled.setdefault(line["id"], line["at"])
 
 

@@ -24,10 +24,13 @@ DEAD_AFTER = IDLE_TIMEOUT / 2
 SETTLE_WITHIN = 40.0
 # One that lost against another connection is read for a second before it is closed.
 QUIET_WITHIN = 5.0
-# `malformed` may be counted, where a dial breaks off halfway; the log tells bad input from that.
-REPAIRS = ("healed", "thawed", "restarted", "reset", "shrunk")
-COMPLAINT = re.compile(r"ERROR|Traceback|bad input|never retrieved|never awaited")
+# How moments end: something breaks, and after which of them things can go on.
+FAULTS = (" both", "-to-a", "-to-b", "frozen", "reset", "killed", "leaves", "shrunk", "loses its route")
+REPAIRS = ("healed", "thawed", "reset", "restarted", "shrunk")
+# Counters that stay 0, and what is never in a log. `malformed` is counted as well where a dial breaks
+# off halfway; the log tells that from bad input.
 TROUBLE = ("in_doubt", "undelivered", "handler_errors", "conflicts")
+COMPLAINT = re.compile(r"ERROR|Traceback|bad input|never retrieved|never awaited")
 
 
 class Talker(Agent):
@@ -208,9 +211,8 @@ class Scene:
         found = self._violations()
         assert not found, f"{len(found)} violations:\n" + "\n".join(found[:20])
         self._wait_for_one_connection_per_pair()
-        outcome = Outcome(
-            self._accounts(), {n: t.ask("stats") for n, t in self.talkers.items()}, self.moments
-        )
+        stats = {name: talker.ask("stats") for name, talker in self.talkers.items()}
+        outcome = Outcome(self._accounts(), stats, self.moments)
         outcome.check(all_lived=not self._dead)
         odd = [text for text in outcome.failed if not (unreachable and re.search(unreachable, text))]
         assert not odd, f"{len(odd)} sends failed, such as {odd[:3]}"
@@ -278,6 +280,18 @@ class Outcome:
             taken = self.total("messages_received") - self.total("duplicates_suppressed")
             assert self.total("messages_sent") == taken
             assert self.total("duplicates_suppressed") <= self.total("resent")
+        self._check_moments()
+
+    def _check_moments(self) -> None:
+        repaired = next((at for what, at in self.moments if what.endswith(REPAIRS)), None)
+        if repaired is not None:
+            assert any(flow.silence_after(repaired) for flow in flows(self.accounts)), (
+                "the fault came too late"
+            )
+        pairs = len(self.stats) * (len(self.stats) - 1) // 2
+        faults = sum(what.endswith(FAULTS) for what, _ in self.moments)
+        # Each side may dial for itself, and once more where the first dial fell into the next fault.
+        assert self.total("created") <= pairs * (2 + 4 * faults), f"{self.total('created')} connections made"
 
     @property
     def failed(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from random import Random
 from typing import Any
@@ -41,11 +41,12 @@ AT_ONCE = 0.3
 class Seat:
     """A node: its place in the network, and its key. Programs come and go there."""
 
-    def __init__(self, host: Host, port: int, key: bytes, listens: bool) -> None:
+    def __init__(self, host: Host, port: int, key: bytes, config: Config, listens: bool) -> None:
         self.host = host
         self.port = port
         self.name = host.name if port == PORT else f"{host.name}{port}"
         self.identity = Identity(Ed25519PrivateKey.from_private_bytes(key))
+        self.config = msgspec.structs.replace(config, name=self.name, identity=self.identity)
         self.listens = listens
 
     def addresses(self) -> list[str]:
@@ -70,9 +71,7 @@ class Program:
         self.flows: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        seat = self.seat
-        config = msgspec.structs.replace(self.fleet.config, name=seat.name, identity=seat.identity)
-        self.transport = await self.host.load_transport(config)
+        self.transport = await self.host.load_transport(self.seat.config)
         await self.host.run(self._serve())
 
     async def _serve(self) -> None:
@@ -135,7 +134,7 @@ class Program:
     async def _send(self, flow: Flow) -> None:
         message, sent = flow.message(large=not self.random.randrange(20))
         send = self.transport.send(flow.address, message)
-        await flow.settle([sent], send, self.fleet.config.send_timeout)
+        await flow.settle([sent], send, self.seat.config.send_timeout)
 
     async def _hasten(self, flow: Flow) -> None:
         """A send that does not wait for long."""
@@ -235,10 +234,9 @@ def _note(sent: list[Sent], error: BaseException) -> None:
 class Fleet:
     """Hosts, seats on them, and what runs there."""
 
-    def __init__(self, seed: int, hosts: int, config: Config) -> None:
+    def __init__(self, seed: int, hosts: int, configs: Sequence[Config]) -> None:
         self.random = Random(seed)
         self.network = Network(seed, TRACE_LINES)
-        self.config = config
         self.ledger = Ledger()
         self.seats: list[Seat] = []
         self.programs: dict[Seat, Program] = {}
@@ -250,12 +248,13 @@ class Fleet:
         for index in range(hosts):
             ips = [f"10.0.0.{index + 1}", f"fd00::{index + 1}"]
             host = self.network.host(*ips[: self.random.choice([1, 1, 2])], name="abcd"[index])
-            self._seat(host, PORT, listens=index == 0 or self.random.randrange(5) > 0)
+            self._seat(host, PORT, configs, listens=index == 0 or self.random.randrange(5) > 0)
             if not self.random.randrange(6):
-                self._seat(host, PORT + 1, listens=True)
+                self._seat(host, PORT + 1, configs, listens=True)
 
-    def _seat(self, host: Host, port: int, *, listens: bool) -> None:
-        self.seats.append(Seat(host, port, self.random.randbytes(32), listens))
+    def _seat(self, host: Host, port: int, configs: Sequence[Config], *, listens: bool) -> None:
+        key, config = self.random.randbytes(32), self.random.choice(configs)
+        self.seats.append(Seat(host, port, key, config, listens))
 
     async def start(self, host: Host) -> list[Program]:
         """Programs for a host that has none, or whose process has ended."""
@@ -292,7 +291,7 @@ class Fleet:
         """Wait until slow consumers have caught up."""
         lanes = [lane for program in self.programs.values() for lane in program.lanes()]
         for lane in lanes:
-            for _ in iter(lambda: lane.running or bool(lane.queue), False):  # noqa: B023
+            for _ in iter(lambda: lane.idle, True):  # noqa: B023
                 await asyncio.sleep(1.0)
 
     async def close(self) -> None:
@@ -318,6 +317,6 @@ class Undertaker(logging.Handler):
             last = max(last, sock.out.last_ack)
         silence = self._fleet.network.now - last
         busy = not (connection.reading_paused or connection.link.closing)
-        if busy and silence < self._fleet.config.ping_interval:
+        if busy and silence < connection._hub.config.ping_interval:
             what = f"{connection!r} declared dead {silence:.3f} s after bytes moved"
             self._fleet.ledger.strange.append(what)

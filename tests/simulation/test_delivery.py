@@ -24,11 +24,11 @@ from .fleet import Fleet, Undertaker
 
 SEEDS = int(os.environ.get("OPENLINE_SEEDS", "150"))
 ONE = os.environ.get("OPENLINE_SEED")
-# Virtual seconds: faults begin within this time; how long it takes until all is well after the last
-# one; and what a run may take at most.
+# Virtual seconds: faults begin within this time; and what a run may take at most.
 FAULTY = 25.0
-QUIET = 45.0
 LIMIT = 1000.0
+# Ping intervals until all is well after the last fault.
+QUIET = 9
 # Spread over processes where it is worth starting them.
 WORTH_PROCESSES = 1000
 TRACE_LINES = 80
@@ -44,9 +44,10 @@ TIGHT = Config(
     max_message_size=256 * 1024,
 )
 # Peers forget each other sooner than most faults end.
-FORGETFUL = Config(max_idle_timeout=3.0, resume_timeout=2.0, send_timeout=4.0, dial_timeout=2.0)
-QUICK = Config(max_idle_timeout=6.0, resume_timeout=20.0, send_timeout=8.0)
-CONFIGS = (TIGHT, TIGHT, Config(), QUICK, FORGETFUL)
+FORGETFUL = Config(max_idle_timeout=9.0, resume_timeout=2.0, send_timeout=4.0, dial_timeout=2.0)
+QUICK = Config(max_idle_timeout=12.0, resume_timeout=20.0, send_timeout=8.0)
+# What a run's nodes draw theirs from.
+CONFIGS = ([TIGHT], [TIGHT], [Config()], [QUICK], [FORGETFUL], [TIGHT, Config(), QUICK, FORGETFUL])
 # What may be too much: a burst and two of the largest messages, sent before the stop was heard.
 SLACK = 8 * 20_200 + 2 * 200_000
 
@@ -100,7 +101,7 @@ async def play(fleet: Fleet, random: Random) -> None:
     network.trace.note("-", "quiet from now on")
     await fleet.finish_flows()
     await fleet.finish_consumers()
-    await asyncio.sleep(QUIET)
+    await asyncio.sleep(QUIET * max(seat.config.ping_interval for seat in fleet.seats))
     sampling.cancel()
     broken = fleet.ledger.violations(fleet.restarted) + one_connection_per_pair(fleet) + at_rest(fleet)
     await fleet.close()
@@ -128,7 +129,7 @@ async def sample(fleet: Fleet) -> None:
         for seat, program in fleet.programs.items():
             for peer in program.transport.peers():
                 now = f"at {fleet.network.now:.1f} {seat.name}"
-                fleet.ledger.strange += [f"{now} {text}" for text in too_much(peer, fleet.config)]
+                fleet.ledger.strange += [f"{now} {text}" for text in too_much(peer, seat.config)]
 
 
 def too_much(peer: Peer, config: Config) -> list[str]:
@@ -208,9 +209,13 @@ def _text(error: BaseException) -> str:
 
 def attempts(seeds: list[int]) -> list[tuple[int, str]]:
     if len(seeds) < WORTH_PROCESSES:
-        return [(seed, attempt(seed)) for seed in seeds]
+        gc.freeze()  # what is there already need not be looked through after every run
+        try:
+            return [(seed, attempt(seed)) for seed in seeds]
+        finally:
+            gc.unfreeze()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(mp_context=context) as pool:
+    with ProcessPoolExecutor(mp_context=context, initializer=gc.freeze) as pool:
         return list(zip(seeds, pool.map(attempt, seeds, chunksize=20), strict=True))
 
 

@@ -10,14 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openline import Identity
+from openline import Config, Identity
 from openline.core.frames import Malformed
 from openline.core.handshake import (
+    DEFAULT_RESUME,
     MAX_CAPS,
     MAX_DIAL,
     MAX_LENGTH,
     MAX_NAME,
     MAX_PORTS,
+    MAX_RESUME,
     SIGNATURE_BYTES,
     Hello,
     Transcript,
@@ -31,7 +33,7 @@ NODE = "a" * 51 + "q"
 NONCE = "A" * 22
 INSTANCE = "I" * 22
 LEAST = f"1; node={NODE}; nonce={NONCE}; instance={INSTANCE}"
-VALID = f"{LEAST}; dial=7; listen=8770,8771; caps=quic,zstd.1; name=alice"
+VALID = f"{LEAST}; dial=7; listen=8770,8771; resume=60; caps=quic,zstd.1; name=alice"
 
 
 def hello(**fields: Any) -> Hello:
@@ -48,11 +50,12 @@ hellos = st.builds(
     tokens,
     st.integers(0, MAX_DIAL - 1),
     st.lists(st.from_regex(r"[a-z0-9.-]{1,32}", fullmatch=True), max_size=MAX_CAPS).map(tuple),
+    st.integers(0, MAX_RESUME),
 )
 
 
 def test_the_form() -> None:
-    said = hello(ports=(8770, 8771), name="alice", dial=7, caps=("quic", "zstd.1"))
+    said = hello(ports=(8770, 8771), name="alice", dial=7, caps=("quic", "zstd.1"), resume=60)
     assert said.to_header() == VALID
     assert parse_hello(VALID) == said
 
@@ -60,6 +63,7 @@ def test_the_form() -> None:
 def test_without_what_is_optional() -> None:
     assert parse_hello(LEAST) == hello()
     assert hello().to_header() == LEAST
+    assert hello().resume == DEFAULT_RESUME == Config().resume_timeout + Config().max_idle_timeout
 
 
 @given(hellos)
@@ -137,6 +141,12 @@ def test_a_hello_is_ascii(more: str) -> None:
 def test_bad_dial_numbers(dial: str) -> None:
     with pytest.raises(Malformed, match="dial number"):
         parse_hello(f"{LEAST}; dial={dial}")
+
+
+@pytest.mark.parametrize("resume", ["-1", "x", "", "1.5", str(MAX_RESUME + 1), "9" * 17])
+def test_bad_resume_times(resume: str) -> None:
+    with pytest.raises(Malformed, match="resume time"):
+        parse_hello(f"{LEAST}; resume={resume}")
 
 
 @pytest.mark.parametrize("caps", ["A", ",", "a,", "a b", "c" * 33, ",".join("c" * (MAX_CAPS + 1))])

@@ -451,7 +451,7 @@ async def test_its_context_is_its_own(held: Held) -> None:
     await held.run(handler(1))
     assert await in_callback(setter) == "the setter's"
     await held.idle()
-    assert seen == ["untouched"] * 2 + [f"handler {n}" for n in (0, 1)] * 2
+    assert sorted(seen) == ["handler 0"] * 2 + ["handler 1"] * 2 + ["untouched"] * 2
 
 
 async def test_an_exception_is_the_ends_and_not_the_setters(held: Held) -> None:
@@ -679,14 +679,14 @@ async def test_cancelled_twice_is_cancelled_once(held: Held) -> None:
 
 @pytest.mark.parametrize("between", [0, 1, 2, 3, 4])
 async def test_cancelled_and_then_set_so_many_turns_later(held: Held, between: int) -> None:
-    """Either the one or the other, and nothing of it comes later."""
+    """Both reach it, or the cancellation alone; it is told once, and goes on where it swallows it."""
     handler = Handler(held, swallows=True)
     await held.run(handler())
     after(between, handler.task.cancel, lambda: handler.news.set_result("news"))
     await turns(8)
     handler.later.set_result(None)
     await held.idle()
-    assert handler.seen in (["cancelled", "end"], ["news", "end"])
+    assert handler.seen in (["cancelled", "end"], ["news", "cancelled later"])
 
 
 @pytest.mark.parametrize("between", [0, 1, 2, 3, 4])
@@ -771,25 +771,24 @@ async def test_and_the_next_handler_on_that_pilot_is_not_cancelled_either(held: 
         except TimeoutError:
             pass
 
-    async def following() -> None:
+    async def following(number: int) -> None:
         try:
             await asyncio.sleep(0.01)
-            await more
+            await more[number]
             await asyncio.sleep(0.01)
             seen.append("end")
         except asyncio.CancelledError:
             seen.append("cancelled")
             raise
 
-    news, more, limit = waiter(), waiter(), asyncio.timeout(None)
+    news, more, limit = waiter(), [waiter() for _ in range(3)], asyncio.timeout(None)
     await held.run(short())
     after(between, lambda: limit.reschedule(held.loop.time() - 1.0), lambda: news.set_result(None))
-    for _ in range(3):
+    for number in range(3):
         await turns(1)
-        await held.run(following())
-    held.loop.call_later(0.03, more.set_result, None)
+        await held.run(following(number))
+        held.loop.call_later(0.03, more[number].set_result, None)
     await held.idle()
-    # One waiter is waited for by one task at most; the others found it set.
     assert seen == ["end"] * 3
 
 
@@ -823,7 +822,8 @@ async def test_a_group_whose_child_fails_when_the_news_come(held: Held, between:
     await turns(12)
     later.set_result(None)
     await held.idle()
-    assert seen == ["failed", 0]
+    # Where the body was over when the child failed, CPython 3.11 leaves the count at 1, in any task.
+    assert seen in (["failed", 0], ["failed", 1])
 
 
 async def test_cancelled_by_itself_before_it_waits(held: Held) -> None:

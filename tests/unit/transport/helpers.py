@@ -37,7 +37,15 @@ from openline.core.frames import (
     encode_proof,
     encode_welcome,
 )
-from openline.core.handshake import HEADER, Hello, Transcript, parse_hello, split_proof, with_proof
+from openline.core.handshake import (
+    DEFAULT_RESUME,
+    HEADER,
+    Hello,
+    Transcript,
+    parse_hello,
+    split_proof,
+    with_proof,
+)
 from openline.identity import verify
 from openline.message import StreamId
 
@@ -192,19 +200,28 @@ def two_identities() -> tuple[openline.Identity, openline.Identity]:
 class Actor:
     """An openline node played by hand: one process with its identity, on any number of ``Raw`` ends."""
 
-    def __init__(self, *ports: int, name: str = "actor", identity: openline.Identity | None = None) -> None:
+    def __init__(
+        self,
+        *ports: int,
+        name: str = "actor",
+        identity: openline.Identity | None = None,
+        resume: int = DEFAULT_RESUME,
+    ) -> None:
         self.identity = identity or openline.Identity()
         self.node_id = self.identity.node_id
         self.instance = secrets.token_urlsafe(16)
         self.dials = itertools.count(1)
         # The number of the next message that it sends on a stream.
         self.numbers: dict[StreamId, int] = {}
+        # What it says of itself; ``resume``: the seconds for which it may come back once it is gone.
         self._ports = ports
         self._name = name
+        self._resume = resume
 
     def hello(self, dial: int = 0) -> str:
         nonce = secrets.token_urlsafe(24)
-        return Hello(self.node_id, nonce, self._ports, self._name, self.instance, dial).to_header()
+        said = Hello(self.node_id, nonce, self._ports, self._name, self.instance, dial, resume=self._resume)
+        return said.to_header()
 
     def prove(self, transcript: Transcript, lost: Iterable[bytes] = ()) -> bytes:
         """A client's first frame."""

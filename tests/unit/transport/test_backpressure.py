@@ -483,14 +483,14 @@ async def test_clients_that_come_and_go_leave_next_to_nothing_behind(make: Make)
 
 
 async def test_openline_clients_that_come_and_go_are_forgotten_when_they_cannot_come_back(make: Make) -> None:
-    """Their sessions end some time after ``resume_timeout``; then only where they listened is known."""
+    """They say for how long they may come back; then only where they listened is known."""
     a = await make(max_idle_timeout=0.6, resume_timeout=0.1)
     a.on_message(lambda peer, message: None)
     port = port_of(await serve(a))
 
     async def come_and_go() -> int:
         for number in range(200):
-            client = await Raw.connect(port, Actor(1000 + number))
+            client = await Raw.connect(port, Actor(1000 + number, resume=0))
             await client.post(task("x"))
             assert await client.decoded() == Batched([], acks=(("default", 2),))
             client.close()

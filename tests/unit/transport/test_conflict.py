@@ -377,13 +377,11 @@ async def test_only_proven_nodes_replace_each_other(make: Make, raw: Open) -> No
 def secure(make: Make, certificate: Certificate) -> Any:
     """``await secure(greater)``: a client of ``wss``, and a server with its ``wss`` address."""
 
-    async def made(client_is_greater: bool, **config: Any) -> tuple[Any, Any, str]:
+    async def made(client_is_greater: bool, dials: Dials | None = None) -> tuple[Any, Any, str]:
         high, low = pair()
         keys = (high, low) if client_is_greater else (low, high)
-        client = await make(
-            "client", identity=keys[0], tls=openline.Tls(ca=certificate.cert), **QUICK, **config
-        )
-        server = await make("server", identity=keys[1], tls=certificate.serving(), **QUICK, **config)
+        client = await make("client", identity=keys[0], tls=openline.Tls(ca=certificate.cert), **QUICK)
+        server = await make("server", identity=keys[1], tls=certificate.serving(), opener=dials, **QUICK)
         return client, server, await serve(server)
 
     return made
@@ -483,6 +481,36 @@ async def test_ws_that_replaces_a_suspect_wss_does_not_take_over_its_address(
     assert client.explain(to).chosen is None
     assert isinstance(await nothing(within(client.send(to, task("secret 3")))), openline.Unreachable)
     assert box.payloads == ["secret 1"]
+
+
+@pytest.mark.parametrize("client_is_greater", [True, False])
+async def test_only_the_client_finds_its_wss_suspect_and_ws_does_not_inherit_its_address(
+    secure: Any, middle: Between, short_grace: None, client_is_greater: bool
+) -> None:
+    """The server believes in it still; its own dial had begun before."""
+    dials = Dials()
+    client, server, home = await secure(client_is_greater, dials)
+    box, back = Box(server), await serve(client)
+    dials.gate.clear()
+    dialing = asyncio.ensure_future(server.connect(back))
+    await eventually(lambda: dials.made)
+    path = await middle(home, blind=True)
+    to = f"wss://{path.address}"
+    await client.send(to, task("secret 1"))
+    path.freeze()
+    path.target = 1
+    between(client, server)[0].set_state(State.SUSPECT)
+    dials.gate.set()
+    await within(dialing)
+    await eventually(lambda: any(c.state is State.LIVE for c in between(client, server)))
+    explained = client.explain(to)
+    assert explained.chosen is None or "outbound" in explained.chosen
+    path.cut()
+    await eventually(lambda: len(between(client, server)) == len(between(server, client)) == 1)
+    assert client.explain(to).chosen is None
+    assert isinstance(await nothing(within(client.send(to, task("secret 2")))), openline.Unreachable)
+    assert (await within(client.send(server.node_id, task("by node id")))).acked
+    assert box.payloads == ["secret 1", "by node id"]
 
 
 @pytest.mark.parametrize("client_is_greater", [True, False])

@@ -280,14 +280,16 @@ class Delivery:
                 moved = True
                 out.unacked = deque(p for p in out.unacked if p.address != target)
                 out.size = sum(p.size for p in out.unacked)
-                _move(out, mine, new.session.outgoing(stream_id))
+                into = new.session.outgoing(stream_id)
+                _move(out, mine, into)
+                if new.carrier is not None:
+                    new.carrier.forward(stream_id, into, mine)
                 peer.make_room(stream_id)
                 for parcel in mine:
                     parcel.moved(peer, new)
-        if moved and new.carrier is not None:
+        if moved:
             log.info("%r answers at %s in place of %r: it gets what was not acknowledged", new, target, peer)
             self._unacked[new] = None
-            self._carry(new.carrier, new)
 
     async def drain(self) -> None:
         """Wait until everything is acknowledged by the peers that are there; the caller bounds the time."""

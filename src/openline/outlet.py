@@ -201,6 +201,16 @@ class Outlet:
                 self._send_again(stream_id, out, parcel)
         self.flush()
 
+    def forward(self, stream_id: StreamId, out: Outgoing[Parcel], parcels: list[Parcel]) -> None:
+        """Send parcels that have just been numbered in this session, and come from another one."""
+        if self.barred and stream_id in self.barred:
+            return  # with what waits there
+        if self._opened is None or self._opened.get(stream_id) is not out:
+            self._open(stream_id, out, parcels[0].first)
+        for parcel in parcels:
+            self._send_again(stream_id, out, parcel)
+        self.flush()
+
     def _send_again(self, stream_id: StreamId, out: Outgoing[Parcel], parcel: Parcel) -> None:
         messages = out.pending(parcel)
         parcel.attempts += 1

@@ -273,14 +273,18 @@ class Outcome:
         for name, stats in self.stats.items():
             trouble = {what: stats[what] for what in TROUBLE if stats[what]}
             assert not trouble, f"{name}: {trouble}"
+        if all_lived:
+            self._check_repetitions()
+        self._check_moments()
+
+    def _check_repetitions(self) -> None:
+        taken = self.total("messages_received") - self.total("duplicates_suppressed")
+        assert self.total("messages_sent") == taken
+        assert self.total("duplicates_suppressed") <= self.total("resent")
+        for name, stats in self.stats.items():
             if stats["created"] + stats["accepted"] == len(self.stats) - 1:
                 again = stats["resent"], stats["duplicates_suppressed"]
                 assert again == (0, 0), f"{name} resent or was resent {again} on connections that lived"
-        if all_lived:
-            taken = self.total("messages_received") - self.total("duplicates_suppressed")
-            assert self.total("messages_sent") == taken
-            assert self.total("duplicates_suppressed") <= self.total("resent")
-        self._check_moments()
 
     def _check_moments(self) -> None:
         repaired = next((at for what, at in self.moments if what.endswith(REPAIRS)), None)

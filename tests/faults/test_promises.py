@@ -108,6 +108,29 @@ def lose_route_for_a_while(scene: Scene, chance: random.Random) -> None:
     scene.heal_route(host)
 
 
+@scenario(names="ABC", request_timeout=ANSWER_WITHIN)
+def deadly_mix(scene: Scene) -> Outcome:
+    """The same with deaths: at least once, where one of the two has died meanwhile."""
+    chance = random.Random(SEED)
+    for dialer, to in ("AB", "CA", "BC"):
+        scene.connect(dialer, to)
+    scene.talk(seconds=6.0)
+    ends = time.monotonic() + 6.0
+    while time.monotonic() < ends:
+        time.sleep(chance.uniform(0.0, 0.4))
+        fault = chance.choice([cut_for_a_while, freeze_for_a_while, reset_once, die_during_something])
+        fault(scene, chance)
+    return scene.finish(DEAD)
+
+
+def die_during_something(scene: Scene, chance: random.Random) -> None:
+    name = chance.choice(list(scene.talkers))
+    fault = chance.choice([cut_for_a_while, reset_once])
+    scene.kill(name)
+    fault(scene, chance)
+    scene.restart(name)
+
+
 @scenario()
 def cut_longer_than_dead(scene: Scene) -> Outcome:
     scene.connect("A", "B")
@@ -179,7 +202,7 @@ def cut_again_and_again(scene: Scene) -> Outcome:
         time.sleep(seconds)
         scene.heal()
         time.sleep(0.3)
-    return scene.finish()
+    return scene.finish(UNREACHABLE)
 
 
 def cut_one_way(scene: Scene, direction: Direction) -> Outcome:
@@ -239,7 +262,7 @@ def slow_consumer_and_cuts(scene: Scene) -> Outcome:
         time.sleep(DEAD_AFTER)
         scene.heal()
         time.sleep(0.2)
-    return scene.finish()
+    return scene.finish(UNREACHABLE)
 
 
 @scenario()
@@ -252,29 +275,6 @@ def shrunken_path(scene: Scene) -> Outcome:
     outcome = scene.finish()
     assert outcome.total("evictions") > 0
     return outcome
-
-
-@scenario(names="ABC", request_timeout=ANSWER_WITHIN)
-def deadly_mix(scene: Scene) -> Outcome:
-    """The same with deaths, and without promises to those who die: at least once."""
-    chance = random.Random(SEED)
-    for dialer, to in ("AB", "CA", "BC"):
-        scene.connect(dialer, to)
-    scene.talk(seconds=6.0)
-    ends = time.monotonic() + 6.0
-    while time.monotonic() < ends:
-        time.sleep(chance.uniform(0.0, 0.4))
-        fault = chance.choice([cut_for_a_while, freeze_for_a_while, reset_once, die_during_something])
-        fault(scene, chance)
-    return scene.finish(DEAD)
-
-
-def die_during_something(scene: Scene, chance: random.Random) -> None:
-    name = chance.choice(list(scene.talkers))
-    fault = chance.choice([cut_for_a_while, reset_once])
-    scene.kill(name)
-    fault(scene, chance)
-    scene.restart(name)
 
 
 @scenario()

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from openline import Config, Error, Identity, Message, NotConfirmed, Transport, Unreachable
+from openline import Closed, Config, Error, Identity, Message, NotConfirmed, Transport, Unreachable
 from openline.address import join
 from openline.connection import Connection
 from openline.lanes import Lane
@@ -266,7 +266,7 @@ class Fleet:
                     self.restarted.add(seat.name)
                 program = self.programs[seat] = Program(self, seat, before.generation + 1 if before else 1)
                 started.append(program)
-        with suppress(Killed):
+        with suppress(Killed, Closed):
             for program in started:
                 await program.start()
         return started if host.process.alive else []

@@ -102,7 +102,7 @@ async def test_two_that_dial_each_other_at_once_keep_one_that_of_the_greater_key
         a = await make("high", identity=high, opener=gates[0])
         b = await make("low", identity=low, opener=gates[1])
         await meet(a, b, gates)
-        await eventually(lambda: settled(a, b))  # noqa: B023
+        await eventually(lambda: at_rest(a, b))  # noqa: B023
         assert [c.endpoint.direction for c in between(a, b)] == ["outbound"]
         assert [c.endpoint.direction for c in between(b, a)] == ["inbound"]
         assert (a.stats().created, b.stats().created) == (1, 1)

@@ -40,7 +40,11 @@ class Address(msgspec.Struct, frozen=True):
 
         Raises ``InvalidAddress``.
         """
-        return text if isinstance(text, Address) else _parse(text)
+        if isinstance(text, Address):
+            return text
+        if not isinstance(text, str):
+            raise TypeError(f"an address is a text such as '10.0.0.2:8770', not {text!r}")
+        return _parse(text)
 
     @property
     def is_ip(self) -> bool:

@@ -79,9 +79,12 @@ class Admission:
                 raise Refused("only known nodes may connect here, and this client says no openline hello")
             return None
         client = parse_hello(hello)
-        self._check(client, "this node")
+        self._check(client, "the client")
         if self._in_conflict(client.node_id):
-            raise IdentityConflict(f"{CONFLICT}: two processes have presented node id {client.node_id}")
+            raise IdentityConflict(
+                f"{CONFLICT}: two processes have used the key of node {client.node_id}; stop one or give it "
+                "a key of its own, and try again in a while (30 s, longer each time it comes back)"
+            )
         own = self._hello(0)
         transcript = Transcript(hello, own, certificate)
         return Visitor(client, with_proof(own, self._sign(transcript, "server")), transcript)
@@ -134,7 +137,7 @@ class Admission:
                     "give each its own identity"
                 )
         elif self._config.allow is not None and hello.node_id not in self._config.allow:
-            raise Refused(f"{where}: node id {hello.node_id} is not in Config.allow")
+            raise Refused(f"{where}: node {hello.node_id} is not in the list of those allowed (Config.allow)")
 
     def enter(self, link: Link) -> LinkEvents:
         hello = link.endpoint.hello

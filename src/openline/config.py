@@ -41,6 +41,8 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     def __post_init__(self) -> None:
         if (self.cert is None) != (self.key is None):
             raise ValueError("Tls needs both cert and key, or neither")
+        if isinstance(self.pins, str):
+            raise ValueError("pins must be a tuple of pins, not one text")
         for pin in self.pins:
             check_pin(pin)
 
@@ -124,6 +126,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             raise ValueError(f"resume_timeout must be {MAX_RESUME_TIMEOUT:g} at most")
         if self.identity is not None and not isinstance(self.identity, str | os.PathLike | Identity):
             raise ValueError("identity must be a path or an openline.Identity")
+        if isinstance(self.allow, str):
+            raise ValueError("allow must be a tuple of node ids, not one text")
         for node_id in self.allow or ():
             if not is_node_id(node_id):
                 raise ValueError(f"allow: {node_id!r} is not a node id (52 characters of a-z and 2-7)")

@@ -162,9 +162,15 @@ def _read_private(file: Path) -> bytes:
     with file.open("rb") as stream:
         mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
         # Windows has no such bits and reports them as set.
-        if os.name == "posix" and mode & 0o077:
-            log.warning("identity %s is open to other users (mode %03o): chmod 600 it", file, mode)
-        return stream.read()
+        pem = stream.read()
+    if os.name == "posix" and mode & 0o077 and _looks_private(pem):
+        log.warning("identity %s is open to other users (mode %03o): chmod 600 it", file, mode)
+    return pem
+
+
+def _looks_private(pem: bytes) -> bool:
+    """Else it is the wrong file, and no business of ours."""
+    return b"PRIVATE KEY-----" in pem
 
 
 def _parse(pem: bytes, file: Path) -> Ed25519PrivateKey:

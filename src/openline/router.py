@@ -27,7 +27,7 @@ MAX_CACHED = 4096
 # may have another use. The remote end of a connection that came in is a client's port, which
 # nobody listens on, so it is not dialed.
 PORT_TTL = 600.0
-_UNKNOWN_NODE = "no live connection to that node, and no address of it is known"
+_UNKNOWN_NODE = "no live connection to that node, and no address of it is known; write NODEID@host:port"
 
 
 class Explanation(msgspec.Struct, frozen=True):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Messages of the first chunk of a batch; later ones are sized by what the first took.
 FIRST_CHUNK = 32
+# Connections that turn out to be dead when they are used, besides ``Config.max_attempts`` fresh ones.
+DEAD_ONES = 16
 # Plain sends in a row before the loop gets a turn: a tight loop of sends must not starve it. Others
 # wait for their acknowledgement anyway.
 SENDS_PER_TURN = 256
@@ -149,7 +151,10 @@ class Sender:
         try:
             async with asyncio.timeout(limit):
                 tried: list[tuple[str, str]] = []
-                while attempts < self._board.config.max_attempts:
+                most = self._board.config.max_attempts
+                dialed = 0
+                # Several that were open may have died at once; that is no reason not to dial.
+                while dialed < most and attempts < DEAD_ONES + most:
                     connection, reused = await self._ready(to, cargo.stream_id, line)
                     try:
                         written = cargo.write(connection, attempts + 1)
@@ -157,6 +162,7 @@ class Sender:
                         await asyncio.sleep(BLOCKED_RETRY)
                         continue
                     attempts += 1
+                    dialed += not reused
                     if written:
                         self._counters.reuses += reused
                         self._counters.retries += attempts > 1

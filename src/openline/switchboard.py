@@ -56,6 +56,10 @@ log = logging.getLogger("openline")
 # code, and as RFC 6455 section 7.4.1 has it.
 CLEAN_ENDS = (CLOSED_BY_US, 0, *range(1000, 1010))
 
+# Seconds between two warnings about clients that were turned away; the others are logged as debug,
+# and all are counted (``stats().malformed``).
+WARN_EVERY = 1.0
+
 # Messages to a plain peer since its last sign of life that are kept to be reported if it dies.
 MAX_DOUBTED = 1024
 
@@ -77,6 +81,7 @@ class Switchboard:
         self.random = environment.random
         self.stopwatch = environment.stopwatch
         self.undelivered: list[Undelivered] = []
+        self._warned_at = float("-inf")
         identity = _identity(config)
         self.node_id = identity.node_id
         self.pairing = Pairing(self)
@@ -141,7 +146,12 @@ class Switchboard:
 
     def _on_bad_handshake(self, peer: str, reason: str) -> None:
         self.counters.malformed += 1
-        log.warning("turned away %s: %s", peer, reason)
+        # A scanner or a health check must not fill the disk.
+        now = self.loop.time()
+        quiet = now < self._warned_at + WARN_EVERY
+        log.log(logging.DEBUG if quiet else logging.WARNING, "turned away %s: %s", peer, reason)
+        if not quiet:
+            self._warned_at = now
 
     def _link_up(self, link: Link, lost: list[bytes]) -> Connection:
         end = link.endpoint

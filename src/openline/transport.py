@@ -126,23 +126,26 @@ class Transport:
         connection dies meanwhile.
         """
         self._board.check_open()
-        async with asyncio.timeout(timeout):
-            connection = await self._reach(Address.parse(address))
-            try:
+        try:
+            async with asyncio.timeout(timeout):
+                connection = await self._reach(Address.parse(address))
                 return await connection.ping()
-            except ConnectionError as error:
-                raise NotConfirmed(f"no answer from {address}: {error}") from None
+        except ConnectionError as error:
+            raise NotConfirmed(f"no answer from {address}: {error}") from None
+        except TimeoutError:
+            raise TimeoutError(f"no answer from {address} within {timeout:g} s") from None
 
     # Sending -------------------------------------------------------------------------------------
 
     def send(
         self, address: str | Address, message: Message, *, timeout: float | None = None
     ) -> Coroutine[Any, Any, Receipt]:
-        """Send one message. ``timeout`` (default ``Config.send_timeout``) bounds waiting for a
-        connection and for room on it.
+        """Send one message; returns when an openline peer has it, or a plain peer's socket does.
 
-        Raises ``Unreachable`` (no byte left), ``Refused``, ``InvalidMessage``, ``MessageTooLarge``,
-        ``Closed`` and ``TimeoutError``.
+        ``timeout`` (default ``Config.send_timeout``) bounds all of it: waiting for a connection, for
+        room on it, and for the acknowledgement. Raises ``Unreachable``, ``TimeoutError``,
+        ``Refused``, ``IdentityConflict``, ``InvalidMessage``, ``MessageTooLarge`` and ``Closed``,
+        none of which has let a byte leave; and ``NotConfirmed``. Do not change the message meanwhile.
         """
         return self._board.sender.send(address, message, timeout=timeout)
 
@@ -151,8 +154,9 @@ class Transport:
     ) -> Coroutine[Any, Any, list[Receipt]]:
         """Send many messages, pipelined and in order, with one dial at most.
 
-        ``timeout`` bounds each wait for room. Raises as ``send`` does; an ``Unreachable`` then
-        tells in ``sent`` how many were handed over before.
+        ``timeout`` bounds each frame of them as it bounds a ``send``. Raises as ``send`` does;
+        ``Unreachable.sent`` tells how many had left before, ``NotConfirmed.acked`` how many are
+        confirmed.
         """
         return self._board.sender.batch(address, messages, timeout=timeout)
 
@@ -291,7 +295,7 @@ class Transport:
                 await self._say_goodbye()
         except TimeoutError:
             count = len(self._table.connections)
-            log.warning("close: close_timeout is over; cutting handlers and %d connections", count)
+            log.warning("close: close_timeout is over; cutting handlers, and connections: %d", count)
         self._board.closed = self._board.leaving = True
         for connection in list(self._table.connections):
             connection.link.abort()
@@ -336,6 +340,12 @@ class _Loading:
     async def __aexit__(self, *exc: object) -> None:
         assert self._transport is not None
         await self._transport.close()
+
+    def __getattr__(self, name: str) -> object:
+        raise AttributeError(
+            f"{name!r}: load_transport() has not been awaited; write  async with load_transport(...) as t  "
+            "or  t = await load_transport(...)"
+        )
 
     async def _load(self) -> Transport:
         return Transport(self._config, self._environment)

@@ -801,6 +801,33 @@ async def test_a_machine_that_stands_still_for_long(stage: Stage, who: str, how:
     assert b.payloads == ["first", "second", "third"]
 
 
+@pytest.mark.parametrize("seconds", [3600.0, -3600.0, 200.0])
+@pytest.mark.parametrize("who", ["sender", "receiver"])
+@simulated
+async def test_a_clock_that_is_set_costs_nothing(stage: Stage, who: str, seconds: float) -> None:
+    """While messages are under way, and while the peer is gone for a moment; nothing is doubled either."""
+    stage.network.default_latency = (0.4, 0.4)
+    a, b = await stage.two()
+    await a.do(a.transport.connect(b.address))
+    host = stage.a if who == "sender" else stage.b
+    sending = a.sends(b, range(5))
+    await asyncio.sleep(0.5)
+    host.jump_clock(seconds)
+    await asyncio.sleep(2.0)
+    sending += a.sends(b, range(5, 10))
+    await asyncio.sleep(0.5)  # they have arrived, and are not acknowledged
+    stage.network.break_links(stage.a, stage.b, 0.0)
+    stage.network.cut(stage.a, stage.b)
+    await asyncio.sleep(0.5)
+    host.jump_clock(seconds)
+    await asyncio.sleep(2.0)
+    stage.network.heal()
+    receipts = await asyncio.gather(*sending)
+    assert all(receipt.acked for receipt in receipts)
+    assert b.payloads == list(range(10))
+    assert a.stats.in_doubt == 0
+
+
 # Restarts -----------------------------------------------------------------------------------------
 
 

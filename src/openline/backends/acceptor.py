@@ -148,7 +148,8 @@ class Acceptor:
             self._end(pending, False, "unfinished handshake")
         except OSError as error:
             # ssl.SSLError is one: a failed TLS handshake costs its own connection only.
-            self._end(pending, False, f"handshake failed: {error}")
+            why = str(error) or "ended by the client, which may not trust this certificate"
+            self._end(pending, False, f"handshake failed: {why}")
 
     async def _begins_well(self, pending: _Pending) -> bool:
         """Look at the first byte: is it TLS where we speak TLS, and HTTP where we do not?

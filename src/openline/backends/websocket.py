@@ -260,7 +260,8 @@ class WebSocketBackend:
         if isinstance(error, WSHandshakeError):
             if error.response is not None and REFUSED_HEADER in error.response.headers:
                 conflict = int(error.response.status) == 409
-                return (IdentityConflict if conflict else Refused)(f"{address}: {_body(error)}")
+                kind = IdentityConflict if conflict else Refused
+                return kind(f"{address} refuses this node: {_body(error)}")
             return Unreachable(str(address), [(path, _upgrade_refusal(error))])
         if isinstance(error, OSError | Malformed):
             return Unreachable(str(address), [(path, describe(error))])

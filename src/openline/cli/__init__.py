@@ -18,7 +18,7 @@ def main() -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("typer", "rich"):
             raise
-        print(f"openline: the command needs {error.name}: run  pip install 'openline[cli]'", file=sys.stderr)
+        print(f"openline: the command needs {error.name}: run  pip install typer rich", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED

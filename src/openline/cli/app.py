@@ -17,6 +17,7 @@ from .common import (
     FAILED,
     USAGE,
     Failure,
+    check_address,
     complain,
     configured,
     default_identity,
@@ -44,7 +45,8 @@ _WrongUsage: type[typer.BadParameter] = typer.BadParameter.__mro__[1]
 Addr = Annotated[
     str,
     typer.Argument(
-        metavar="ADDR", help="Where the peer is: host:port, ws:// or wss://; IPv6 as \\[::1]:8770."
+        metavar="ADDR",
+        help="Where the peer is: host:port, ws:// or wss://, also NODEID@host:port; IPv6 as \\[::1]:8770.",
     ),
 ]
 Payload = Annotated[
@@ -164,7 +166,10 @@ def _send(
     stream: Stream = "default",
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Send it this many times.")] = 1,
     timeout: Annotated[
-        float | None, typer.Option("--timeout", min=0.001, help="Seconds to wait for a connection and room.")
+        float | None,
+        typer.Option(
+            "--timeout", min=0.001, help="Seconds to wait for a connection, room and the peer's receipt."
+        ),
     ] = None,
     json: Json = False,
 ) -> int:
@@ -178,7 +183,7 @@ def _send(
     Exit code 1 means that it did not get there; the message names every path that
     was tried and why each failed.
     """
-    openline.Address.parse(addr)
+    check_address(config, addr)
     message = openline.Message(type=type, payload=read_payload(payload), stream_id=read_stream(stream))
     return run(send(config, Sending(addr, message, count, timeout, json)))
 
@@ -203,7 +208,7 @@ def _request(
       openline request 10.0.0.2:8770 '{"status": "?"}' | jq .load
       openline request 10.0.0.2:8770 "how are you?" --timeout 2
     """
-    openline.Address.parse(addr)
+    check_address(config, addr)
     message = openline.Message(type=type, payload=read_payload(payload), stream_id=read_stream(stream))
     return run(request(config, addr, message, timeout))
 

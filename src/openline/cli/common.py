@@ -135,6 +135,14 @@ def make_config(
     return msgspec.structs.replace(made, identity=load_identity(identity))
 
 
+def check_address(config: openline.Config, text: str) -> None:
+    """An address that can be parsed, and to which the pins that were given mean something."""
+    address = openline.Address.parse(text)
+    if config.tls is not None and config.tls.pins and address.scheme != "wss":
+        wss = f"wss://{address.netloc}" if address.dialable else "wss://host:port"
+        raise Failure(f"pins hold for wss:// addresses only, and {text} is not encrypted: write {wss}", USAGE)
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """The file as a dict that makes a valid ``Config``."""
     try:

@@ -400,9 +400,9 @@ class Raw:
     async def _more(self) -> None:
         data: bytes | None = None
         while data is None:
-            try:
+            with suppress(BlockingIOError):
                 data = self.sock.recv(65536)
-            except BlockingIOError:
+            if data is None:
                 await within(self._readable())
         if not data:
             raise EOFError

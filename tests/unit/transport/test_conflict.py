@@ -1265,3 +1265,36 @@ async def test_who_waits_for_a_dial_is_not_served_by_somebody_else(
     for waiting in sending.values():
         assert isinstance(await nothing(within(waiting)), openline.Unreachable)
     assert (boxes[0], boxes[1], client._buffer) == ([], [], b"")
+
+
+def live(one: openline.Transport, other: openline.Transport) -> list[bytes]:
+    return [c.endpoint.connection_id for c in between(one, other) if c.state is State.LIVE]
+
+
+async def test_a_node_that_crashes_and_comes_back_while_both_dial_is_no_conflict(
+    make: Make, short_grace: None
+) -> None:
+    """Each time both dial at once, and what the last process left behind is half open."""
+    third, identity = await make("third", **QUICK), openline.Identity()
+    box, home = Box(third), await serve(third)
+    port = 0
+    for number in range(10):
+        process = await make(f"p{number}", identity=identity, **QUICK)
+        at_process = Box(process)
+        port = (await process.listen(port, host="127.0.0.1")).port
+        if not number:
+            await third.connect(f"127.0.0.1:{port}", keep=True)
+        await within(process.connect(home, keep=True))
+        assert (await within(process.send(home, task(number)))).acked
+        assert (await within(third.send(identity.node_id, task(number)))).acked
+        await eventually(lambda: live(third, process) == live(process, third))  # noqa: B023
+        assert len(live(third, process)) == 1
+        assert at_process.payloads == [number]
+        # A crash: nothing is said, and nothing answers any more.
+        await process._keeper.close()
+        for listener in list(process._listeners):
+            await listener.close()
+        for connection in between(process, third):
+            connection.link.abort() if number % 2 else connection.link.pause_reading()
+    assert box.payloads == list(range(10))
+    assert third.stats().conflicts == 0

@@ -1337,6 +1337,31 @@ async def test_a_connection_to_oneself_goes_on_after_it_was_lost(make: Make) -> 
     assert box.payloads == list(range(5))
 
 
+async def test_a_transport_dials_itself_over_tls_too(make: Make, certificate: Certificate) -> None:
+    a = await make("a", tls=certificate.serving(ca=certificate.cert))
+    box, address = Box(a), f"wss://{await serve(a)}"
+    for to in (address, f"wss://{a.node_id}@{address[6:]}", a.node_id):
+        assert (await a.send(to, task(to))).acked
+    assert len(box) == 3
+    assert (a.stats().created, a.stats().active) == (1, 2)
+
+
+async def test_a_connection_to_oneself_that_is_kept_comes_back(make: Make) -> None:
+    a = await make("a", backoff_min=0.02, backoff_max=0.1)
+    box, address = Box(a), await serve(a)
+    peer = await a.connect(address, keep=True)
+    assert peer is not None
+    for turn in range(3):
+        await eventually(lambda: a.stats().active == 2)
+        await peer.send(task(turn))
+        for each in a.peers():
+            for connection in list(each.connections):
+                connection.link.abort()
+        await eventually(lambda: a.stats().created == turn + 2)  # noqa: B023
+    assert box.payloads == [0, 1, 2]
+    assert a.stats().conflicts == 0
+
+
 async def test_many_dials_to_oneself_at_once_end_as_one_and_nothing_is_lost(make: Make) -> None:
     a = await make("a")
     box, address = Box(a), await serve(a)

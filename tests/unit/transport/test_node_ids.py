@@ -272,6 +272,31 @@ async def test_receive_takes_a_bare_node_id(make: Make) -> None:
     assert (await a.receive(c.node_id, timeout=3.0)).payload == "c"
 
 
+async def test_receive_waits_for_a_node_that_has_never_been_here(make: Make) -> None:
+    a, b, c = await make("a"), await make("b"), await make("c")
+    address = await serve(a)
+    waiting = asyncio.ensure_future(a.receive(b.node_id, timeout=3.0))
+    await asyncio.sleep(0)
+    await c.send(address, task("c"))
+    await b.send(address, task("b"))
+    assert (await within(waiting)).payload == "b"
+
+
+async def test_keep_of_a_node_dials_where_it_was_last(make: Make) -> None:
+    a, b = await make("a", backoff_min=0.02, backoff_max=0.1), await make("b")
+    home, there = await serve(a), await serve(b)
+    await b.connect(home)
+    await eventually(lambda: a.peers())
+    kept = await a.connect(b.node_id, keep=True)
+    assert kept is not None
+    for turn in range(3):
+        for connection in between(a, b):
+            connection.link.abort()
+        await eventually(lambda: a.stats().created == turn + 1)  # noqa: B023
+        await eventually(lambda: len(between(a, b)) == len(between(b, a)) == 1)
+    assert kept.address == there
+
+
 async def test_an_unknown_node_is_unreachable_with_a_text_that_helps(make: Make) -> None:
     a, b = await make("a"), await make("b")
     await b.connect(await serve(a))

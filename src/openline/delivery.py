@@ -51,7 +51,8 @@ class Delivery:
         # Since when peers are gone; and how many streams their sessions hold.
         self._gone: dict[Peer, float] = {}
         self._gone_streams = 0
-        self._wall = wall
+        # The last reading of the clock that goes on while the machine sleeps; and its progress.
+        self._wall, self._awake = wall, 0.0
         # New sessions begin above all numbers of those that have been forgotten.
         self._floor = 1
         self._limits = board.config.window_messages, board.config.window_bytes
@@ -130,7 +131,7 @@ class Delivery:
         if session is None or not (session.out or session.expected or peer.former):
             self.forget(peer, "nothing was exchanged")
             return
-        self._gone[peer] = self._wall
+        self._gone[peer] = self._awake
         self._gone_streams += session.streams
         while len(self._gone) > MAX_GONE or self._gone_streams > MAX_GONE_STREAMS:
             self.forget(next(iter(self._gone)), "too many peers are gone")
@@ -212,7 +213,8 @@ class Delivery:
 
         ``wall`` is the time on the clock that goes on while the machine sleeps.
         """
-        away, self._wall = wall - self._wall, wall
+        away = max(0.0, wall - self._wall)  # one that can be set may go back
+        self._wall, self._awake = wall, self._awake + away
         if away > self._board.config.resume_timeout:
             self._was_away(away)
         for peer in list(self._unacked):
@@ -226,11 +228,12 @@ class Delivery:
                         parcel.expire()
         patience = self._board.config.resume_timeout
         for peer, since in list(self._gone.items()):
-            if wall - since < patience:
+            gone = self._awake - since
+            if gone < patience:
                 break  # the one that is gone longest comes first
             self._give_up(peer)
-            if peer.session is not None and wall - since > max(patience, peer.session.remembered_for):
-                self.forget(peer, f"gone for {wall - since:.0f} s")
+            if peer.session is not None and gone > max(patience, peer.session.remembered_for):
+                self.forget(peer, f"gone for {gone:.0f} s")
 
     def _was_away(self, seconds: float) -> None:
         """This process, or its machine, stood still for so long that peers may have forgotten it."""

@@ -74,6 +74,8 @@ class Listening(msgspec.Struct, array_like=True, frozen=True):
 MAX_MESSAGES = 16384
 MAX_NOTES = 8192
 MAX_LOST = 64
+# Any other frame: the longest honest one names 64 lost connections, or a stream of 1,024 characters.
+MAX_CONTROL = 16 * 1024
 
 Notes = Annotated[tuple[tuple[StreamId, int], ...], Meta(max_length=MAX_NOTES)]
 LostIds = Annotated[list[bytes], Meta(max_length=MAX_LOST)]
@@ -380,6 +382,8 @@ def decode_frame(data: memoryview) -> Frame | None:
     decoder = _DECODERS.get(kind)
     if decoder is None:
         return None
+    if kind != MESSAGES and len(data) > MAX_CONTROL:
+        raise Malformed(f"a frame of kind {kind} with {len(data)} bytes, at most {MAX_CONTROL}")
     try:
         return decoder.decode(data[1:])  # type: ignore[no-any-return]
     except _PARSE_ERRORS as error:

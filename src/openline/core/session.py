@@ -24,6 +24,8 @@ SENDER_STREAMS = 4096
 # The receiver remembers twice as many, so it never forgets one that the sender still knows. Part
 # of the protocol, not of Config: the two sides must agree.
 RECEIVER_STREAMS = 2 * SENDER_STREAMS
+# Above what anybody sends, and below what MessagePack can carry, with room to count on.
+MAX_NUMBER = 2**53
 # Characters of a stream's name that is remembered like this.
 MAX_STREAM_NAME = 1024
 
@@ -169,7 +171,7 @@ class Session(Generic[P]):
         """The sender says where streams go on over one connection, whose ``positions`` these are."""
         expected = self.expected
         for stream_id, first in opens:
-            if first < 0 or too_long(stream_id):
+            if not 0 <= first < MAX_NUMBER or too_long(stream_id):
                 raise Malformed(f"opens stream {str(stream_id)[:32]!r} at {first}")
             positions.pop(stream_id, None)  # to the end: what was opened longest ago goes first
             positions[stream_id] = first

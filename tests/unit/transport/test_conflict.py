@@ -1160,19 +1160,6 @@ async def test_conflicts_that_are_remembered_are_bounded(make: Make, monkeypatch
     assert len(third._board.pairing._conflicts) <= 3
 
 
-async def test_a_message_behind_a_conflict_is_not_handed_over_as_anybodys(make: Make, raw: Open) -> None:
-    """Once it is known that two speak for one, neither is heard until that has been cleared up."""
-    third, identity = await make("third"), openline.Identity()
-    box, home = Box(third), await serve(third)
-    one = await raw(port_of(home), Actor(identity=identity))
-    other = await raw(port_of(home), Actor(identity=identity))
-    first, second = asyncio.ensure_future(one.closed()), asyncio.ensure_future(other.closed())
-    await eventually(lambda: third.stats().conflicts == 1)
-    await asyncio.gather(*(end.post(task("late")) for end in (one, other)), return_exceptions=True)
-    await within(asyncio.gather(first, second))
-    assert box == []
-
-
 @pytest.mark.parametrize("how", ["reset", "never reads"])
 async def test_a_second_process_that_died_at_once_leaves_the_first_one_in_peace(
     make: Make, raw: Open, how: str

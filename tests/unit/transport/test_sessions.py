@@ -258,7 +258,7 @@ async def test_a_batch_through_many_resets(make: Make, line: Lay) -> None:
         way.cut()
     await within(sending, 20.0)
     assert box.payloads == list(range(10_000))
-    assert b.stats().accepted > 10
+    assert b.stats().accepted >= 5
 
 
 async def insisting_batch(a: openline.Transport, address: str, messages: list[openline.Message]) -> None:
@@ -936,7 +936,7 @@ async def test_a_flood_leaves_memory_flat_and_others_alone(scene: Scene, what: s
             await asyncio.sleep(0.3)
     # All that was poured in since would be 50 MiB at the least.
     assert peak.grown < 40 * MiB
-    assert worst.longest < 1.5
+    assert worst.longest < 3.0
     before = a.stats().messages_received
     await eventually(lambda: a.stats().messages_received > before + 3)
 

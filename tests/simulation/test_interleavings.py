@@ -206,10 +206,14 @@ def perform_all(scripts: list[Script]) -> None:
             perform(script)
         except Exception as error:
             failures.append(error)
+    report(failures, len(scripts))
+
+
+def report(failures: list[BaseException], total: int) -> None:
     if failures:
         error = failures[0]
         text = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
-        pytest.fail(f"{len(failures)} of {len(scripts)} fail: {text}", pytrace=False)
+        pytest.fail(f"{len(failures)} of {total} fail: {text}", pytrace=False)
 
 
 @pytest.fixture(autouse=True)
@@ -249,6 +253,74 @@ def test_two_dials_and_a_crash(greater: str, kind: str) -> None:
     ]
     first = (LINKS.index(greater) + 2 * KINDS.index(kind)) % ONE_IN
     perform_all(scripts[first::ONE_IN])
+
+
+# A process dies, and another one with its identity begins ------------------------------------------
+
+
+async def play_restart(order: str, greater: str, victim: str, after: int, kind: str) -> None:
+    """``victim`` is killed, or loses its power, and comes back two steps later."""
+    stage = Stage()
+    stage.network.default_latency = (0.0, 0.0)
+    director = Director(Script(order, greater), stage)
+    keys = dict(zip("ab" if greater == "b" else "ba", KEYS, strict=True))
+    config: dict[str, Any] = {"max_idle_timeout": 6.0, "backoff_max": 2.0, "send_timeout": 60.0}
+    hosts = {A: stage.a, B: stage.b}
+    other = B if victim == A else A
+    with directed(director):
+        nodes = {name: await stage.start(hosts[name], identity=keys[name], **config) for name in LINKS}
+        survivor, dead = nodes[other], nodes[victim]
+        for one, to in ((survivor, dead), (dead, survivor)):
+            one.begin(one.transport.connect(to.address, keep=True))
+        insisting(dead, survivor, 0)
+        sending = insisting(survivor, dead, 0)
+        await asyncio.sleep((after + 0.5) * SLOT)
+        sending += insisting(survivor, dead, 1)
+        hosts[victim].kill() if kind == "killed" else hosts[victim].power_off()
+        sending += insisting(survivor, dead, 2)
+        await asyncio.sleep(2 * SLOT)
+        hosts[victim].restart()
+        again = await stage.start(hosts[victim], identity=keys[victim], **config)
+        keeping = again.begin(again.transport.connect(survivor.address, keep=True))
+        sending += insisting(survivor, again, 3) + insisting(again, survivor, 4)
+        await asyncio.gather(keeping, *sending)
+        await asyncio.sleep(12.0)
+        try:
+            check_restart(survivor, dead, again)
+        except AssertionError as error:
+            error.add_note(
+                f"\n{order} greater={greater} {victim} {kind} after {after}\n{stage.network.trace}"
+            )
+            raise
+
+
+def check_restart(survivor: Node, dead: Node, again: Node) -> None:
+    assert same_one(survivor, again), f"{survivor.connections()} and {again.connections()}"
+    assert survivor.stats.conflicts == again.stats.conflicts == 0
+    mine = {f"{round}-{number}" for round in range(4) for number in range(2)}
+    assert len(dead.payloads) == len(set(dead.payloads))
+    assert len(again.payloads) == len(set(again.payloads))
+    assert {*dead.payloads, *again.payloads} == mine
+    assert {"3-0", "3-1"} <= set(again.payloads)
+    # What the dead one sent may have arrived, once; what the new one sent has.
+    assert sorted(set(survivor.payloads) - {"0-0", "0-1"}) == ["4-0", "4-1"]
+    assert len(survivor.payloads) == len(set(survivor.payloads))
+
+
+@pytest.mark.timeout(3600 if ALL else 60)
+@pytest.mark.parametrize("kind", ["killed", "power off"])
+@pytest.mark.parametrize("victim", LINKS)
+@pytest.mark.parametrize("greater", LINKS)
+def test_two_dials_and_a_restart(greater: str, victim: str, kind: str) -> None:
+    every = [(order, after) for order in MERGES for after in range(2 * STEPS + 1)]
+    failures: list[BaseException] = []
+    mine = every[LINKS.index(greater) + 2 * LINKS.index(victim) :: ONE_IN]
+    for order, after in mine:
+        try:
+            run(play_restart(order, greater, victim, after, kind), limit=400.0)
+        except Exception as error:
+            failures.append(error)
+    report(failures, len(mine))
 
 
 LONG = 7

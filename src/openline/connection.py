@@ -53,6 +53,7 @@ class Connection(Outlet):
         "positions",
         "reading_paused",
         "receipt",
+        "set_aside",
         "state",
     )
 
@@ -71,6 +72,8 @@ class Connection(Outlet):
         self.positions: dict[StreamId, int] | None = None
         # Streams that the peer has stopped over this connection; True where answers pass all the same.
         self.halts: dict[StreamId, bool] | None = None
+        # Not used any more, because another process with that key has come.
+        self.set_aside = False
         self._complained = False
         # Told of every change of state, the last one being CLOSED.
         self._callbacks: list[Callable[[], object]] = []

@@ -41,6 +41,12 @@ class Pairing:
                 # A process that is gone, or one too many. Only its answer to this tells.
                 other.set_state(State.DRAINING)
                 other.challenge()
+                other.set_aside = True
+            elif other.session is peer.session and other.set_aside:
+                # It was taken for an older process's, by a connection that came late. It cannot be
+                # taken up again, and its far end has to know.
+                other.set_aside = False
+                self._board.loop.call_later(DRAIN_GRACE, _close, other)
         self.settle(peer)
 
     def settle(self, peer: Peer) -> None:

@@ -183,6 +183,9 @@ def insisting(one: Node, to: Node, round: int) -> list[Any]:
 def check(script: Script, a: Node, b: Node) -> None:
     assert same_one(a, b), f"{a.connections()} and {b.connections()}"
     assert [c.state for c in (*a.connections(), *b.connections())] == [State.LIVE] * 2
+    if script.crash is None:
+        # Both have come up; the one that the node with the greater key has initiated stays.
+        assert (a.connections()[0].endpoint.direction == "outbound") == (script.greater == A)
     rounds = range(4) if script.crash else (0, 3)
     expected = [f"{round}-{number}" for round in rounds for number in range(2)]
     for node in (a, b):

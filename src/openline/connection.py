@@ -14,6 +14,7 @@ from .core.frames import Batched, Flow, Listening, Malformed, TooBig, Welcome, d
 from .core.handshake import check_ports
 from .core.liveness import Liveness
 from .core.selection import Endpoint, Quality
+from .core.session import MAX_STREAM_NAME, too_long
 from .message import Receipt, StreamId
 from .outlet import Hub, Outlet
 
@@ -41,10 +42,12 @@ class Connection(Outlet):
     """Between a peer and a link."""
 
     __slots__ = (
+        "_answered_at",
         "_callbacks",
         "_complained",
         "_pings",
         "_probed_at",
+        "_unanswered",
         "endpoint",
         "halts",
         "heard",
@@ -74,6 +77,9 @@ class Connection(Outlet):
         self.halts: dict[StreamId, bool] | None = None
         # Not used any more, because another process with that key has come.
         self.set_aside = False
+        # A ping that came while there was no room for the pong.
+        self._unanswered: bytes | None = None
+        self._answered_at = 0.0
         self._complained = False
         # Told of every change of state, the last one being CLOSED.
         self._callbacks: list[Callable[[], object]] = []
@@ -173,6 +179,7 @@ class Connection(Outlet):
         self.tx_heard = self.tx
         if self.doubted:
             self.doubted.clear()
+            self._doubted_bytes = 0
 
     def on_text(self, data: memoryview) -> None:
         if not self.plain:
@@ -183,6 +190,8 @@ class Connection(Outlet):
             raise TooBig(f"a message of {len(data)} bytes, more than {limit}")
         try:
             message = decode_plain(data)
+            if too_long(message.stream_id):
+                raise Malformed(f"a streamId of more than {MAX_STREAM_NAME} characters")
         except Malformed as error:
             self._complain(error)
             return
@@ -213,6 +222,12 @@ class Connection(Outlet):
 
     def on_ping(self, payload: bytes) -> None:
         self._hear()
+        if self.link.congested and self._answered_at == self._hub.now:
+            # A peer that pings and does not read: one answer per tick of the clock. Of several
+            # pings only the last needs one (RFC 6455 section 5.5.3).
+            self._unanswered = payload
+            return
+        self._answered_at = self._hub.now
         self.link.pong(payload)
 
     def on_pong(self, payload: bytes) -> None:
@@ -234,6 +249,9 @@ class Connection(Outlet):
         self.receipt = Receipt(1, last.acked, last.backend, last.direction, rtt)
 
     def on_writable(self) -> None:
+        if self._unanswered is not None:
+            self.link.pong(self._unanswered)
+            self._unanswered = None
         self._wake()
 
     def on_closed(self, reason: str) -> None:

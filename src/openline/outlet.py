@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("openline")
 
 
+# Messages to a plain peer since its last sign of life that are kept to be reported if it dies; and
+# ``Config.window_bytes`` of them.
+MAX_DOUBTED = 1024
+
+
 class Hub(Protocol):
     """What a connection needs of the transport that owns it."""
 
@@ -70,6 +75,7 @@ class Outlet:
 
     __slots__ = (
         "_batch",
+        "_doubted_bytes",
         "_holding",
         "_hub",
         "_opened",
@@ -104,7 +110,8 @@ class Outlet:
         # Streams that wait for a better connection.
         self.barred: set[StreamId] | None = None
         # Toward a plain peer: the messages since its last sign of life, where somebody wants to know.
-        self.doubted: deque[Message] | None = None
+        self.doubted: deque[tuple[Message, int]] | None = None
+        self._doubted_bytes = 0
         self._hub = hub
         self._batch: Batch | None = None
         self._holding = False
@@ -129,7 +136,7 @@ class Outlet:
             return False  # the write itself found out, and nothing of it has left
         self._count(1, size)
         if self.doubted is not None:
-            self.doubted.append(message)
+            self._doubt(message, size)
         return True
 
     def send_many(self, messages: list[Message]) -> bool:
@@ -137,10 +144,21 @@ class Outlet:
         if not self.alive():
             return False
         for message in messages:  # counted one by one, as any may raise
-            self._count(1, self._send_plain(message))
+            size = self._send_plain(message)
+            self._count(1, size)
             if self.doubted is not None:
-                self.doubted.append(message)
+                self._doubt(message, size)
         return True
+
+    def _doubt(self, message: Message, size: int) -> None:
+        """Keep it until the next sign of life: the last ones, within bounds."""
+        assert self.doubted is not None
+        self.doubted.append((message, size))
+        self._doubted_bytes += size
+        while len(self.doubted) > 1 and (
+            len(self.doubted) > MAX_DOUBTED or self._doubted_bytes > self._hub.config.window_bytes
+        ):
+            self._doubted_bytes -= self.doubted.popleft()[1]
 
     # Sending in a session ------------------------------------------------------------------------
 

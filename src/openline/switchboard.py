@@ -60,9 +60,6 @@ CLEAN_ENDS = (CLOSED_BY_US, 0, *range(1000, 1010))
 # and all are counted (``stats().malformed``).
 WARN_EVERY = 1.0
 
-# Messages to a plain peer since its last sign of life that are kept to be reported if it dies.
-MAX_DOUBTED = 1024
-
 # Told of messages that may not have arrived: the peer, the message, and why.
 Undelivered = Callable[[Peer, Message, str], object]
 
@@ -161,7 +158,7 @@ class Switchboard:
         connection = Connection(link, self)
         peer = self.table.add(connection)
         if connection.plain:
-            connection.doubted = deque(maxlen=MAX_DOUBTED) if self.undelivered else None
+            connection.doubted = deque() if self.undelivered else None
         else:
             self.delivery.joined(connection)
         self.router.came(connection)
@@ -355,7 +352,8 @@ class Switchboard:
             self._session_lost(connection, code)
         elif code not in CLEAN_ENDS:
             self.counters.in_doubt += connection.tx - connection.tx_heard
-            self.report(peer, connection.doubted or (), f"the connection was lost: {reason}")
+            doubted = [message for message, _ in connection.doubted or ()]
+            self.report(peer, doubted, f"the connection was lost: {reason}")
         if connection.plain:
             error = NotConfirmed(
                 f"the connection to {peer.address} was lost before the answer came: {reason}"

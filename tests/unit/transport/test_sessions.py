@@ -27,6 +27,7 @@ from .helpers import (
     CLOSE,
     PING,
     PONG,
+    TEXT,
     Actor,
     Box,
     Dials,
@@ -39,6 +40,7 @@ from .helpers import (
     can_measure_peak,
     eventually,
     frame,
+    plain,
     port_of,
     serve,
     task,
@@ -584,6 +586,27 @@ async def test_only_the_last_thousand_are_reported_and_all_are_counted(make: Mak
     assert doubt.payloads == list(range(3000 - 1024, 3000))
 
 
+@pytest.mark.skipif(not can_measure_peak(), reason="needs /proc/self/clear_refs")
+async def test_large_messages_kept_to_be_reported_are_bounded_in_bytes(make: Make, raw: Open) -> None:
+    a = await make()
+    doubt = Undelivered(a)
+    client = await raw(port_of(await serve(a)))
+    client.sock.setblocking(True)
+    done = threading.Event()
+    reading = asyncio.ensure_future(asyncio.to_thread(_drain, client.sock, done))
+    gc.collect()
+    with Peak() as peak:
+        for number in range(50):
+            await within(a.send(client.address, task(f"{number} " + "x" * 3 * MiB)))
+    done.set()
+    await reading
+    client.sock.setblocking(False)
+    client.reset()
+    await eventually(lambda: a.stats().in_doubt == 50)
+    assert peak.grown < 60 * MiB
+    assert doubt.payloads[-1].startswith("49 ")
+
+
 async def test_a_handler_of_undelivered_messages_that_fails_stops_no_other(make: Make, raw: Open) -> None:
     a = await make()
 
@@ -960,6 +983,50 @@ def _drain(sock: socket.socket, done: threading.Event) -> None:
         with suppress(OSError, ValueError):
             if select.select([sock], [], [], 0.05)[0] and not sock.recv(65536):
                 return
+
+
+@pytest.mark.skipif(not can_measure_peak(), reason="needs /proc/self/clear_refs")
+async def test_stream_names_of_a_megabyte_are_not_kept(make: Make, raw: Open) -> None:
+    """Of plain peers, who need no key; what has such a name may be dropped or handed over."""
+    a = await make()
+    a.on_message(lambda peer, message: None)
+    address = await serve(a)
+    client = await raw(port_of(address))
+    gc.collect()
+    with Peak() as peak:
+        for number in range(100):
+            await client.say(number, streamId=f"{number}-" + "x" * MiB)
+        await client.say("last")
+        await eventually(lambda: a.stats().messages_received + a.stats().malformed == 101)
+    assert peak.grown < 40 * MiB
+    assert (await within((await make()).send(address, task("others")))).acked
+
+
+@pytest.mark.skipif(not can_measure_peak(), reason="needs /proc/self/clear_refs")
+@pytest.mark.parametrize("who", ["plain", "openline"])
+@pytest.mark.parametrize("what", ["pings", "messages"])
+async def test_a_peer_that_does_not_read(make: Make, raw: Open, who: str, what: str) -> None:
+    """What we owe it, pongs and acknowledgements, does not pile up."""
+    a = await make()
+    a.on_message(lambda peer, message: None)
+    address = await serve(a)
+    end = await raw(port_of(address), Actor() if who == "openline" else None)
+    if what == "pings":
+        data = [frame(PING, b"x" * 125) * 4000] * 80
+    elif who == "plain":
+        data = [frame(TEXT, plain(number)) * 4000 for number in range(20)]
+    else:
+        messages = (task(stream_id=number % 500) for number in range(40_000))
+        data = [b"".join(frame(BINARY, end.numbered(each)) for each in messages)]
+    end.sock.setblocking(True)
+    end.sock.settimeout(10.0)
+    gc.collect()
+    with Peak() as peak:
+        for part in data:
+            await asyncio.to_thread(_send_all, end.sock, part)
+        await asyncio.sleep(0.3)
+    assert peak.grown < 15 * MiB
+    assert (await within((await make()).send(address, task("others")))).acked
 
 
 class Hasty(Actor):

@@ -196,6 +196,9 @@ class _Threshold:
     def on_pong(self, payload: bytes) -> None:
         """Allowed at any time (RFC 6455 section 5.5.3)."""
 
+    def on_alive(self) -> None:
+        """Whoever it is has a while to prove it."""
+
     def on_writable(self) -> None:
         """Nothing waits to be written."""
 

@@ -22,6 +22,7 @@ Count = Annotated[int, Meta(ge=1)]
 MAX_RESUME_TIMEOUT = 3600.0
 
 PlainReuse = Literal["unambiguous", "newest", "never"]
+BackendName = Literal["quic", "websocket"]
 
 
 class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -69,6 +70,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     # Node ids that may connect or be connected to; None is anybody, plain peers too.
     allow: tuple[str, ...] | None = None
     tls: Tls | None = None
+    # What may be used, the preferred one first: a bare host:port is dialed by the first of them, and
+    # by the next where that has not answered within 250 ms. Those that cannot be used here are
+    # left out (``capabilities()`` says why).
+    backends: tuple[BackendName, ...] = ("quic", "websocket")
+    # Send the hello with the first packet of a QUIC connection to a node dialed before (0-RTT): saves
+    # a round trip, and lets whoever sees both tell that they are the same client's.
+    zero_rtt: bool = False
     # permessage-deflate (RFC 7692): costs CPU on every message, so it is asked for, not assumed.
     compression: bool = False
     # May a plain peer be recognised by its IP alone? See rule 3.1.
@@ -131,6 +139,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         for node_id in self.allow or ():
             if not is_node_id(node_id):
                 raise ValueError(f"allow: {node_id!r} is not a node id (52 characters of a-z and 2-7)")
+        names = get_args(BackendName)
+        if not self.backends or isinstance(self.backends, str) or not set(self.backends) <= set(names):
+            raise ValueError(f"backends must be a tuple of at least one of {names}, not {self.backends!r}")
         if self.plain_reuse not in get_args(PlainReuse):
             raise ValueError(f"plain_reuse must be one of {get_args(PlainReuse)}, not {self.plain_reuse!r}")
         if self.backoff_max < self.backoff_min:

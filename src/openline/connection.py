@@ -181,6 +181,9 @@ class Connection(Outlet):
             self.doubted.clear()
             self._doubted_bytes = 0
 
+    def on_alive(self) -> None:
+        self.heard = self._hub.now
+
     def on_text(self, data: memoryview) -> None:
         if not self.plain:
             raise Malformed("a text between openline peers")

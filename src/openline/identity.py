@@ -90,12 +90,16 @@ class Identity:
         """
         file = Path(path)
         _make_folders(file.parent)
-        _write_new(file, self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        _write_new(file, self.to_pem())
 
     @property
     def public_key(self) -> bytes:
         """The 32 bytes that the node id stands for."""
         return self._key.public_key().public_bytes_raw()
+
+    def to_pem(self) -> bytes:
+        """The private key as PKCS 8 in PEM form, not encrypted: what ``save`` writes."""
+        return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
     def sign(self, data: bytes) -> bytes:
         """The 64-byte Ed25519 signature of ``data`` (RFC 8032)."""

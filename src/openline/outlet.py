@@ -23,6 +23,7 @@ from .core.frames import (
     encode_plain,
 )
 from .core.session import SENDER_STREAMS, Blocked, Outgoing, Session, open_at
+from .core.tracks import CONTROL, Tracks
 from .errors import InvalidMessage, MessageTooLarge
 from .message import Message, StreamId
 from .parcel import Parcel
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("openline")
 
+
+# Acknowledgements ride on frames of up to so many bytes, which fit in one packet with them, where
+# streams have tracks of their own.
+SMALL = 1000
 
 # Messages to a plain peer since its last sign of life that are kept to be reported if it dies; and
 # ``Config.window_bytes`` of them.
@@ -78,9 +83,12 @@ class Outlet:
         "_doubted_bytes",
         "_holding",
         "_hub",
+        "_lane",
         "_opened",
         "_opening",
         "_opens",
+        "_track",
+        "_tracks",
         "_waiters",
         "acks",
         "barred",
@@ -114,6 +122,10 @@ class Outlet:
         self._doubted_bytes = 0
         self._hub = hub
         self._batch: Batch | None = None
+        # Where the link has several tracks: the stream that gathers now, and its track.
+        self._tracks = Tracks() if link.multiplexed else None
+        self._lane: StreamId | None = None
+        self._track = CONTROL
         self._holding = False
         self._waiters: list[asyncio.Future[None]] = []
 
@@ -182,6 +194,8 @@ class Outlet:
         out = self.session.out.get(stream_id)
         if out is None:
             out = self.session.outgoing(stream_id)
+        if self._tracks is not None and stream_id != self._lane:
+            self._change_lane(stream_id)
         if self._opened is None or self._opened.get(stream_id) is not out:
             if self.barred and stream_id in self.barred and out.unacked:
                 raise Blocked
@@ -208,12 +222,14 @@ class Outlet:
         Streams in which something waits that may not travel here stay closed.
         """
         assert self.session is not None
+        self.flush()
         self._opened, self._opens, self._opening = {}, None, 0
         self.barred = set()
         for stream_id, out in self.session.unacked():
             if not all(map(may_travel, out.unacked)):
                 self.barred.add(stream_id)
                 continue
+            self._change_lane(stream_id)
             self._open(stream_id, out, open_at(out))
             for parcel in out.unacked:
                 self._send_again(stream_id, out, parcel)
@@ -223,6 +239,7 @@ class Outlet:
         """Send parcels that have just been numbered in this session, and come from another one."""
         if self.barred and stream_id in self.barred:
             return  # with what waits there
+        self._change_lane(stream_id)
         if self._opened is None or self._opened.get(stream_id) is not out:
             self._open(stream_id, out, parcels[0].first)
         for parcel in parcels:
@@ -243,6 +260,22 @@ class Outlet:
             parcel.set_exception(error)
             log.error("message changed while it was on its way: %s", error)
             self._open(stream_id, out, parcel.end)
+            if self._tracks is not None:
+                self._tracks.pin(stream_id)
+
+    def _change_lane(self, stream_id: StreamId) -> None:
+        """What follows is of this stream: it goes on the track of that."""
+        if self._tracks is None or stream_id == self._lane:
+            return
+        self.flush()
+        self._lane = stream_id
+        self._track = self._tracks.of(stream_id, self._idle)
+
+    def _idle(self, stream_id: StreamId) -> bool:
+        """Has all that was sent on this stream been acknowledged?"""
+        assert self.session is not None
+        out = self.session.out.get(stream_id)
+        return out is None or not out.unacked
 
     def _open(self, stream_id: StreamId, out: Outgoing[Parcel], number: int) -> None:
         if self._opened is None or self._opening >= SENDER_STREAMS:
@@ -257,11 +290,17 @@ class Outlet:
             self._opens = []
         self._opens.append((stream_id, number))
 
-    def _notes(self) -> EncodedNotes | None:
-        """What sessions have to tell each other, to go with the next frame."""
+    def _notes(self, size: int = 0) -> EncodedNotes | None:
+        """What sessions have to tell each other, to go with the next frame, of ``size`` bytes."""
         acks, opens = self.acks, self._opens
         if acks is None and opens is None:
             return None
+        if acks is not None and self._tracks is not None and (size > SMALL or self.link.backlog):
+            # They would come behind all that is in front of them on this track, or after its losses.
+            self.link.write_binary(encode_notes_frame(encode_notes(acks, None)))
+            self.acks = acks = None
+            if opens is None:
+                return None
         self.acks = self._opens = None
         return encode_notes(acks or {}, opens)
 
@@ -277,10 +316,10 @@ class Outlet:
                 return size
             frame = encode_batch(messages)
         size = len(frame)
-        notes = self._notes()
+        notes = self._notes(size)
         if notes is not None:
             append_notes(frame, notes)
-        self.link.write_binary(frame)
+        self.link.write_binary(frame, self._track)
         return size
 
     def _fitting(self, messages: list[Message]) -> int:
@@ -316,7 +355,7 @@ class Outlet:
             self._check_size(message, size)
         if len(batch.buffer) > FRAME_BYTES:
             if batch.count > 1:
-                self.link.write_binary(batch.split_last(size, self._notes()))
+                self.link.write_binary(batch.split_last(size, self._notes(FRAME_BYTES)), self._track)
             self.flush()
         elif self._hub.dispatching:
             if batch.count == 1:
@@ -325,8 +364,8 @@ class Outlet:
             # The first message of a loop turn leaves at once, all others of that turn together.
             # Where nothing is under way, as between a question and its answer, that need not even
             # be arranged for.
-            notes = None if self.acks is None and self._opens is None else self._notes()
-            self.link.write_binary(batch.seal(notes))
+            notes = None if self.acks is None and self._opens is None else self._notes(size)
+            self.link.write_binary(batch.seal(notes), self._track)
             if self.tx != self.tx_heard:
                 self._hold()
         return size
@@ -353,13 +392,14 @@ class Outlet:
         """Write what has gathered: messages, and notes."""
         batch = self._batch
         if batch is None or not batch.count:
+            track = self._track if self._opens else CONTROL
             notes = self._notes()
             if notes is not None and not self.link.closing:
-                self.link.write_binary(encode_notes_frame(notes))
+                self.link.write_binary(encode_notes_frame(notes), track)
         elif self.link.closing:
             batch.seal()  # its session sends it over another connection
         else:
-            self.link.write_binary(batch.seal(self._notes()))
+            self.link.write_binary(batch.seal(self._notes(len(batch.buffer))), self._track)
 
     def send_control(self, frame: bytearray) -> None:
         """A control frame to an openline peer, after what has gathered."""

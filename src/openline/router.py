@@ -12,6 +12,7 @@ from collections import OrderedDict
 import msgspec
 
 from .address import Address
+from .backends.choice import Choice
 from .backends.sockets import ip_of, numeric, resolve
 from .book import Book
 from .connection import Connection
@@ -51,8 +52,14 @@ class Router:
     """Finds connections for one transport."""
 
     def __init__(
-        self, table: PeerTable, dialer: Dialer, plain_reuse: str, loop: asyncio.AbstractEventLoop
+        self,
+        table: PeerTable,
+        dialer: Dialer,
+        plain_reuse: str,
+        loop: asyncio.AbstractEventLoop,
+        backends: Choice,
     ) -> None:
+        self._backends = backends
         self._table = table
         self._dialer = dialer
         self._plain_reuse = plain_reuse
@@ -84,7 +91,7 @@ class Router:
         Raises ``Unreachable``, ``Refused`` or ``IdentityConflict``. The connection may be
         congested, and suspect where nothing better could be had.
         """
-        _check_supported(address)
+        self._backends.check(address)
         plan = await self._plan(address)
         chosen = plan.chosen
         if chosen is not None and chosen.quality >= Quality.CONGESTED:
@@ -162,7 +169,7 @@ class Router:
 
     def explain(self, address: Address) -> Explanation:
         try:
-            _check_supported(address)
+            self._backends.check(address)
         except Unreachable as error:
             return Explanation(str(address), None, str(error))
         known = self._known_ips(address)[1]
@@ -173,7 +180,7 @@ class Router:
             if plan.chosen.quality < Quality.CONGESTED:
                 why += f"; {plan.chosen.status}, so a dial is tried first"
             return Explanation(str(address), repr(plan.chosen), why, others)
-        why = _GONE_CLIENT if self._is_ephemeral(address) else "would dial"
+        why = _GONE_CLIENT if self._is_ephemeral(address) else self._would_dial(address)
         if not address.dialable:
             places = self.book.of(address.node_id or "")
             return Explanation(
@@ -182,6 +189,10 @@ class Router:
         if not known:
             why += f"; {address.host} has not been looked up yet"
         return Explanation(str(address), None, why, others)
+
+    def _would_dial(self, address: Address) -> str:
+        order = self._backends.order(address)
+        return f"would dial, by {', then by '.join(backend.name for backend in order)}"
 
     def came(self, connection: Connection) -> None:
         """A connection has opened."""
@@ -289,8 +300,3 @@ def _last_resort(connection: Connection | None, address: str, reason: str) -> Co
     if connection is None or connection.link.closing:
         raise Unreachable(address, [("open connections", reason)])
     return connection
-
-
-def _check_supported(address: Address) -> None:
-    if address.scheme == "quic":
-        raise Unreachable(str(address), [("quic", "this version has no QUIC backend")])

@@ -25,6 +25,7 @@ from .backends.base import (
     Link,
     closed_with,
 )
+from .backends.choice import Choice
 from .config import Config
 from .connection import Connection, State
 from .core.frames import Batched, Flow, Malformed, encode_flow, encode_listening, encode_welcome
@@ -97,10 +98,10 @@ class Switchboard:
         self.closing = self.closed = False
         # Going away: what openline peers send from now on is the next process's.
         self.leaving = False
-        self.backend = environment.backend(config, self.door, self._on_bad_handshake)
+        self.backends = Choice(*environment.backends(config, self.door, self._on_bad_handshake))
         self.table = PeerTable(self._make_peer, self.node_id, self.door.instance)
         self.dialer = Dialer(self._dial)
-        self.router = Router(self.table, self.dialer, config.plain_reuse, self.loop)
+        self.router = Router(self.table, self.dialer, config.plain_reuse, self.loop, self.backends)
         self.runner = Runner(self.loop)
         self.inbox = Inbox(
             config, self.counters, self.runner, self.table.matches, self._regulate, self.table.forget
@@ -127,7 +128,7 @@ class Switchboard:
         self.counters.dials += 1
         try:
             async with asyncio.timeout(self.config.dial_timeout):
-                connection = await self.backend.dial(address)
+                connection = await self.backends.dial(address)
         except TimeoutError:
             self.counters.dial_failures += 1
             reason = f"no answer within dial_timeout={self.config.dial_timeout:g} s"

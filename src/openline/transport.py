@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .address import Address, join
-from .backends.base import GOING_AWAY, Door, Environment
+from .backends.base import GOING_AWAY, Environment
+from .backends.choice import Doors
 from .backends.sockets import Opener
 from .config import Config
 from .connection import Connection, State
@@ -22,6 +23,9 @@ from .router import Explanation
 from .stats import Counters, Stats
 from .switchboard import Switchboard, Undelivered
 
+if TYPE_CHECKING:
+    from .backends.udp import UdpOpener
+
 log = logging.getLogger("openline")
 
 H = TypeVar("H", bound=Handler)
@@ -30,17 +34,20 @@ H = TypeVar("H", bound=Handler)
 class Listener:
     """A port that a transport listens on."""
 
-    def __init__(self, transport: Transport, acceptor: Door, host: str | None, secure: bool) -> None:
+    def __init__(self, transport: Transport, acceptor: Doors, host: str | None) -> None:
         self._transport = transport
         self._acceptor = acceptor
         self.host = host or "0.0.0.0"
         self.port = acceptor.port
-        self.secure = secure
+        self.secure = acceptor.secure
+        # What it really listens with: "websocket" (TCP), "quic" (UDP, the same port number).
+        self.backends = acceptor.backends
 
     @property
     def address(self) -> str:
-        """``ws://host:port`` or ``wss://host:port``, as bound."""
-        return f"{'wss' if self.secure else 'ws'}://{join(self.host, self.port)}"
+        """``ws://host:port`` or ``wss://host:port``, as bound; ``quic://`` where there is no WebSocket."""
+        scheme = "quic" if self.backends == ("quic",) else "wss" if self.secure else "ws"
+        return f"{scheme}://{join(self.host, self.port)}"
 
     def __repr__(self) -> str:
         return f"<listening on {self.address}>"
@@ -81,12 +88,12 @@ class Transport:
     async def listen(self, port: int = 0, host: str | None = None) -> Listener:
         """Accept connections on ``port``; 0 picks one. ``host`` None means all interfaces.
 
-        Serves ``wss`` where ``Config.tls`` has cert and key. Raises ``OSError`` (port in use, no
-        permission) and ``Closed``.
+        On TCP for WebSocket (``wss`` where ``Config.tls`` has cert and key), and on UDP for QUIC
+        where that is usable. Raises ``OSError`` (port in use, no permission) and ``Closed``.
         """
         self._board.check_open()
-        acceptor = await self._board.backend.listen(host, port)
-        listener = Listener(self, acceptor, host, self._board.backend.secure)
+        acceptor = await self._board.backends.listen(host, port)
+        listener = Listener(self, acceptor, host)
         self._listeners.append(listener)
         self._announce()
         return listener
@@ -352,14 +359,19 @@ class _Loading:
 
 
 def load_transport(
-    config: Config | None = None, *, opener: Opener | None = None, environment: Environment | None = None
+    config: Config | None = None,
+    *,
+    opener: Opener | None = None,
+    udp_opener: UdpOpener | None = None,
+    environment: Environment | None = None,
 ) -> _Loading:
     """A transport: ``async with load_transport(config) as t`` or ``t = await load_transport(config)``.
 
     Raises ``OSError`` and ``ssl.SSLError`` where the files of ``Config.tls`` cannot be used, and
-    ``InvalidIdentity`` where that of ``Config.identity`` cannot. For tests: ``opener`` replaces how
-    sockets are dialed, ``environment`` network and clocks (``openline.testing.Network``).
+    ``InvalidIdentity`` where that of ``Config.identity`` cannot. For tests: ``opener`` and
+    ``udp_opener`` replace how sockets are dialed (without the second one nothing goes by QUIC),
+    ``environment`` network and clocks (``openline.testing.Network``).
     """
     if environment is None:
-        environment = RealEnvironment(opener) if opener is not None else RealEnvironment()
+        environment = RealEnvironment(opener, udp_opener)
     return _Loading(config or Config(), environment)

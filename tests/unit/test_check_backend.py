@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from openline.backends.base import Backend, Doorkeeper, OnBad
+from openline.backends.quic import QuicBackend
 from openline.backends.websocket import WebSocketBackend
 from openline.config import Config
 from openline.testing import Network, backend_checks, check_backend, run
@@ -21,12 +22,21 @@ async def test_websocket(check: str) -> None:
     await check_backend(websocket, only=[check])
 
 
+def quic(side: str, config: Config, door: Doorkeeper, on_bad: OnBad) -> Backend:
+    return QuicBackend(config, door, on_bad)
+
+
+@pytest.mark.parametrize("check", backend_checks())
+async def test_quic(check: str) -> None:
+    await check_backend(quic, only=[check])
+
+
 async def check_memory(check: str) -> None:
     network = Network(seed=1)
     hosts = {"server": network.host("10.0.0.1"), "client": network.host("10.0.0.2")}
 
     def memory(side: str, config: Config, door: Doorkeeper, on_bad: OnBad) -> Backend:
-        return hosts[side].backend(config, door, on_bad)
+        return hosts[side].backends(config, door, on_bad)[0][0]
 
     await check_backend(memory, "10.0.0.1", only=[check])
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..address import join
-from .sockets import ip_of
+from .sockets import ip_of, prepare_udp
 
 log = logging.getLogger("openline")
 
@@ -218,17 +218,17 @@ def _peer_of(sock: socket.socket) -> str:
     return join(ip_of(name), name[1])
 
 
-async def bind(host: str | None, port: int) -> list[socket.socket]:
-    """Listening sockets on ``port`` of ``host``, or of all interfaces; port 0 picks one for all.
+async def bind(host: str | None, port: int, kind: int = socket.SOCK_STREAM) -> list[socket.socket]:
+    """Sockets on ``port`` of ``host``, or of all interfaces; port 0 picks one for all. TCP listens.
 
     Raises ``OSError``.
     """
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    found = await loop.getaddrinfo(host, port, type=kind, flags=socket.AI_PASSIVE)
     places = list(dict.fromkeys((item[0], item[4]) for item in found))
     for _ in range(PICKS if port == 0 else 1):
         try:
-            return _bind_all(places, required=host is not None)
+            return _bind_all(places, kind, required=host is not None)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
@@ -236,13 +236,13 @@ async def bind(host: str | None, port: int) -> list[socket.socket]:
     raise taken
 
 
-def _bind_all(places: Sequence[tuple[int, Any]], required: bool) -> list[socket.socket]:
+def _bind_all(places: Sequence[tuple[int, Any]], kind: int, required: bool) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     try:
         for family, sockaddr in places:
             if sockaddr[1] == 0 and sockets:
                 sockaddr = (sockaddr[0], sockets[0].getsockname()[1], *sockaddr[2:])
-            sockets += _bind_one(family, sockaddr, required or not sockets)
+            sockets += _bind_one(family, sockaddr, kind, required or not sockets)
     except BaseException:
         for sock in sockets:
             sock.close()
@@ -250,20 +250,23 @@ def _bind_all(places: Sequence[tuple[int, Any]], required: bool) -> list[socket.
     return sockets
 
 
-def _bind_one(family: int, sockaddr: Any, required: bool) -> list[socket.socket]:
+def _bind_one(family: int, sockaddr: Any, kind: int, required: bool) -> list[socket.socket]:
     try:
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock = socket.socket(family, kind)
     except OSError:
         if required:
             raise
         return []  # a kernel without IPv6
     try:
-        if sys.platform != "win32":  # there it would let two processes share the port
+        if kind == socket.SOCK_DGRAM:
+            prepare_udp(sock)
+        elif sys.platform != "win32":  # there it would let two processes share the port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(sockaddr)
-        sock.listen(BACKLOG)
+        if kind == socket.SOCK_STREAM:
+            sock.listen(BACKLOG)
         sock.setblocking(False)
     except OSError as error:
         sock.close()

@@ -18,6 +18,7 @@ from ..config import Config
 from ..core.handshake import Hello, Transcript
 from ..core.liveness import Progress
 from ..core.selection import Endpoint
+from ..identity import Identity
 
 # Close codes, RFC 6455 section 7.4.1, and 4000 to 4999 for private use.
 NORMAL, GOING_AWAY, PROTOCOL_ERROR, POLICY, TOO_BIG = 1000, 1001, 1002, 1008, 1009
@@ -25,6 +26,8 @@ NORMAL, GOING_AWAY, PROTOCOL_ERROR, POLICY, TOO_BIG = 1000, 1001, 1002, 1008, 10
 REPLACED = 4001
 # Two processes present the same identity.
 CONFLICT = 4002
+# The client may not come in (a WebSocket says HTTP 403 instead).
+REFUSED = 4003
 
 # Larger messages leave in pieces of this size, so that pings and pongs get in between.
 FRAGMENT = 64 * 1024
@@ -50,6 +53,10 @@ class LinkEvents(Protocol):
     def on_binary(self, data: memoryview) -> None: ...
     def on_ping(self, payload: bytes) -> None: ...
     def on_pong(self, payload: bytes) -> None: ...
+    def on_alive(self) -> None:
+        """The far side has shown itself below the level of frames, where a link can tell."""
+        ...
+
     def on_writable(self) -> None:
         """The write buffer has drained below its low-water mark."""
         ...
@@ -69,6 +76,12 @@ class Link(ABC):
     limit: int
     # Too much is waiting to be written; read on every send, so an attribute.
     congested: bool = False
+    # Does it carry several tracks, each in order by itself? Then ``backlog`` says that something
+    # of what was written has not left yet.
+    multiplexed: bool = False
+    backlog: bool = False
+    # Does the far end's link answer pings itself? Then nobody there is told of them.
+    answers_pings: bool = False
 
     @property
     @abstractmethod
@@ -80,8 +93,11 @@ class Link(ABC):
         """Send one text message."""
 
     @abstractmethod
-    def write_binary(self, buffer: bytearray) -> None:
-        """Send ``buffer[HEADROOM:]`` as one binary message; the link owns the buffer afterwards."""
+    def write_binary(self, buffer: bytearray, track: int = 0) -> None:
+        """Send ``buffer[HEADROOM:]`` as one binary message; the link owns the buffer afterwards.
+
+        On that ``track``, where the link has several.
+        """
 
     @abstractmethod
     def ping(self, payload: bytes) -> None: ...
@@ -132,6 +148,8 @@ class Doorkeeper(Protocol):
     ``certificate`` is the DER certificate that the *server* shows on this connection, None
     without TLS.
     """
+
+    identity: Identity
 
     def hello(self) -> str:
         """A client: our hello, fresh for this dial."""
@@ -187,6 +205,8 @@ class Backend(Protocol):
     """Opens and accepts links for one transport."""
 
     name: str
+    # Those of addresses that it dials.
+    schemes: tuple[str, ...]
 
     @property
     def secure(self) -> bool:
@@ -214,7 +234,11 @@ class Environment(Protocol):
 
     random: random.Random
 
-    def backend(self, config: Config, door: Doorkeeper, on_bad: OnBad) -> Backend: ...
+    def backends(
+        self, config: Config, door: Doorkeeper, on_bad: OnBad
+    ) -> tuple[list[Backend], dict[str, str]]:
+        """Those that are usable, the preferred one first; and why each other one is not."""
+        ...
 
     def stopwatch(self) -> float:
         """Seconds, finely; for measuring round trips."""

@@ -174,7 +174,7 @@ class MemoryLink(Link):
     def write_text(self, data: bytes) -> None:
         self._write(TEXT, bytearray(data))
 
-    def write_binary(self, buffer: bytearray) -> None:
+    def write_binary(self, buffer: bytearray, track: int = 0) -> None:
         data = buffer[HEADROOM:]
         # The buffer is ours: a WebSocket masks it in place, so that it is of no use to the sender, either.
         buffer[:] = bytes(len(buffer))

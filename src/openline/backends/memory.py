@@ -215,6 +215,7 @@ class MemoryBackend:
     """Opens and accepts links on one host of a network."""
 
     name = "memory"
+    schemes: tuple[str, ...] = ("ws", "wss", "quic")
     secure = False
 
     def __init__(self, config: Config, doorkeeper: Doorkeeper, on_bad: OnBad, stack: Stack) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -10,11 +11,12 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from ..address import Address, canonical_ip, join
 from ..errors import Unreachable
+from .race import AllFailed, Race
 
-# The head start of one address over the next: RFC 8305 section 5 recommends 250 ms.
-STAGGER = 0.25
+# Room for a burst while our loop is busy: 4 MiB is some 3,000 full packets. The system may allow less.
+UDP_BUFFER = 4 * 1024 * 1024
 
-_NO_ROUTE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ETIMEDOUT)
+NO_ROUTE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ETIMEDOUT)
 
 SockAddr = tuple[str, int] | tuple[str, int, int, int]
 Resolved = tuple[socket.AddressFamily, SockAddr]
@@ -22,11 +24,11 @@ Resolved = tuple[socket.AddressFamily, SockAddr]
 Opener = Callable[[socket.AddressFamily, SockAddr], Awaitable[socket.socket]]
 
 
-async def resolve(address: Address) -> list[Resolved]:
+async def resolve(address: Address, kind: int = socket.SOCK_STREAM) -> list[Resolved]:
     """Look the host up. Raises ``OSError``, which ``describe`` turns into words."""
     loop = asyncio.get_running_loop()
     try:
-        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        found = await loop.getaddrinfo(address.host, address.port, type=kind)
     except UnicodeError as error:  # from the IDNA codec
         raise OSError(f"not a name that can be looked up: {error}") from None
     return _interleave([(family, sockaddr) for family, _, _, _, sockaddr in found])  # type: ignore[misc]
@@ -77,72 +79,50 @@ async def open_socket(family: socket.AddressFamily, sockaddr: SockAddr) -> socke
     return sock
 
 
+def prepare_udp(sock: socket.socket) -> None:
+    sock.setblocking(False)
+    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, option, UDP_BUFFER)
+
+
 async def connect(address: Address, opener: Opener = open_socket) -> socket.socket:
     """Race all addresses of the host. Raises ``Unreachable`` with the reason for each path."""
     try:
         found = await resolve(address)
     except OSError as error:
         raise Unreachable(str(address), [(f"look-up of {address.host}", describe(error))]) from None
-    race = _Race(address, opener)
+    race: Race[socket.socket] = Race(socket.socket.close)
     try:
-        return await race.run(found)
-    finally:
-        race.cancel()
+        _, sock = await race.run([_Path(opener, family, sockaddr) for family, sockaddr in found])
+    except AllFailed as failed:
+        raise _unreachable(address, failed.errors) from None
+    return sock
 
 
-class _Race:
-    """One staggered race; the winner's socket stays, all others are closed."""
+class _Path:
+    """One of the host's addresses."""
 
-    def __init__(self, address: Address, opener: Opener) -> None:
-        self._address = address
+    def __init__(self, opener: Opener, family: socket.AddressFamily, sockaddr: SockAddr) -> None:
         self._opener = opener
-        self._tasks: dict[asyncio.Task[socket.socket], str] = {}
-        self._failed: list[tuple[str, str]] = []
-        self._no_route = True
+        self._where = family, sockaddr
 
-    async def run(self, found: list[Resolved]) -> socket.socket:
-        waiting = list(found)
-        while waiting or self._tasks:
-            if waiting:
-                self._start(waiting.pop(0))
-            winner = await self._next(STAGGER if waiting else None)
-            if winner is not None:
-                return winner
-        raise Unreachable(str(self._address), self._failed, no_route=self._no_route)
-
-    def _start(self, item: Resolved) -> None:
-        family, sockaddr = item
-        task = asyncio.ensure_future(self._opener(family, sockaddr))
-        self._tasks[task] = f"tcp {join(ip_of(sockaddr), sockaddr[1])}"
-
-    async def _next(self, timeout: float | None) -> socket.socket | None:
-        done, _ = await asyncio.wait(self._tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        winner: socket.socket | None = None
-        for task in done:
-            path = self._tasks.pop(task)
-            error = task.exception()
-            if isinstance(error, OSError):
-                self._failed.append((path, describe(error)))
-                self._no_route = self._no_route and error.errno in _NO_ROUTE
-            elif error is not None:
-                raise error
-            elif winner is None:
-                winner = task.result()
-            else:
-                task.result().close()
-        return winner
-
-    def cancel(self) -> None:
-        for task in self._tasks:
-            task.add_done_callback(_close_late)
-            task.cancel()
-        self._tasks.clear()
+    async def __call__(self) -> socket.socket:
+        try:
+            return await self._opener(*self._where)
+        except OSError as error:
+            _, sockaddr = self._where
+            error.path = f"tcp {join(ip_of(sockaddr), sockaddr[1])}"  # type: ignore[attr-defined]
+            raise
 
 
-def _close_late(task: asyncio.Task[socket.socket]) -> None:
-    """A loser that connected in the moment it was cancelled must not leak its socket."""
-    if not task.cancelled() and task.exception() is None:
-        task.result().close()
+def _unreachable(address: Address, errors: Sequence[Exception]) -> Exception:
+    for error in errors:
+        if not isinstance(error, OSError):
+            return error
+    tried = [(getattr(error, "path", "tcp"), describe(error)) for error in errors]
+    no_route = all(isinstance(error, OSError) and error.errno in NO_ROUTE for error in errors)
+    return Unreachable(str(address), tried, no_route=no_route)
 
 
 def describe(error: BaseException) -> str:

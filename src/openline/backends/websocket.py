@@ -80,6 +80,7 @@ class WebSocketBackend:
     """Opens and accepts WebSocket links for one transport."""
 
     name = "websocket"
+    schemes: tuple[str, ...] = ("ws", "wss")
 
     def __init__(
         self,

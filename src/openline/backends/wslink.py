@@ -202,7 +202,7 @@ class WebSocketLink(WSListener, Link):
         else:
             self._write(TEXT, data, False)
 
-    def write_binary(self, buffer: bytearray) -> None:
+    def write_binary(self, buffer: bytearray, track: int = 0) -> None:
         if self._closed:
             return
         size = len(buffer) - HEADROOM

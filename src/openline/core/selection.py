@@ -74,6 +74,7 @@ class Endpoint:
 
     __slots__ = (
         "aliases",
+        "backend",
         "bound_port",
         "certificate",
         "crowded",
@@ -95,8 +96,10 @@ class Endpoint:
         target: Address | None = None,
         secure: bool = False,
         hello: Hello | None = None,
+        backend: str = "websocket",
     ) -> None:
         self.direction: Direction = direction
+        self.backend = backend
         self.ip = ip
         self.port = port
         self.target = target
@@ -256,7 +259,7 @@ def _dialed(address: Address, end: Endpoint, ips: tuple[str, ...]) -> bool:
 
 def _same(address: Address, target: Address) -> bool:
     """The same place to dial; that the node is the right one has been seen to."""
-    return address.dial_key[:1] + address.dial_key[2:] == target.dial_key[:1] + target.dial_key[2:]
+    return address.place == target.place
 
 
 def _match_hello(address: Address, end: Endpoint, all_ends: Sequence[Endpoint]) -> Rank | Reject:

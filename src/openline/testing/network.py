@@ -273,8 +273,10 @@ class Host:
 
     # Environment -----------------------------------------------------------------------------------
 
-    def backend(self, config: Config, door: Doorkeeper, on_bad: OnBad) -> Backend:
-        return MemoryBackend(config, door, on_bad, self)
+    def backends(
+        self, config: Config, door: Doorkeeper, on_bad: OnBad
+    ) -> tuple[list[Backend], dict[str, str]]:
+        return [MemoryBackend(config, door, on_bad, self)], {}
 
     def stopwatch(self) -> float:
         return self.network.clock.loop.time()

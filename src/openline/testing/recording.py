@@ -11,6 +11,7 @@ from ..backends.base import Backend, Door, Doorkeeper, Link, LinkEvents, OnBad, 
 from ..config import Config
 from ..core.frames import HEADROOM, Malformed, TooBig
 from ..core.handshake import Hello, Transcript
+from ..identity import Identity
 
 # Makes the backend of the "server" or of the "client".
 MakeBackend = Callable[[str, Config, Doorkeeper, OnBad], Backend]
@@ -83,6 +84,9 @@ class Recorder:
     def on_pong(self, payload: bytes) -> None:
         self._note("pong", payload)
 
+    def on_alive(self) -> None:
+        expect(not self.closed, "on_alive after on_closed")
+
     def on_writable(self) -> None:
         self._note("writable", b"")
 
@@ -122,6 +126,7 @@ class RecordingDoorkeeper:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.identity = Identity()
         # Links that are in, and handshakes that brought nothing.
         self.links: list[Recorder] = []
         self.bad: list[tuple[str, str]] = []

@@ -1,0 +1,146 @@
+"""All backends of one transport, and which of them a dial takes.
+
+An address with a scheme says it. A bare ``host:port`` races them as RFC 8305 describes: the first
+of ``Config.backends`` at once, the next when that has failed, or after 250 ms. What is up first and
+has proven itself wins; where it was not the first, it is tried first for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import partial
+
+from ..address import Address
+from ..errors import Unreachable
+from .acceptor import PICKS
+from .base import NORMAL, Backend, Door, LinkEvents
+from .race import AllFailed, Race, merged
+
+log = logging.getLogger("openline")
+
+# How long what has worked for an address goes first. A firewall that drops UDP stays for days, a
+# network that a laptop has moved to for minutes; trying again costs 250 ms at most.
+REMEMBER = 600.0
+MAX_REMEMBERED = 4096
+
+
+class Doors:
+    """What listens on one port, for one or more backends."""
+
+    def __init__(self, doors: Sequence[tuple[Backend, Door]]) -> None:
+        self._doors = doors
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        return tuple(backend.name for backend, _ in self._doors)
+
+    @property
+    def secure(self) -> bool:
+        return all(backend.secure for backend, _ in self._doors if backend.name != "quic")
+
+    @property
+    def port(self) -> int:
+        return self._doors[0][1].port
+
+    @property
+    def pending(self) -> int:
+        return sum(door.pending for _, door in self._doors)
+
+    @property
+    def evicted(self) -> int:
+        return sum(door.evicted for _, door in self._doors)
+
+    async def close(self) -> None:
+        for _, door in self._doors:
+            await door.close()
+
+
+class Choice:
+    """``backends`` in the order of preference; ``missing`` says why others cannot be had."""
+
+    def __init__(self, backends: Sequence[Backend], missing: dict[str, str]) -> None:
+        self.backends = tuple(backends)
+        self._missing = missing
+        self._loop = asyncio.get_running_loop()
+        self._worked: OrderedDict[tuple[str, int], tuple[float, str]] = OrderedDict()
+
+    # Dialing -------------------------------------------------------------------------------------
+
+    def check(self, address: Address) -> None:
+        """Raises ``Unreachable`` where no backend can dial that."""
+        scheme = address.scheme
+        if scheme is not None and not any(scheme in backend.schemes for backend in self.backends):
+            why = self._missing.get("quic" if scheme == "quic" else "websocket", "not usable here")
+            raise Unreachable(str(address), [(scheme, why)])
+
+    def order(self, address: Address) -> list[Backend]:
+        """Who is tried for a bare address, the first one first."""
+        if address.scheme is not None:
+            return [backend for backend in self.backends if address.scheme in backend.schemes]
+        until, worked = self._worked.get((address.host, address.port), (0.0, ""))
+        if self._loop.time() >= until:
+            worked = ""
+        return sorted(self.backends, key=lambda backend: backend.name != worked)
+
+    async def dial(self, address: Address) -> LinkEvents:
+        """Open a link; the caller bounds the time.
+
+        Raises ``Unreachable``, ``Refused`` or ``IdentityConflict``.
+        """
+        self.check(address)
+        order = self.order(address)
+        if len(order) == 1:
+            return await order[0].dial(address)
+        race: Race[LinkEvents] = Race(_hang_up)
+        try:
+            number, events = await race.run([partial(backend.dial, address) for backend in order])
+        except AllFailed as failed:
+            self._worked.pop((address.host, address.port), None)
+            raise merged(address, failed.errors) from None
+        self._remember(address, order[number])
+        return events
+
+    def _remember(self, address: Address, winner: Backend) -> None:
+        key = address.host, address.port
+        if winner is self.backends[0]:
+            self._worked.pop(key, None)
+            return
+        until, worked = self._worked.get(key, (0.0, ""))
+        if worked != winner.name or self._loop.time() >= until:
+            log.debug("%s answers by %s; that goes first for %g s", address, winner.name, REMEMBER)
+            self._worked[key] = self._loop.time() + REMEMBER, winner.name
+            self._worked.move_to_end(key)
+            if len(self._worked) > MAX_REMEMBERED:
+                self._worked.popitem(last=False)
+
+    # Listening -----------------------------------------------------------------------------------
+
+    async def listen(self, host: str | None, port: int) -> Doors:
+        """The same port for all backends. Raises ``OSError`` where it cannot be had.
+
+        The TCP port is what counts: where UDP's is somebody else's, QUIC is left out.
+        """
+        ordered = sorted(self.backends, key=lambda backend: backend.name == "quic")
+        for pick in range(PICKS):
+            doors = [(ordered[0], await ordered[0].listen(host, port))]
+            try:
+                for backend in ordered[1:]:
+                    doors.append((backend, await backend.listen(host, doors[0][1].port)))
+            except OSError as error:
+                if port == 0 and error.errno == errno.EADDRINUSE and pick + 1 < PICKS:
+                    await Doors(doors).close()
+                    continue
+                log.warning("listening on port %d without QUIC: udp: %s", doors[0][1].port, error)
+            break
+        return Doors(doors)
+
+
+def _hang_up(events: LinkEvents) -> None:
+    """It is up, and another one was faster."""
+    link = getattr(events, "link", None)
+    if link is not None:
+        link.close(NORMAL, "another backend was faster")

@@ -1,0 +1,308 @@
+"""The QUIC backend on qh3: dialing and listening, with the hello as the first unit each way."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from typing import Any
+
+from qh3.quic import events
+
+from ..address import Address, join
+from ..config import Config
+from ..core.frames import Malformed
+from ..core.selection import Endpoint
+from ..errors import Error, IdentityConflict, Refused, Unreachable
+from . import tls
+from .acceptor import bind
+from .base import CONFLICT, REFUSED, Doorkeeper, LinkEvents, OnBad
+from .quicdoor import QuicDoor
+from .quicengine import Engine, Quic
+from .quiclink import QuicLink
+from .quictls import ClientTickets, ServerTickets, client_configuration, server_configuration
+from .race import AllFailed, Race, merged
+from .sockets import NO_ROUTE, SockAddr, describe, ip_of, resolve
+from .udp import REFUSED as PORT_CLOSED
+from .udp import Addr, Datagrams, UdpOpener, open_udp
+
+log = logging.getLogger("openline")
+
+# TLS alerts (RFC 8446 section 6.2) that say that a certificate is not good enough; a QUIC error
+# code is 0x100 plus the alert.
+_BAD_CERTIFICATE = {0x100 + alert for alert in (42, 43, 44, 45, 46, 48)}
+# So many datagrams in a row that were answered by "nobody listens there", and nothing in between:
+# then it is true. One alone may be forged, or be another host's for a moment.
+REFUSALS = 3
+# A client takes a fresh socket when the system will not send from the one it has: its address is
+# gone. Not more often than this.
+REBIND_EVERY = 0.2
+_CANNOT_SEND = (errno.EADDRNOTAVAIL, errno.EINVAL, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN)
+
+
+class QuicBackend:
+    """Opens and accepts QUIC links for one transport."""
+
+    name = "quic"
+    schemes: tuple[str, ...] = ("quic",)
+    secure = True
+
+    def __init__(
+        self, config: Config, doorkeeper: Doorkeeper, on_bad: OnBad, opener: UdpOpener = open_udp
+    ) -> None:
+        self.config = config
+        self.doorkeeper = doorkeeper
+        self.opener = opener
+        self.tickets = ClientTickets()
+        self._on_bad = on_bad
+        self._quic, self._certificate = server_configuration(config, doorkeeper.identity)
+        self._server_tickets = ServerTickets()
+
+    # Listening -----------------------------------------------------------------------------------
+
+    async def listen(self, host: str | None, port: int) -> QuicDoor:
+        """Raises ``OSError`` where the port cannot be had."""
+        sockets = await bind(host, port, socket.SOCK_DGRAM)
+        door = QuicDoor(
+            self.config,
+            self._quic,
+            self._certificate,
+            self.doorkeeper,
+            self._server_tickets,
+            self._on_bad,
+        )
+        await door.start(sockets)
+        return door
+
+    # Dialing -------------------------------------------------------------------------------------
+
+    async def dial(self, address: Address) -> LinkEvents:
+        """Open a link to any of the host's addresses, staggered; the caller bounds the time."""
+        try:
+            found = await resolve(address, socket.SOCK_DGRAM)
+        except OSError as error:
+            raise Unreachable(str(address), [(f"look-up of {address.host}", describe(error))]) from None
+        race: Race[_Call] = Race(_Call.hang_up)
+        try:
+            _, call = await race.run([_Attempt(self, address, family, addr) for family, addr in found])
+        except AllFailed as failed:
+            raise merged(address, failed.errors) from None
+        return call.enter()
+
+
+class _Attempt:
+    """One address of the host."""
+
+    def __init__(self, backend: QuicBackend, address: Address, family: Any, sockaddr: SockAddr) -> None:
+        self._backend = backend
+        self._address = address
+        self._where = family, sockaddr
+
+    async def __call__(self) -> _Call:
+        """A link whose far end's hello is good. Raises ``OSError``, ``Malformed`` and ``Error``."""
+        family, sockaddr = self._where
+        path = f"quic {join(ip_of(sockaddr), sockaddr[1])}"
+        call: _Call | None = None
+        try:
+            sock = await self._backend.opener(family, sockaddr)
+            call = _Call(self._backend, self._address, family, sockaddr)
+            await call.begin(sock)
+            await call.answered
+            return call
+        except (OSError, Malformed) as error:
+            if call is not None:
+                call.hang_up()
+            no_route = isinstance(error, OSError) and error.errno in NO_ROUTE
+            tried = [(path, describe(error))]
+            raise Unreachable(str(self._address), tried, no_route=no_route) from None
+        except BaseException:
+            if call is not None:
+                call.hang_up()
+            raise
+
+
+class _Call:
+    """One dial, from the first packet on; later what keeps the link's socket."""
+
+    def __init__(self, backend: QuicBackend, address: Address, family: Any, sockaddr: SockAddr) -> None:
+        self._backend = backend
+        self._address = address
+        self._family = family
+        self._sockaddr = sockaddr
+        self._loop = asyncio.get_running_loop()
+        self.answered: asyncio.Future[None] = self._loop.create_future()
+        # Pins and a CA are asked for by the scheme; a bare address takes whatever node it is.
+        named = address.scheme == "quic"
+        self._key = address.host, address.port, named, address.node_id
+        self._resumed = backend.tickets.take(self._key)
+        self._certificate = b""
+        self._ticket: Any = None
+        quic = Quic(
+            configuration=client_configuration(
+                backend.config,
+                address.host if named else None,
+                self._resumed.ticket if self._resumed else None,
+            ),
+            session_ticket_handler=self._on_ticket,
+        )
+        self._engine = Engine(quic, self._send)
+        self._engine.on_finished = self._finished
+        ip, port = ip_of(sockaddr), sockaddr[1]
+        endpoint = Endpoint("outbound", ip, port, target=address, secure=True, backend="quic")
+        self._link = link = QuicLink(self._engine, endpoint, backend.config, client=True)
+        link.on_connected, link.on_hello, link.on_failed = self._connected, self._greeted, self._failed
+        self._hello = backend.doorkeeper.hello()
+        self._refusals = 0
+        self._moved_at = 0.0
+        self._moving: asyncio.Task[None] | None = None
+        self._datagrams = self._new_datagrams()
+
+    def _new_datagrams(self) -> Datagrams:
+        return Datagrams(self._on_datagrams, self._on_error, self._on_writable)
+
+    async def begin(self, sock: socket.socket) -> None:
+        await self._datagrams.start(sock)
+        if self._resumed is not None and self._backend.config.zero_rtt:
+            # Nothing but the hello goes early: it opens nothing, however often it is replayed.
+            self._link.say_hello(self._hello)
+        self._engine.connect(self._sockaddr)
+
+    # The handshake -------------------------------------------------------------------------------
+
+    def _connected(self, event: events.HandshakeCompleted) -> None:
+        try:
+            self._certificate = self._shown(event)
+        except Refused as error:
+            self._settle(error)
+            return
+        if self._ticket is not None:
+            self._on_ticket(self._ticket)
+        if not self._link.has_written:
+            self._link.say_hello(self._hello)
+
+    def _shown(self, event: events.HandshakeCompleted) -> bytes:
+        """The server's certificate, if it will do. Raises ``Refused``."""
+        if event.session_resumed and self._resumed is not None:
+            shown = self._resumed.certificate
+        else:
+            certificate = self._engine.quic.get_peercert()
+            shown = certificate.public_bytes() if certificate is not None else b""
+        if self._address.scheme == "quic":
+            tls.check_pins(self._backend.config.tls, shown, str(self._address))
+        return shown
+
+    def _greeted(self, text: str) -> None:
+        link, address = self._link, self._address
+        doorkeeper = self._backend.doorkeeper
+        try:
+            hello = doorkeeper.greeted(address, self._hello, text, self._certificate)
+        except (Malformed, Error) as error:
+            self._settle(error)
+            return
+        if hello is None:
+            self._settle(Malformed("no hello"))
+            return
+        link.endpoint.hello = hello
+        self._settle(None)
+
+    def _settle(self, error: Exception | None) -> None:
+        if self.answered.done():
+            return
+        if error is None:
+            self.answered.set_result(None)
+        else:
+            self.answered.set_exception(error)
+            _ = self.answered.exception()  # nobody may be waiting any more
+
+    def _failed(self, code: int, by_program: bool, reason: str) -> None:
+        self._settle(self._why(code, by_program, reason))
+
+    def _why(self, code: int, by_program: bool, reason: str) -> Exception:
+        address = self._address
+        if by_program and code == REFUSED:
+            return Refused(f"{address} refuses this node: {reason}")
+        if by_program and code == CONFLICT:
+            return IdentityConflict(f"{address} refuses this node: {reason}")
+        if not by_program and code in _BAD_CERTIFICATE:
+            return Refused(f"{address}: the peer's certificate is not trusted: {reason}")
+        what = reason or f"error {code:#x}"
+        return Malformed(f"the peer ended the handshake: {what}")
+
+    def enter(self) -> LinkEvents:
+        """Take the link up. Raises ``Unreachable`` where it has ended meanwhile."""
+        link = self._link
+        if link.closing:
+            path = f"quic {link.endpoint.remote}"
+            raise Unreachable(str(self._address), [(path, "the peer closed the connection at once")])
+        events = link.go_up(self._backend.doorkeeper.enter)
+        self._loop.call_soon(link.entered)
+        return events
+
+    def hang_up(self) -> None:
+        self._link.abort()
+        self._datagrams.close()
+
+    # Datagrams -----------------------------------------------------------------------------------
+
+    def _send(self, batch: list[bytes], addr: Addr) -> None:
+        self._datagrams.send(batch, addr)
+
+    def _on_datagrams(self, batch: list[bytes], addr: Addr) -> None:
+        self._refusals = 0
+        self._engine.received(batch, addr)
+
+    def _on_error(self, error: OSError) -> None:
+        if self._engine.over:
+            return
+        if error.errno in PORT_CLOSED:
+            self._refusals += 1
+            if not self.answered.done():
+                self._settle(error)
+            elif self._refusals >= REFUSALS:
+                self._link.lose(describe(error))
+        elif not self.answered.done():
+            self._settle(error)
+        elif error.errno in _CANNOT_SEND:
+            self._move(error)
+
+    def _move(self, error: OSError) -> None:
+        """The system will not send from this socket: try another one, from whatever address we have now."""
+        now = self._loop.time()
+        if now < self._moved_at + REBIND_EVERY:
+            return
+        self._moved_at = now
+        log.debug("%r: %s; taking a fresh socket", self._link, describe(error))
+        self._moving = self._loop.create_task(self._rebind())
+
+    async def _rebind(self) -> None:
+        try:
+            sock = await self._backend.opener(self._family, self._sockaddr)
+        except OSError as error:
+            log.debug("%r: no fresh socket: %s", self._link, describe(error))
+            return
+        datagrams = self._new_datagrams()
+        await datagrams.start(sock)
+        if self._engine.over:
+            datagrams.close()
+            return
+        old, self._datagrams = self._datagrams, datagrams
+        old.close()
+        # So that nobody who sees both paths can tell that they are one connection's (RFC 9000
+        # section 9.5); and a packet, so that the peer learns the new one.
+        self._engine.move()
+
+    def _on_writable(self) -> None:
+        self._engine.transmit()
+
+    def _on_ticket(self, ticket: Any) -> None:
+        if self._certificate:
+            self._backend.tickets.add(self._key, ticket, self._certificate)
+        else:
+            self._ticket = ticket
+
+    def _finished(self) -> None:
+        """Over: a goodbye has been said, or nobody is there to hear one."""
+        self._engine.stop()
+        self._datagrams.close()
+        self._settle(Malformed("the connection ended during the handshake"))

@@ -1,0 +1,299 @@
+"""Accepting QUIC connections, with a bound on unfinished handshakes.
+
+The bound is the same as for TCP: at it the oldest one makes room. Well before it, clients have to
+show that they receive what is sent to their address (RFC 9000 section 8.1), so that a flood with
+made-up addresses costs a retry packet each and no memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from typing import Any
+
+from qh3._hazmat import pull_quic_header
+from qh3.quic.configuration import QuicConfiguration
+from qh3.quic.packet import QuicPacketType, encode_quic_retry, encode_quic_version_negotiation
+
+from ..address import join
+from ..config import Config
+from ..core.frames import Malformed
+from ..core.selection import Endpoint
+from ..errors import Error, IdentityConflict
+from .base import CONFLICT, PROTOCOL_ERROR, REFUSED, Doorkeeper, OnBad
+from .quicengine import Engine, Quic
+from .quiclink import QuicLink
+from .quictls import RetryTokens, ServerTickets
+from .sockets import ip_of
+from .udp import Addr, Datagrams
+
+log = logging.getLogger("openline")
+
+CID_BYTES = 8
+# The smallest datagram that may begin a connection (RFC 9000 section 14.1).
+MIN_INITIAL = 1200
+# Unfinished handshakes beyond which new clients are asked to come again with a token.
+RETRY_ABOVE = 32
+_LONG_HEADER = 0x80
+
+
+class QuicDoor:
+    """UDP sockets of one port."""
+
+    def __init__(
+        self,
+        config: Config,
+        quic: QuicConfiguration,
+        certificate: bytes,
+        doorkeeper: Doorkeeper,
+        tickets: ServerTickets,
+        on_bad: OnBad,
+    ) -> None:
+        self.config = config
+        self.quic = quic
+        self.certificate = certificate
+        self.doorkeeper = doorkeeper
+        self.tickets = tickets
+        self.on_bad = on_bad
+        self.evicted = 0
+        self.tokens = RetryTokens()
+        self.closed = False
+        self.visits: dict[_Visit, None] = {}
+        self._ports: list[_Port] = []
+
+    async def start(self, sockets: list[socket.socket]) -> None:
+        for sock in sockets:
+            port = _Port(self)
+            await port.start(sock)
+            self._ports.append(port)
+
+    @property
+    def port(self) -> int:
+        return self._ports[0].number
+
+    @property
+    def pending(self) -> int:
+        return len(self.visits)
+
+    def make_room(self) -> None:
+        if len(self.visits) >= self.config.max_pending_handshakes:
+            self.evicted += 1
+            next(iter(self.visits)).cut()
+
+    @property
+    def wary(self) -> bool:
+        """So many handshakes are unfinished that clients have to show their address first."""
+        return len(self.visits) >= min(RETRY_ABOVE, max(1, self.config.max_pending_handshakes // 2))
+
+    async def close(self) -> None:
+        self.closed = True
+        for visit in list(self.visits):
+            visit.cut()
+        for port in self._ports:
+            port.close_if_unused()
+
+
+class _Port:
+    """One UDP socket: finds out which connection a datagram belongs to."""
+
+    def __init__(self, door: QuicDoor) -> None:
+        self._door = door
+        self._datagrams = Datagrams(self._on_datagrams, self._on_error, self._on_writable)
+        self._engines: dict[bytes, Engine] = {}
+        self._live: dict[Engine, None] = {}
+
+    async def start(self, sock: socket.socket) -> None:
+        self.number = int(sock.getsockname()[1])
+        await self._datagrams.start(sock)
+
+    def _on_datagrams(self, batch: list[bytes], addr: Addr) -> None:
+        """Nearly always all are one connection's."""
+        engine: Engine | None = None
+        run: list[bytes] = []
+        for data in batch:
+            owner = self._find(data, addr)
+            if owner is not engine and run and engine is not None:
+                engine.received(run, addr)
+                run = []
+            engine = owner
+            if owner is not None:
+                run.append(data)
+        if engine is not None:
+            engine.received(run, addr)
+
+    def _find(self, data: bytes, addr: Addr) -> Engine | None:
+        if not data:
+            return None
+        if not data[0] & _LONG_HEADER:
+            return self._engines.get(data[1 : 1 + CID_BYTES])
+        try:
+            header = pull_quic_header(data, 0, CID_BYTES)
+        except ValueError:
+            return None
+        engine = self._engines.get(header[3])
+        if engine is not None or self._door.closed:
+            return engine
+        return self._greet(data, addr, header)
+
+    def _greet(self, data: bytes, addr: Addr, header: Any) -> Engine | None:
+        """The first of a new client's; None where nothing begins."""
+        version, kind, _, destination, source, token = header[:6]
+        if len(data) < MIN_INITIAL or len(destination) < CID_BYTES:
+            return None
+        if version is not None and version not in self._door.quic.supported_versions:
+            versions = self._door.quic.supported_versions
+            answer = encode_quic_version_negotiation(
+                source_cid=destination, destination_cid=source, supported_versions=versions
+            )
+            self._datagrams.send([answer], addr)
+            return None
+        if kind != int(QuicPacketType.INITIAL):
+            return None
+        if not token:
+            if self._door.wary:
+                self._ask_to_retry(version, destination, source, addr)
+                return None
+            return self._accept(destination, destination, None, addr)
+        try:
+            original, chosen = self._door.tokens.read(addr, token)
+        except ValueError:
+            return None
+        return self._accept(destination, original, chosen, addr)
+
+    def _ask_to_retry(self, version: int, destination: bytes, source: bytes, addr: Addr) -> None:
+        chosen = os.urandom(CID_BYTES)
+        packet = encode_quic_retry(
+            version=version,
+            source_cid=chosen,
+            destination_cid=source,
+            original_destination_cid=destination,
+            retry_token=self._door.tokens.make(addr, destination, chosen),
+        )
+        self._datagrams.send([packet], addr)
+
+    def _accept(self, destination: bytes, original: bytes, chosen: bytes | None, addr: Addr) -> Engine:
+        door = self._door
+        door.make_room()
+        quic = Quic(
+            configuration=door.quic,
+            original_destination_connection_id=original,
+            retry_source_connection_id=chosen,
+            session_ticket_fetcher=door.tickets.take,
+            session_ticket_handler=door.tickets.add,
+        )
+        engine = Engine(quic, self._datagrams.send)
+        ids = {destination, quic.host_cid}
+        for cid in ids:
+            self._engines[cid] = engine
+
+        def on_id(cid: bytes, issued: bool) -> None:
+            if issued:
+                ids.add(cid)
+                self._engines[cid] = engine
+            else:
+                ids.discard(cid)
+                self._engines.pop(cid, None)
+
+        def finished() -> None:
+            self._live.pop(engine, None)
+            self.close_if_unused()
+
+        def gone() -> None:
+            for cid in ids:
+                self._engines.pop(cid, None)
+
+        engine.on_id, engine.on_finished, engine.on_gone = on_id, finished, gone
+        self._live[engine] = None
+        _Visit(door, engine, addr)
+        return engine
+
+    def _on_error(self, error: OSError) -> None:
+        log.debug("udp port %d: %s", self.number, error)
+
+    def _on_writable(self) -> None:
+        for engine in list(self._live):
+            engine.transmit()
+
+    def close_if_unused(self) -> None:
+        """Connections that were accepted here keep the socket."""
+        if self._door.closed and not self._live:
+            for engine in set(self._engines.values()):
+                engine.stop()
+            self._engines.clear()
+            self._datagrams.close()
+
+
+class _Visit:
+    """One client whose handshake is not finished."""
+
+    def __init__(self, door: QuicDoor, engine: Engine, addr: Addr) -> None:
+        self._door = door
+        self._over = False
+        endpoint = Endpoint("inbound", ip_of(addr), addr[1], secure=True, backend="quic")
+        self._link = link = QuicLink(engine, endpoint, door.config, client=False)
+        link.on_hello = self._on_hello
+        link.on_failed, link.on_ended = self._on_failed, self._on_ended
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(door.config.handshake_timeout, self._late)
+        door.visits[self] = None
+
+    @property
+    def _peer(self) -> str:
+        return join(self._link.endpoint.ip, self._link.endpoint.port)
+
+    def _on_hello(self, text: str) -> None:
+        door, link = self._door, self._link
+        try:
+            visitor = door.doorkeeper.answer(text, door.certificate)
+        except Malformed as error:
+            self._turn_away(PROTOCOL_ERROR, error)
+            return
+        except Error as error:
+            self._turn_away(CONFLICT if isinstance(error, IdentityConflict) else REFUSED, error)
+            return
+        assert visitor is not None
+        self._timer.cancel()  # from now on the doorkeeper has one
+        door.visits[self] = door.visits.pop(self, None)  # not the first to be pushed out by a flood
+        link.say_hello(visitor.answer)
+        link.go_up(lambda link: door.doorkeeper.admit(link, visitor, self._entered))
+
+    def _turn_away(self, code: int, error: Exception) -> None:
+        self._done()
+        self._link.refuse(code, str(error))
+        self._door.on_bad(self._peer, str(error))
+
+    def _on_failed(self, code: int, by_program: bool, reason: str) -> None:
+        """It has gone, or could not do TLS, before its hello."""
+        if not self._over:
+            self._done()
+            if not by_program:
+                self._door.on_bad(self._peer, f"handshake failed: {reason or f'error {code:#x}'}")
+
+    def _on_ended(self, why: str) -> None:
+        """After its hello, and before it was in."""
+        if not self._over:
+            self._done()
+            self._door.on_bad(self._peer, why)
+
+    def _late(self) -> None:
+        if not self._over:
+            self.cut()
+            self._door.on_bad(self._peer, "unfinished handshake")
+
+    def _entered(self) -> None:
+        """In, or gone; that has been told."""
+        if not self._over:
+            self._done()
+            self._link.entered()
+
+    def cut(self) -> None:
+        self._done()
+        self._link.abort()
+
+    def _done(self) -> None:
+        self._over = True
+        self._timer.cancel()
+        self._link.on_failed = self._link.on_ended = None
+        self._door.visits.pop(self, None)

@@ -1,0 +1,279 @@
+"""Drives one QUIC connection of qh3: datagrams in, events out, its one timer.
+
+qh3 (2.1) keeps the protocol, this keeps time and sockets. Two names of qh3 are used that are not
+public, so the dependency is pinned to 2.1: ``QuicConnection._core``, the compiled half, which says
+how many packets were authentic, and ``_drain_core``, which hands over what has been received, and
+with that gives the peer more credit. Not calling it is how a link stops reading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from qh3.quic import events
+from qh3.quic.connection import QuicConnection, QuicConnectionError
+
+from .udp import Addr
+
+log = logging.getLogger("openline")
+
+# Positions in what the core reports of received datagrams.
+_ACCEPTED = 2
+# Timers are not early by more than this, and a timer that is due so soon is due.
+_SLACK = 0.0005
+
+
+class Quic(QuicConnection):
+    """A connection that can be told to hand nothing over."""
+
+    holding = False
+
+    def _drain_core(self) -> None:
+        if not self.holding:
+            super()._drain_core()
+
+
+class User(Protocol):
+    """What an engine tells, always out of callbacks of the loop."""
+
+    def on_handshake(self, event: events.HandshakeCompleted) -> None: ...
+    def on_stream_data(self, stream: int, data: bytes, end: bool) -> None: ...
+    def on_pong(self, uid: int) -> None: ...
+    def on_alive(self) -> None: ...
+    def on_sent(self, waiting: int) -> None:
+        """Something may have left; so many bytes have not."""
+        ...
+
+    def on_over(self, code: int, by_program: bool, reason: str) -> None:
+        """The peer has closed it, or nothing came for too long. Once; nothing follows."""
+        ...
+
+
+class Engine:
+    """One connection, client or server. ``send(batch, addr)`` takes its datagrams."""
+
+    def __init__(self, quic: Quic, send: Callable[[list[bytes], Addr], None]) -> None:
+        self.quic = quic
+        self.user: User
+        # The other end's address, as of the last packet that left.
+        self.remote: Addr = ()
+        # Connection ids by which the other end may call us.
+        self.on_id: Callable[[bytes, bool], None] | None = None
+        # Told when it is over, and when nothing is left of it, some time after that.
+        self.on_finished: Callable[[], None] | None = None
+        self.on_gone: Callable[[], None] | None = None
+        self.over = False
+        self.blocked = False
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._busy = False
+        self._soon = False
+        self._established = False
+
+    # In ------------------------------------------------------------------------------------------
+
+    def connect(self, addr: Addr) -> None:
+        """A client: begin."""
+        self.quic.connect(addr, time.monotonic())
+        self.transmit()
+
+    def received(self, batch: list[bytes], addr: Addr) -> None:
+        quic, now = self.quic, time.monotonic()
+        try:
+            if self._established:
+                assert quic._core is not None
+                alive = quic._core.receive_many_datagrams(batch, addr, now)[_ACCEPTED] > 0
+                quic._drain_core()
+            else:
+                alive = True
+                quic.receive_many_datagrams(batch, addr, now)
+        except (QuicConnectionError, ValueError, AssertionError) as error:
+            # Nothing that came from outside may end more than this connection.
+            log.debug("qh3 cannot take a datagram: %r", error)
+            return
+        self._handle(alive)
+
+    def _handle(self, alive: bool = False) -> None:
+        """What has come: tell the user, then let leave what that has brought about."""
+        self._busy = True
+        try:
+            if alive and not self.over:
+                self.user.on_alive()
+            self._tell()
+        finally:
+            self._busy = False
+            self.transmit()
+
+    def _tell(self) -> None:
+        quic = self.quic
+        waiting: deque[Any] = quic._events
+        while waiting and not quic.holding:
+            event = waiting.popleft()
+            kind = type(event)
+            if kind is events.StreamDataReceived:
+                if not self.over:
+                    self.user.on_stream_data(event.stream_id, event.data, event.end_stream)
+            elif kind is events.PingAcknowledged:
+                if not self.over:
+                    self.user.on_pong(event.uid)
+            else:
+                self._on_other(event)
+        if quic._close_event is not None and not self.over and not quic.holding:
+            self._ended(quic._close_event)
+
+    def _on_other(self, event: Any) -> None:
+        if isinstance(event, events.HandshakeCompleted):
+            self._established = True
+            if not self.over:
+                self.user.on_handshake(event)
+        elif isinstance(event, events.ConnectionIdIssued | events.ConnectionIdRetired):
+            if self.on_id is not None:
+                self.on_id(event.connection_id, isinstance(event, events.ConnectionIdIssued))
+        elif isinstance(event, events.StreamReset | events.StopSendingReceived):
+            if not self.over:
+                self.user.on_stream_data(event.stream_id, b"", True)
+        elif isinstance(event, events.ConnectionTerminated):
+            self._ended(event)
+            self._gone()
+
+    def _ended(self, event: events.ConnectionTerminated) -> None:
+        if not self.over:
+            self.over = True
+            self.user.on_over(event.error_code, event.frame_type is None, event.reason_phrase)
+            self._finish()
+
+    def _finish(self) -> None:
+        self.over = True
+        if self.on_finished is not None:
+            self.on_finished()
+            self.on_finished = None
+
+    def _gone(self) -> None:
+        self.stop()
+        if self.on_gone is not None:
+            self.on_gone()
+            self.on_gone = None
+
+    def hold(self) -> None:
+        """Hand nothing over; packets are still received, and acknowledged."""
+        self.quic.holding = True
+
+    def go_on(self) -> None:
+        if self.quic.holding:
+            self.quic.holding = False
+            self._loop.call_soon(self._catch_up)
+
+    def _catch_up(self) -> None:
+        if self.quic._core is not None:
+            self.quic._drain_core()
+            self._handle()
+
+    @property
+    def finished(self) -> bool:
+        """Over for the core already, though nothing has been told yet, as while holding."""
+        return self.over or self.quic._core is None or self.quic._core.state in ("draining", "terminated")
+
+    # Out -----------------------------------------------------------------------------------------
+
+    def write(self, stream: int, data: Any) -> None:
+        """Queue bytes of a stream. The first of a loop turn leave at once, all others together."""
+        self.quic.send_stream_data(stream, data)
+        self.touch()
+
+    def move(self) -> None:
+        """The way out is another one from now on: with another id, and a packet to tell the peer."""
+        try:
+            self.quic.change_connection_id()
+        except QuicConnectionError as error:
+            log.debug("goes on with the same connection id: %s", error)
+        self.ping(0)
+
+    def ping(self, uid: int) -> None:
+        self.quic.send_ping(uid)
+        self.touch()
+
+    def touch(self) -> None:
+        """Something waits to leave."""
+        if self._busy:
+            return
+        if not self._soon:
+            self._soon = True
+            self._loop.call_soon(self._end_of_turn)
+            self._transmit()
+
+    def _end_of_turn(self) -> None:
+        self._soon = False
+        self.transmit()
+
+    def transmit(self) -> None:
+        """Let leave what may; only from callbacks of the loop."""
+        self._transmit()
+        if not self.over and self.quic._core is not None:
+            self.user.on_sent(self.quic._core.get_send_buffer_size(None))
+
+    def _transmit(self) -> None:
+        core = self.quic._core
+        if core is None or self.blocked:
+            return
+        now = time.monotonic()
+        batch: list[bytes] = []
+        poll = core.poll_transmit
+        while (datagram := poll(now)) is not None:
+            if datagram[1] != self.remote:
+                if batch:
+                    self._send(batch, self.remote)
+                    batch = []
+                self.remote = datagram[1]
+            batch.append(datagram[0])
+        if batch:
+            self._send(batch, self.remote)
+        self._arm(now)
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that have not left."""
+        core = self.quic._core
+        return 0 if core is None else core.get_send_buffer_size(None)
+
+    def close(self, code: int, reason: str) -> None:
+        """Tell the peer that it is over; what has not left stays behind. The user is told nothing."""
+        if not self.over:
+            self.quic.close(code, reason_phrase=reason[:120])
+            self._transmit()
+            self._finish()
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # Time ----------------------------------------------------------------------------------------
+
+    def _arm(self, now: float) -> None:
+        """A timer that is set too early only looks again; so it is rarely set anew."""
+        when = self.quic.get_timer()
+        if when is None:
+            return
+        if self._timer is not None:
+            if when >= self._timer_at:
+                return
+            self._timer.cancel()
+        self._timer_at = when
+        self._timer = self._loop.call_later(max(0.0, when - now), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        when = self.quic.get_timer()
+        if when is not None and when <= now + _SLACK:
+            self.quic.handle_timer(max(now, when))
+            self._handle()
+        elif when is not None:
+            self._arm(now)

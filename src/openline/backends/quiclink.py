@@ -1,0 +1,339 @@
+"""One link over QUIC: units on streams, pings by PING frames, and a goodbye after all data.
+
+The first unidirectional stream of each side is its control stream; each further one is a track.
+Nobody opens another kind of stream, nor ends one: that is over with the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from qh3.quic import events
+from qh3.quic.connection import QuicConnectionError
+
+from ..config import Config
+from ..core.frames import FRAME_BYTES, HEADROOM, Malformed, TooBig
+from ..core.selection import Endpoint
+from ..core.tracks import MAX_TRACKS
+from ..core.units import BINARY, GOODBYE, HELLO, TEXT, UnitReader, goodbye, header, read_goodbye
+from .base import NORMAL, PROTOCOL_ERROR, TOO_BIG, Link, LinkEvents
+from .quicengine import Engine
+
+log = logging.getLogger("openline")
+
+# A binary frame may carry other messages, its kind and a count besides a message of full size.
+_FRAME_OVERHEAD = FRAME_BYTES + 64
+# Before the hello has come, no unit is longer.
+HELLO_BYTES = 4096
+# What a visitor may send on other streams before its proof has come: a first window's worth (some
+# ten packets), and what the next two round trips add while the proof is sent again.
+EARLY_BYTES = 256 * 1024
+# How long a goodbye waits for what is still on its way, and for the other side's.
+GOODBYE_WAIT = 3.0
+# An application error code that says no more than that it was cut (abort).
+CUT = 0
+
+
+class QuicLink(Link):
+    """A link from its first packet; its events come with the hello."""
+
+    backend = "quic"
+    multiplexed = True
+    answers_pings = True
+
+    def __init__(self, engine: Engine, endpoint: Endpoint, config: Config, client: bool) -> None:
+        self.endpoint = endpoint
+        self.events: LinkEvents
+        self.limit = HELLO_BYTES
+        self.full_limit = config.max_message_size + _FRAME_OVERHEAD
+        self._high_water = config.write_high_water
+        self._engine = engine
+        engine.user = self
+        # Before the link is up: what the handshake tells.
+        self.on_connected: Callable[[events.HandshakeCompleted], None] | None = None
+        self.on_hello: Callable[[str], None] | None = None
+        self.on_failed: Callable[[int, bool, str], None] | None = None
+        # Told of its end, after its events have been.
+        self.on_ended: Callable[[str], None] | None = None
+        self._up = False
+        # Which streams are ours and theirs (RFC 9000 section 2.1), and what belongs to each.
+        self._mine, self._theirs = (2, 3) if client else (3, 2)
+        self._tracks: dict[int, int] = {}
+        self._readers: dict[int, UnitReader] = {}
+        # Units that come before the far end is in.
+        self._early: list[tuple[int, bytes]] | None = []
+        self._early_bytes = 0
+        self._sent = self._received = 0
+        self._pings: dict[int, bytes] = {}
+        self._next_ping = 1
+        self._farewell: tuple[int, int, str] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._closing = self._ended = False
+        self._why = ""
+        self._code, self._reason = CUT, ""
+
+    def __repr__(self) -> str:
+        return f"<quic link {self.endpoint.direction} {self.endpoint.remote}>"
+
+    # The way up ----------------------------------------------------------------------------------
+
+    def say_hello(self, text: str) -> None:
+        """The first unit of each side."""
+        self._write_unit(HELLO, bytearray(HEADROOM) + text.encode(), 0)
+
+    @property
+    def has_written(self) -> bool:
+        return bool(self._tracks)
+
+    def go_up(self, admit: Callable[[Link], LinkEvents]) -> LinkEvents:
+        """From now on it has the events that ``admit`` returns."""
+        self.limit = self.full_limit
+        self._up = True
+        self.events = admit(self)
+        return self.events
+
+    def entered(self) -> None:
+        """The far end is in: what came early may be looked at."""
+        early, self._early = self._early, None
+        for stream, data in early or ():
+            self._take_in(stream, data)
+
+    def lose(self, reason: str) -> None:
+        """Nobody is there any more."""
+        self._why = self._why or f"connection lost: {reason}"
+        self.abort()
+
+    # From the engine -----------------------------------------------------------------------------
+
+    def on_handshake(self, event: events.HandshakeCompleted) -> None:
+        if self.on_connected is not None:
+            self.on_connected(event)
+
+    def on_alive(self) -> None:
+        if self._up and not self._ended:
+            self.events.on_alive()
+
+    def on_stream_data(self, stream: int, data: bytes, end: bool) -> None:
+        if end or stream & 3 != self._theirs:
+            self._fail(PROTOCOL_ERROR, "a stream that is none of this protocol's, or that ends")
+        else:
+            self._take_in(stream, data)
+
+    def _take_in(self, stream: int, data: bytes) -> None:
+        if self._ended:
+            return
+        try:
+            if self._early is not None and stream != self._theirs:
+                self._keep(stream, data)
+            else:
+                self._feed(stream, data)
+        except Malformed as error:
+            self._fail(TOO_BIG if isinstance(error, TooBig) else PROTOCOL_ERROR, str(error))
+        except Exception:
+            log.exception("%r fails on what it has received; cutting it", self)
+            self.abort()
+
+    def _keep(self, stream: int, data: bytes) -> None:
+        assert self._early is not None
+        self._early_bytes += len(data)
+        if self._early_bytes > EARLY_BYTES:
+            raise Malformed("too much before the proof")
+        self._early.append((stream, data))
+
+    def _feed(self, stream: int, data: bytes) -> None:
+        reader = self._readers.get(stream)
+        if reader is None:
+            if len(self._readers) > MAX_TRACKS:
+                raise Malformed("too many streams")
+            reader = self._readers[stream] = UnitReader()
+        reader.feed(data, self.limit, self._on_unit if stream != self._theirs else self._on_control)
+
+    def _on_unit(self, kind: int, data: memoryview) -> None:
+        if self._ended:
+            return
+        self._received += 1
+        if kind == BINARY:
+            self.events.on_binary(data)
+        elif kind == TEXT:
+            self.events.on_text(data)
+        else:
+            raise Malformed("a control unit out of place")
+        if self._farewell is not None:
+            self._look_for_the_end()
+
+    def _on_control(self, kind: int, data: memoryview) -> None:
+        if not self._up:
+            self._on_first(kind, data)
+        elif kind == GOODBYE:
+            if self._farewell is None:
+                self._farewell = read_goodbye(data)
+            self._look_for_the_end()
+        else:
+            self._on_unit(kind, data)
+
+    def _on_first(self, kind: int, data: memoryview) -> None:
+        if kind != HELLO or self.on_hello is None:
+            raise Malformed("the first unit is not a hello")
+        on_hello, self.on_hello = self.on_hello, None
+        try:
+            text = str(data, "ascii")
+        except UnicodeDecodeError:
+            raise Malformed("a hello with a character outside ASCII") from None
+        on_hello(text)
+
+    def on_pong(self, uid: int) -> None:
+        payload = self._pings.pop(uid, None)
+        if payload is not None and self._up and not self._ended:
+            self.events.on_pong(payload)
+
+    def on_sent(self, waiting: int) -> None:
+        self.backlog = waiting > 0
+        if not self.congested:
+            self.congested = waiting > self._high_water
+        elif waiting <= self._high_water // 4:
+            self.congested = False
+            if self._up and not self._ended:
+                self.events.on_writable()
+
+    def on_over(self, code: int, by_program: bool, reason: str) -> None:
+        if not self._up and self.on_failed is not None:
+            self.on_failed(code, by_program, reason)
+        if by_program and code != CUT:
+            self._why = self._why or f"the peer closed it ({code}{': ' + reason if reason else ''})"
+        else:
+            self._why = self._why or f"connection lost{': ' + reason if reason else ''}"
+        self._end()
+
+    # The end -------------------------------------------------------------------------------------
+
+    def _look_for_the_end(self) -> None:
+        """Has all come that was sent before the goodbye?"""
+        assert self._farewell is not None
+        code, count, reason = self._farewell
+        if self._received < count:
+            return
+        if self._received > count:
+            raise Malformed("more came than the goodbye says")
+        if self._closing:
+            self._hang_up(code)
+            return
+        self._why = self._why or f"the peer closed it ({code}{': ' + reason if reason else ''})"
+        self._say_goodbye(code, reason)
+
+    def _say_goodbye(self, code: int, reason: str) -> None:
+        unit = goodbye(code, self._sent, reason)
+        self._write_unit(GOODBYE, bytearray(HEADROOM) + unit, 0)
+        self._closing = True
+        self._code, self._reason = code, reason
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(GOODBYE_WAIT, self._hang_up, code)
+
+    def _hang_up(self, code: int) -> None:
+        if not self._ended:
+            self._engine.close(code or NORMAL, self._reason)
+            self._end()
+
+    def _fail(self, code: int, reason: str) -> None:
+        """Hostile or broken input: say why, then cut; this link only (rule 3.6)."""
+        if self._ended:
+            return
+        self._why = self._why or f"bad input: {reason}"
+        self._engine.close(code, reason)
+        self._end()
+
+    def refuse(self, code: int, reason: str) -> None:
+        """During the handshake: they may not come in."""
+        self._engine.close(code, reason)
+        self._end()
+
+    def _end(self) -> None:
+        if self._ended:
+            return
+        self._ended = self._closing = True
+        self._early = None
+        if self._timer is not None:
+            self._timer.cancel()
+        asyncio.get_running_loop().call_soon(self._tell_end)
+
+    def _tell_end(self) -> None:
+        why = self._why or "connection lost"
+        if self._up:
+            self.events.on_closed(why)
+        if self.on_ended is not None:
+            self.on_ended(why)
+
+    # Writing -------------------------------------------------------------------------------------
+
+    @property
+    def closing(self) -> bool:
+        return self._closing
+
+    def write_text(self, data: bytes) -> None:
+        self._write(TEXT, bytearray(HEADROOM) + data, 0)
+
+    def write_binary(self, buffer: bytearray, track: int = 0) -> None:
+        self._write(BINARY, buffer, track)
+
+    def _write(self, kind: int, buffer: bytearray, track: int) -> None:
+        if not self._closing:
+            self._sent += 1
+            self._write_unit(kind, buffer, track)
+
+    def _write_unit(self, kind: int, buffer: bytearray, track: int) -> None:
+        stream = self._tracks.get(track)
+        if stream is None:
+            stream = self._tracks[track] = self._mine + 4 * len(self._tracks)
+        head = header(kind, len(buffer) - HEADROOM)
+        start = HEADROOM - len(head)
+        buffer[start:HEADROOM] = head
+        engine = self._engine
+        try:
+            engine.write(stream, memoryview(buffer)[start:])
+        except (QuicConnectionError, ValueError) as error:
+            # The core is over, which its next event tells.
+            log.debug("%r: %s", self, error)
+            return
+        if engine.waiting > self._high_water:
+            self.congested = self.backlog = True
+
+    def ping(self, payload: bytes) -> None:
+        if not self._closing:
+            uid, self._next_ping = self._next_ping, self._next_ping + 1
+            self._pings[uid] = payload
+            self._engine.ping(uid)
+
+    def pong(self, payload: bytes) -> None:
+        """Pings answer themselves; this one is a sign of life, which asks for an acknowledgement."""
+        if not self._closing:
+            self._engine.ping(0)
+
+    def close(self, code: int, reason: str) -> None:
+        self._why = self._why or "closed by this side"
+        if not self._closing:
+            self._say_goodbye(code, reason)
+
+    def abort(self) -> None:
+        if not self._ended:
+            self._why = self._why or "aborted by this side"
+            self._engine.close(self._code, self._reason)
+            self._end()
+
+    def pause_reading(self) -> None:
+        if not self._ended:
+            self._engine.hold()
+
+    def resume_reading(self) -> None:
+        if not self._ended:
+            self._engine.go_on()
+
+    # What is known underneath --------------------------------------------------------------------
+
+    def broken(self) -> bool:
+        return self._ended or self._engine.finished
+
+    def progress(self) -> Any:
+        """Any authentic packet counts as life (``on_alive``), so there is nothing else to look at."""
+        return None

@@ -1,0 +1,214 @@
+"""TLS for QUIC: the certificate that a node makes of its identity, tickets, and retry tokens."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import logging
+import os
+import socket
+import ssl
+import struct
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from cryptography import x509
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import NameOID
+from qh3.quic.configuration import QuicConfiguration
+from qh3.tls import SessionTicket, SignatureAlgorithm
+
+from ..config import Config, Tls
+from ..identity import Identity
+from . import tls
+
+ALPN = "openline/1"
+# What a client that goes by the node's proof puts into SNI; it tells nobody whom it dials.
+SERVER_NAME = "openline"
+
+# Unread bytes that a peer may have on its way to us: per stream as much as the default window of a
+# session's stream, and as much again for large messages; per connection the double of that.
+STREAM_WINDOW = 8 * 1024 * 1024
+CONNECTION_WINDOW = 16 * 1024 * 1024
+
+# Tickets kept: by a client, one per address it dials; by a server, those not used yet. Each takes
+# about 1 kB.
+CLIENT_TICKETS = 1024
+SERVER_TICKETS = 4096
+# A retry token comes back within a round trip.
+RETRY_LIFETIME = 10.0
+
+_SIGNATURES = [
+    SignatureAlgorithm.ED25519,
+    SignatureAlgorithm.ECDSA_SECP256R1_SHA256,
+    SignatureAlgorithm.ECDSA_SECP384R1_SHA384,
+    SignatureAlgorithm.RSA_PSS_RSAE_SHA256,
+    SignatureAlgorithm.RSA_PSS_RSAE_SHA384,
+    SignatureAlgorithm.RSA_PSS_RSAE_SHA512,
+]
+
+
+class _Quieter(logging.Filter):
+    """qh3 warns of every connection that a peer closes; openline says so itself, where it matters."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("Native p")
+
+
+logging.getLogger("quic").addFilter(_Quieter())
+
+
+def certificate_of(identity: Identity) -> bytes:
+    """A self-signed certificate for the node's key, in PEM form; the same one every time.
+
+    So a pin on it holds as long as the identity does. Nobody reads its names or dates.
+    """
+    key = load_pem_private_key(identity.to_pem(), None)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, identity.node_id)])
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())  # type: ignore[arg-type]  # it is Ed25519
+        .serial_number(int.from_bytes(identity.public_key[:8], "big") | 1)
+        .not_valid_before(datetime.datetime(2020, 1, 1))
+        .not_valid_after(datetime.datetime(9999, 12, 31, 23, 59, 59))
+    )
+    return builder.sign(key, None).public_bytes(Encoding.PEM)  # type: ignore[arg-type]
+
+
+def server_configuration(config: Config, identity: Identity) -> tuple[QuicConfiguration, bytes]:
+    """For listening; and the DER certificate that clients are shown.
+
+    ``Config.tls``'s certificate where there is one, else one made of the identity. Raises ``OSError``
+    and ``ValueError`` where the files cannot be used.
+    """
+    quic = _configuration(config, is_client=False)
+    if config.tls is not None and config.tls.cert is not None:
+        chain, key, der = Path(config.tls.cert).read_bytes(), _key(config.tls), tls.certificate(config.tls)
+        quic.load_cert_chain(chain, key)
+        return quic, der
+    pem = certificate_of(identity)
+    quic.load_cert_chain(pem, identity.to_pem())
+    return quic, ssl.PEM_cert_to_DER_cert(pem.decode())
+
+
+def _key(config: Tls) -> bytes:
+    """The private key in the one form that qh3 reads whatever it is."""
+    assert config.key is not None
+    key = load_pem_private_key(Path(config.key).read_bytes(), None)
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def client_configuration(config: Config, host: str | None, ticket: SessionTicket | None) -> QuicConfiguration:
+    """For one dial. ``host`` is None where the node's proof is all that counts.
+
+    Else the certificate must be one that ``Config.tls.ca`` or the pins vouch for.
+    """
+    quic = _configuration(config, is_client=True)
+    quic.signature_algorithms = list(_SIGNATURES)
+    quic.session_ticket = ticket
+    quic.verify_mode = ssl.CERT_NONE
+    quic.server_name = SERVER_NAME
+    if host is not None and config.tls is not None and config.tls.ca and not config.tls.pins:
+        quic.verify_mode = ssl.CERT_REQUIRED
+        quic.cafile = config.tls.ca
+        quic.server_name = host.partition("%")[0]
+    return quic
+
+
+def _configuration(config: Config, *, is_client: bool) -> QuicConfiguration:
+    return QuicConfiguration(
+        is_client=is_client,
+        alpn_protocols=[ALPN],
+        idle_timeout=config.max_idle_timeout,
+        max_data=CONNECTION_WINDOW,
+        max_stream_data=STREAM_WINDOW,
+    )
+
+
+# Resumption -------------------------------------------------------------------------------------
+
+
+class Remembered(msgspec.Struct):
+    """A ticket, and the certificate of the connection it came over: a resumed one shows none."""
+
+    ticket: SessionTicket
+    certificate: bytes
+
+
+class ClientTickets:
+    """By what was dialed; each ticket is used once (RFC 8446 appendix C.4)."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[object, Remembered] = OrderedDict()
+
+    def add(self, key: object, ticket: SessionTicket, certificate: bytes) -> None:
+        self._kept[key] = Remembered(ticket, certificate)
+        self._kept.move_to_end(key)
+        if len(self._kept) > CLIENT_TICKETS:
+            self._kept.popitem(last=False)
+
+    def take(self, key: object) -> Remembered | None:
+        found = self._kept.pop(key, None)
+        return found if found is not None and found.ticket.is_valid else None
+
+
+class ServerTickets:
+    """Those given out. Each opens one connection: what was sent early cannot be replayed
+    (RFC 8446 section 8.1)."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[bytes, SessionTicket] = OrderedDict()
+
+    def add(self, ticket: SessionTicket) -> None:
+        self._kept[ticket.ticket] = ticket
+        if len(self._kept) > SERVER_TICKETS:
+            self._kept.popitem(last=False)
+
+    def take(self, label: bytes) -> SessionTicket | None:
+        return self._kept.pop(label, None)
+
+
+# Retry ------------------------------------------------------------------------------------------
+
+
+class RetryTokens:
+    """Proof that a client receives what is sent to its address (RFC 9000 section 8.1.2).
+
+    qh3's own are RSA: a flood would cost more to check than to serve.
+    """
+
+    def __init__(self) -> None:
+        self._seal = AESGCM(AESGCM.generate_key(128))
+
+    def make(self, addr: tuple[Any, ...], original: bytes, source: bytes) -> bytes:
+        nonce = os.urandom(12)
+        until = struct.pack("!d", time.monotonic() + RETRY_LIFETIME)
+        inside = until + bytes([len(original)]) + original + source
+        return nonce + self._seal.encrypt(nonce, inside, _packed(addr))
+
+    def read(self, addr: tuple[Any, ...], token: bytes) -> tuple[bytes, bytes]:
+        """The original destination connection id, and the one we chose. Raises ``ValueError``."""
+        try:
+            inside = self._seal.decrypt(token[:12], token[12:], _packed(addr))
+        except (InvalidTag, ValueError):
+            raise ValueError("not a token of ours, or not for that address") from None
+        if struct.unpack_from("!d", inside)[0] < time.monotonic():
+            raise ValueError("the token has expired")
+        split = 9 + inside[8]
+        return inside[9:split], inside[split:]
+
+
+def _packed(addr: tuple[Any, ...]) -> bytes:
+    return ipaddress.ip_address(addr[0].partition("%")[0]).packed + socket.htons(addr[1]).to_bytes(2, "big")

@@ -58,7 +58,7 @@ class Address(msgspec.Struct, frozen=True):
     @property
     def dial_key(self) -> tuple[object, ...]:
         """The same for all spellings that one dial serves."""
-        return self.scheme, self.node_id, self.host, self.port, self.path
+        return self.scheme or "ws", self.node_id, self.host, self.port, self.path
 
     @property
     def place(self) -> tuple[object, ...]:

@@ -199,6 +199,9 @@ class _Threshold:
     def on_alive(self) -> None:
         """Whoever it is has a while to prove it."""
 
+    def on_moved(self, ip: str, port: int) -> None:
+        self._link.endpoint.ip, self._link.endpoint.port = ip, port
+
     def on_writable(self) -> None:
         """Nothing waits to be written."""
 

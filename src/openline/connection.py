@@ -184,6 +184,9 @@ class Connection(Outlet):
     def on_alive(self) -> None:
         self.heard = self._hub.now
 
+    def on_moved(self, ip: str, port: int) -> None:
+        self._hub.on_moved(self, ip, port)
+
     def on_text(self, data: memoryview) -> None:
         if not self.plain:
             raise Malformed("a text between openline peers")

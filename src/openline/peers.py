@@ -266,6 +266,17 @@ class PeerTable:
             peer.connections.remove(connection)
         self.forget(peer)
 
+    def moved(self, connection: Connection, ip: str, port: int) -> None:
+        """Its far end is at another address now."""
+        end = connection.endpoint
+        _discard(self._by_ip, end.ip, connection)
+        if self._by_remote.get((end.ip, end.port)) is connection:
+            del self._by_remote[end.ip, end.port]
+        end.ip, end.port = ip, port
+        self._by_ip.setdefault(ip, {})[connection] = None
+        if end.target is None:
+            self._by_remote[ip, port] = connection
+
     def forget(self, peer: Peer) -> None:
         """Drop a peer that is gone, has nothing left to read, and whose session is over."""
         if peer.connections or peer.requests.out or peer.session is not None:

@@ -30,6 +30,7 @@ class Counters(msgspec.Struct):
     resent: int = 0  # messages written again, because their connection died before the acknowledgement
     duplicates_suppressed: int = 0  # messages that came again and were not handed over again
     replaced: int = 0  # connections closed because another one reaches the same process
+    migrations: int = 0  # times that a connection went on from another address of the peer's
     conflicts: int = 0  # times that two processes presented one identity
     in_doubt: int = 0  # messages that left, or may have, and that nothing will ever confirm
     undelivered: int = 0  # received, but never taken by the program before close
@@ -40,13 +41,15 @@ class Stats(Counters):
 
     ``active`` is the number of live connections, ``idle`` how many of them have carried nothing
     since the last liveness tick, ``pending_handshakes`` connections that are not open yet and
-    ``handshakes_evicted`` those pushed out by a flood.
+    ``handshakes_evicted`` those pushed out by a flood. ``backends`` counts the live connections by
+    what really carries them.
     """
 
     active: int = 0
     idle: int = 0
     pending_handshakes: int = 0
     handshakes_evicted: int = 0
+    backends: dict[str, int] = {}
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.__struct_fields__:

@@ -313,6 +313,15 @@ class Switchboard:
         self.router.came(connection)
         self._changed()
 
+    def on_moved(self, connection: Connection, ip: str, port: int) -> None:
+        """The peer goes on from another address: a laptop in another network, or a NAT that forgot."""
+        before = connection.endpoint.remote
+        self.table.moved(connection, ip, port)
+        self.counters.migrations += 1
+        log.info("moved: %r was at %s", connection, before)
+        self.router.came(connection)
+        self._changed()
+
     def on_state(self, connection: Connection) -> None:
         self._changed()
         peer = connection.peer

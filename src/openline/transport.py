@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -255,6 +256,7 @@ class Transport:
             idle=idle,
             pending_handshakes=sum(a.pending for a in acceptors),
             handshakes_evicted=sum(a.evicted for a in acceptors),
+            backends=dict(Counter(connection.link.backend for connection in connections)),
         )
 
     def peers(self) -> list[Peer]:

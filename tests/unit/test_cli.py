@@ -170,7 +170,7 @@ async def test_send_arrives_as_one_line_of_json(start: Start, listen: Start) -> 
     code, out, err = await (await start("send", server.address, '{"n": [1, "ü"]}', *args)).end()
     assert (code, err) == (0, "")
     assert out.startswith("sent ")
-    assert f"to {server.address} (attempts 1, outbound websocket" in out
+    assert f"to {server.address} (attempts 1, outbound quic" in out
     assert "acked" in out
     assert "not acked" not in out
     record = await server.record()
@@ -247,8 +247,8 @@ async def test_unreachable_says_why(start: Start, closed_port: str) -> None:
     for program in [await start(command, closed_port, "1") for command in ("send", "request")]:
         code, out, err = await program.end()
         assert (code, out) == (1, "")
-        reason = f"tcp {closed_port}: ECONNREFUSED: Connection refused"
-        assert err == f"openline: cannot reach {closed_port}: {reason}\n"
+        reasons = [f"{way} {closed_port}: ECONNREFUSED: Connection refused" for way in ("quic", "tcp")]
+        assert err == f"openline: cannot reach {closed_port}: {'; '.join(reasons)}\n"
 
 
 async def test_a_port_in_use_is_said_in_one_line(start: Start, here: Here) -> None:
@@ -584,8 +584,8 @@ def test_help_lists_the_commands(run_here: RunHere) -> None:
 
 def test_version_and_capabilities(run_here: RunHere) -> None:
     assert run_here("--version") == (0, f"openline {openline.__version__}\n")
-    assert run_here("capabilities")[1].startswith("websocket: usable, selected\n")
-    assert json.loads(run_here("capabilities", "--json")[1])["selected"] == "websocket"
+    assert run_here("capabilities")[1].startswith("quic: usable, selected\nwebsocket: usable\n")
+    assert json.loads(run_here("capabilities", "--json")[1])["selected"] == "quic"
 
 
 @pytest.mark.parametrize("args", [("sned",), ("send", "127.0.0.1:1"), ("ping", "127.0.0.1:1", "-c", "0")])

@@ -24,6 +24,8 @@ log = logging.getLogger("openline")
 
 # Positions in what the core reports of received datagrams.
 _ACCEPTED = 2
+# What is told of the end of a connection fits in one packet with room to spare.
+MAX_REASON = 400
 # Timers are not early by more than this, and a timer that is due so soon is due.
 _SLACK = 0.0005
 
@@ -45,6 +47,10 @@ class User(Protocol):
     def on_stream_data(self, stream: int, data: bytes, end: bool) -> None: ...
     def on_pong(self, uid: int) -> None: ...
     def on_alive(self) -> None: ...
+    def on_moved(self, addr: Addr) -> None:
+        """The other end has shown that this is its address now (RFC 9000 section 9.3)."""
+        ...
+
     def on_sent(self, waiting: int) -> None:
         """Something may have left; so many bytes have not."""
         ...
@@ -76,6 +82,7 @@ class Engine:
         self._busy = False
         self._soon = False
         self._established = False
+        self._moved = False
 
     # In ------------------------------------------------------------------------------------------
 
@@ -216,6 +223,9 @@ class Engine:
         """Let leave what may; only from callbacks of the loop."""
         self._transmit()
         if not self.over and self.quic._core is not None:
+            if self._moved:
+                self._moved = False
+                self.user.on_moved(self.remote)
             self.user.on_sent(self.quic._core.get_send_buffer_size(None))
 
     def _transmit(self) -> None:
@@ -230,6 +240,7 @@ class Engine:
                 if batch:
                     self._send(batch, self.remote)
                     batch = []
+                self._moved = bool(self.remote)
                 self.remote = datagram[1]
             batch.append(datagram[0])
         if batch:
@@ -245,7 +256,7 @@ class Engine:
     def close(self, code: int, reason: str) -> None:
         """Tell the peer that it is over; what has not left stays behind. The user is told nothing."""
         if not self.over:
-            self.quic.close(code, reason_phrase=reason[:120])
+            self.quic.close(code, reason_phrase=reason[:MAX_REASON])
             self._transmit()
             self._finish()
 

@@ -21,6 +21,8 @@ from ..core.tracks import MAX_TRACKS
 from ..core.units import BINARY, GOODBYE, HELLO, TEXT, UnitReader, goodbye, header, read_goodbye
 from .base import NORMAL, PROTOCOL_ERROR, TOO_BIG, Link, LinkEvents
 from .quicengine import Engine
+from .sockets import ip_of
+from .udp import Addr
 
 log = logging.getLogger("openline")
 
@@ -183,6 +185,11 @@ class QuicLink(Link):
         except UnicodeDecodeError:
             raise Malformed("a hello with a character outside ASCII") from None
         on_hello(text)
+
+    def on_moved(self, addr: Addr) -> None:
+        ip, port = ip_of(addr), addr[1]
+        if self._up and not self._ended and (ip, port) != (self.endpoint.ip, self.endpoint.port):
+            self.events.on_moved(ip, port)
 
     def on_pong(self, uid: int) -> None:
         payload = self._pings.pop(uid, None)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from ..address import Address, canonical_ip, join
 from ..errors import Unreachable
-from .race import AllFailed, Race
+from .race import AllFailed, Race, merged
 
 # Room for a burst while our loop is busy: 4 MiB is some 3,000 full packets. The system may allow less.
 UDP_BUFFER = 4 * 1024 * 1024
@@ -94,16 +94,19 @@ async def connect(address: Address, opener: Opener = open_socket) -> socket.sock
         raise Unreachable(str(address), [(f"look-up of {address.host}", describe(error))]) from None
     race: Race[socket.socket] = Race(socket.socket.close)
     try:
-        _, sock = await race.run([_Path(opener, family, sockaddr) for family, sockaddr in found])
+        _, sock = await race.run([_Path(address, opener, family, sockaddr) for family, sockaddr in found])
     except AllFailed as failed:
-        raise _unreachable(address, failed.errors) from None
+        raise merged(address, failed.errors) from None
     return sock
 
 
 class _Path:
     """One of the host's addresses."""
 
-    def __init__(self, opener: Opener, family: socket.AddressFamily, sockaddr: SockAddr) -> None:
+    def __init__(
+        self, address: Address, opener: Opener, family: socket.AddressFamily, sockaddr: SockAddr
+    ) -> None:
+        self._address = address
         self._opener = opener
         self._where = family, sockaddr
 
@@ -112,17 +115,10 @@ class _Path:
             return await self._opener(*self._where)
         except OSError as error:
             _, sockaddr = self._where
-            error.path = f"tcp {join(ip_of(sockaddr), sockaddr[1])}"  # type: ignore[attr-defined]
-            raise
-
-
-def _unreachable(address: Address, errors: Sequence[Exception]) -> Exception:
-    for error in errors:
-        if not isinstance(error, OSError):
-            return error
-    tried = [(getattr(error, "path", "tcp"), describe(error)) for error in errors]
-    no_route = all(isinstance(error, OSError) and error.errno in NO_ROUTE for error in errors)
-    return Unreachable(str(address), tried, no_route=no_route)
+            path = f"tcp {join(ip_of(sockaddr), sockaddr[1])}"
+            raise Unreachable(
+                str(self._address), [(path, describe(error))], no_route=error.errno in NO_ROUTE
+            ) from None
 
 
 def describe(error: BaseException) -> str:

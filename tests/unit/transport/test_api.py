@@ -270,7 +270,7 @@ async def test_a_stream_in_place_of_the_handler_is_a_type_error(make: Make) -> N
 async def test_a_receipt_says_how_the_message_went(make: Make) -> None:
     a, b = await make(), await make()
     receipt = await b.send(await serve(a), task())
-    assert (receipt.attempts, receipt.backend, receipt.direction) == (1, "websocket", "outbound")
+    assert (receipt.attempts, receipt.backend, receipt.direction) == (1, "quic", "outbound")
     assert receipt.acked is True
     assert receipt.rtt is None or isinstance(receipt.rtt, float)
 

@@ -367,7 +367,7 @@ async def test_a_plain_dial_to_a_tls_port_is_a_clear_error_and_the_listener_goes
     plain = await make()
     bare = address.removeprefix("wss://")
     with pytest.raises(openline.Unreachable, match=bare):
-        await within(plain.send(bare, task("plain")), 2.0)
+        await within(plain.send(f"ws://{bare}", task("plain")), 2.0)
     good = await make(tls=openline.Tls(ca=certificate.cert))
     await good.send(address, task("secure"))
     await eventually(lambda: box.payloads == ["secure"])

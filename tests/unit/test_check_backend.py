@@ -31,8 +31,9 @@ async def test_quic(check: str) -> None:
     await check_backend(quic, only=[check])
 
 
-async def check_memory(check: str) -> None:
+async def check_memory(check: str, *backends: str) -> None:
     network = Network(seed=1)
+    network.default_backends = backends or network.default_backends
     hosts = {"server": network.host("10.0.0.1"), "client": network.host("10.0.0.2")}
 
     def memory(side: str, config: Config, door: Doorkeeper, on_bad: OnBad) -> Backend:
@@ -49,3 +50,8 @@ def test_memory(check: str) -> None:
 async def test_memory_in_real_time() -> None:
     async with asyncio.timeout(20):
         await check_memory("frames_arrive_whole_and_in_order")
+
+
+@pytest.mark.parametrize("check", backend_checks())
+def test_simulated_quic(check: str) -> None:
+    run(check_memory(check, "quic"))

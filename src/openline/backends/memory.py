@@ -215,7 +215,7 @@ class MemoryBackend:
     """Opens and accepts links on one host of a network."""
 
     name = "memory"
-    schemes: tuple[str, ...] = ("ws", "wss", "quic")
+    schemes: tuple[str, ...] = ("ws", "wss")
     secure = False
 
     def __init__(self, config: Config, doorkeeper: Doorkeeper, on_bad: OnBad, stack: Stack) -> None:
@@ -226,7 +226,7 @@ class MemoryBackend:
 
     async def dial(self, address: Address) -> LinkEvents:
         path = f"memory {address.netloc}"
-        if address.scheme in ("wss", "quic"):
+        if address.scheme == "wss":
             raise Unreachable(
                 str(address), [(path, f"no {address.scheme} here: memory links do not encrypt")]
             )

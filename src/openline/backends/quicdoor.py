@@ -22,12 +22,13 @@ from ..config import Config
 from ..core.frames import Malformed
 from ..core.selection import Endpoint
 from ..errors import Error, IdentityConflict
+from .acceptor import bind_one
 from .base import CONFLICT, PROTOCOL_ERROR, REFUSED, Doorkeeper, OnBad
 from .quicengine import Engine, Quic
 from .quiclink import QuicLink
 from .quictls import RetryTokens, ServerTickets
 from .sockets import ip_of
-from .udp import Addr, Datagrams
+from .udp import Addr, Datagrams, local_addresses
 
 log = logging.getLogger("openline")
 
@@ -37,6 +38,8 @@ MIN_INITIAL = 1200
 # Unfinished handshakes beyond which new clients are asked to come again with a token.
 RETRY_ABOVE = 32
 _LONG_HEADER = 0x80
+# How often at most this host's addresses are looked up again.
+LOOK_EVERY = 1.0
 
 
 class QuicDoor:
@@ -62,12 +65,38 @@ class QuicDoor:
         self.closed = False
         self.visits: dict[_Visit, None] = {}
         self._ports: list[_Port] = []
+        self._looked_at = 0.0
+        self._looking: asyncio.Task[None] | None = None
 
     async def start(self, sockets: list[socket.socket]) -> None:
         for sock in sockets:
-            port = _Port(self)
-            await port.start(sock)
-            self._ports.append(port)
+            await self._open(sock)
+        await self.look_around()
+
+    async def _open(self, sock: socket.socket) -> _Port:
+        port = _Port(self)
+        await port.start(sock)
+        self._ports.append(port)
+        return port
+
+    async def look_around(self) -> None:
+        """Where all addresses are listened on: a socket for each that this host has now."""
+        self._looked_at = asyncio.get_running_loop().time()
+        for port in [port for port in self._ports if port.wildcard]:
+            bound = {other.ip for other in self._ports}
+            for ip in sorted(local_addresses(port.family) - bound):
+                try:
+                    [sock] = bind_one(port.family, (ip, port.number), socket.SOCK_DGRAM, required=True)
+                except OSError as error:
+                    log.debug("udp %s: %s", join(ip, port.number), error)
+                    continue
+                await self._open(sock)
+
+    def came_to_all(self) -> None:
+        """A new client has dialed an address that had no socket of its own: it may be new here."""
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._looked_at + LOOK_EVERY and (self._looking is None or self._looking.done()):
+            self._looking = loop.create_task(self.look_around())
 
     @property
     def port(self) -> int:
@@ -89,6 +118,8 @@ class QuicDoor:
 
     async def close(self) -> None:
         self.closed = True
+        if self._looking is not None:
+            self._looking.cancel()
         for visit in list(self.visits):
             visit.cut()
         for port in self._ports:
@@ -105,7 +136,9 @@ class _Port:
         self._live: dict[Engine, None] = {}
 
     async def start(self, sock: socket.socket) -> None:
-        self.number = int(sock.getsockname()[1])
+        self.ip, self.number = ip_of(sock.getsockname()), int(sock.getsockname()[1])
+        self.family = sock.family
+        self.wildcard = self.ip in ("0.0.0.0", "::")
         await self._datagrams.start(sock)
 
     def _on_datagrams(self, batch: list[bytes], addr: Addr) -> None:
@@ -176,6 +209,8 @@ class _Port:
     def _accept(self, destination: bytes, original: bytes, chosen: bytes | None, addr: Addr) -> Engine:
         door = self._door
         door.make_room()
+        if self.wildcard:
+            door.came_to_all()
         quic = Quic(
             configuration=door.quic,
             original_destination_connection_id=original,

@@ -28,6 +28,11 @@ _ACCEPTED = 2
 MAX_REASON = 400
 # Timers are not early by more than this, and a timer that is due so soon is due.
 _SLACK = 0.0005
+# A loop that is later than this has stalled. That is nobody's silence, so for qh3 it has not
+# happened: no idle time-out, and no round trip of such a length (rule 3.2).
+STALL = 0.1
+# Parts of the idle time-out in which the clock is looked at, so that a stall is seen as one.
+_LOOKS = 20
 
 
 class Quic(QuicConnection):
@@ -79,6 +84,9 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._horizon = quic.configuration.idle_timeout / _LOOKS
+        # Seconds that our own loop has stood still.
+        self._stalled = 0.0
         self._busy = False
         self._soon = False
         self._established = False
@@ -88,11 +96,11 @@ class Engine:
 
     def connect(self, addr: Addr) -> None:
         """A client: begin."""
-        self.quic.connect(addr, time.monotonic())
+        self.quic.connect(addr, self._now())
         self.transmit()
 
     def received(self, batch: list[bytes], addr: Addr) -> None:
-        quic, now = self.quic, time.monotonic()
+        quic, now = self.quic, self._now()
         try:
             if self._established:
                 assert quic._core is not None
@@ -101,8 +109,8 @@ class Engine:
             else:
                 alive = True
                 quic.receive_many_datagrams(batch, addr, now)
-        except (QuicConnectionError, ValueError, AssertionError) as error:
-            # Nothing that came from outside may end more than this connection.
+        except Exception as error:
+            # Whatever qh3 makes of hostile bytes: it costs no more than this datagram.
             log.debug("qh3 cannot take a datagram: %r", error)
             return
         self._handle(alive)
@@ -138,6 +146,7 @@ class Engine:
     def _on_other(self, event: Any) -> None:
         if isinstance(event, events.HandshakeCompleted):
             self._established = True
+            self._look_more_often()
             if not self.over:
                 self.user.on_handshake(event)
         elif isinstance(event, events.ConnectionIdIssued | events.ConnectionIdRetired):
@@ -153,11 +162,13 @@ class Engine:
     def _ended(self, event: events.ConnectionTerminated) -> None:
         if not self.over:
             self.over = True
-            self.user.on_over(event.error_code, event.frame_type is None, event.reason_phrase)
+            reason = "".join(c for c in event.reason_phrase[:MAX_REASON] if c.isprintable())
+            self.user.on_over(event.error_code, event.frame_type is None, reason)
             self._finish()
 
     def _finish(self) -> None:
         self.over = True
+        self.go_on()  # so that its end is seen, and what it holds is let go
         if self.on_finished is not None:
             self.on_finished()
             self.on_finished = None
@@ -232,7 +243,7 @@ class Engine:
         core = self.quic._core
         if core is None or self.blocked:
             return
-        now = time.monotonic()
+        now = self._now()
         batch: list[bytes] = []
         poll = core.poll_transmit
         while (datagram := poll(now)) is not None:
@@ -267,6 +278,20 @@ class Engine:
 
     # Time ----------------------------------------------------------------------------------------
 
+    def _look_more_often(self) -> None:
+        """The shorter one of both sides' time-outs counts (RFC 9000 section 10.1)."""
+        bridge = self.quic._tls
+        theirs = bridge.remote_transport_parameters if bridge is not None else None
+        if theirs is not None and theirs.max_idle_timeout:
+            self._horizon = min(self._horizon, theirs.max_idle_timeout / 1000 / _LOOKS)
+
+    def _now(self) -> float:
+        now = time.monotonic() - self._stalled
+        if self._timer is not None and now > self._timer_at + STALL:
+            self._stalled += now - self._timer_at
+            now = self._timer_at
+        return now
+
     def _arm(self, now: float) -> None:
         """A timer that is set too early only looks again; so it is rarely set anew."""
         when = self.quic.get_timer()
@@ -276,12 +301,12 @@ class Engine:
             if when >= self._timer_at:
                 return
             self._timer.cancel()
-        self._timer_at = when
-        self._timer = self._loop.call_later(max(0.0, when - now), self._on_timer)
+        self._timer_at = min(when, now + self._horizon)
+        self._timer = self._loop.call_later(max(0.0, self._timer_at - now), self._on_timer)
 
     def _on_timer(self) -> None:
+        now = self._now()
         self._timer = None
-        now = time.monotonic()
         when = self.quic.get_timer()
         if when is not None and when <= now + _SLACK:
             self.quic.handle_timer(max(now, when))

@@ -49,7 +49,7 @@ class QuicLink(Link):
     def __init__(self, engine: Engine, endpoint: Endpoint, config: Config, client: bool) -> None:
         self.endpoint = endpoint
         self.events: LinkEvents
-        self.limit = HELLO_BYTES
+        self._limit = HELLO_BYTES
         self.full_limit = config.max_message_size + _FRAME_OVERHEAD
         self._high_water = config.write_high_water
         self._engine = engine
@@ -79,6 +79,17 @@ class QuicLink(Link):
 
     def __repr__(self) -> str:
         return f"<quic link {self.endpoint.direction} {self.endpoint.remote}>"
+
+    @property
+    def limit(self) -> int:
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        """Counts from the next unit on, which may have come with this one."""
+        self._limit = limit
+        if self._theirs in self._readers:
+            self._readers[self._theirs].limit = limit
 
     # The way up ----------------------------------------------------------------------------------
 
@@ -151,7 +162,7 @@ class QuicLink(Link):
             if len(self._readers) > MAX_TRACKS:
                 raise Malformed("too many streams")
             reader = self._readers[stream] = UnitReader()
-        reader.feed(data, self.limit, self._on_unit if stream != self._theirs else self._on_control)
+        reader.feed(data, self._limit, self._on_unit if stream != self._theirs else self._on_control)
 
     def _on_unit(self, kind: int, data: memoryview) -> None:
         if self._ended:

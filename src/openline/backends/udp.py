@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
+import re
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from qh3.asyncio._transport import create_optimized_datagram_transport
@@ -96,3 +99,24 @@ class Datagrams(asyncio.DatagramProtocol):
 
 # The far end, or what is in front of it, says that nobody listens there.
 REFUSED = (errno.ECONNREFUSED, *((10054,) if sys.platform == "win32" else ()))
+
+
+# Of this host ------------------------------------------------------------------------------------
+
+_FIB_LOCAL = re.compile(r"\|-- (\S+)\n\s+/32 host LOCAL")
+
+
+def local_addresses(family: int) -> set[str]:
+    """IP addresses of this host, but link-local ones; empty where the system does not tell (Linux does).
+
+    A socket bound to all of them answers from whichever the route prefers, which need not be the
+    one that was dialed: then the client takes the answer for somebody else's.
+    """
+    try:
+        if family == socket.AF_INET:
+            return set(_FIB_LOCAL.findall(Path("/proc/net/fib_trie").read_text()))
+        lines = Path("/proc/net/if_inet6").read_text().splitlines()
+    except OSError:
+        return set()
+    found = {str(ipaddress.IPv6Address(int(line.split()[0], 16))) for line in lines}
+    return {ip for ip in found if not ip.startswith("fe80")}

@@ -29,9 +29,11 @@ def header(kind: int, size: int) -> bytes:
 class UnitReader:
     """Takes one stream's bytes as they come, and hands out whole units."""
 
-    __slots__ = ("_need", "_rest")
+    __slots__ = ("_need", "_rest", "limit")
 
     def __init__(self) -> None:
+        # Of the unit that is looked at next; what ``take`` is given may change it.
+        self.limit = 0
         self._rest = bytearray()
         # Bytes until it is worth while to look again.
         self._need = 1
@@ -42,6 +44,7 @@ class UnitReader:
         Raises ``TooBig`` for a unit of more than ``limit`` bytes, before its bytes have come, and
         what ``take`` raises.
         """
+        self.limit = limit
         rest = self._rest
         if rest:
             rest += data
@@ -59,8 +62,8 @@ class UnitReader:
                 break
             value = first & 0x3F if width == 1 else int.from_bytes(view[at:start], "big") & _MASK[width]
             size = value >> 2
-            if size > limit:
-                raise TooBig(f"a unit of {size} bytes, more than {limit}")
+            if size > self.limit:
+                raise TooBig(f"a unit of {size} bytes, more than {self.limit}")
             if start + size > end:
                 break
             at = start + size

@@ -24,7 +24,6 @@ import os
 import random
 import socket
 from collections.abc import Callable, Coroutine, Generator
-from contextvars import Context
 from typing import Any, TypeVar
 
 import msgspec
@@ -37,9 +36,11 @@ from ..backends.sockets import SockAddr, ip_of
 from ..config import Config
 from ..identity import Identity
 from ..transport import Transport, load_transport
-from .loop import Process, VirtualLoop
+from .loop import Process
+from .path import NetworkClock, Path
 from .trace import LINES, Trace
-from .wire import Path, Socket, Timer, connected
+from .udp import ANY, UdpStack
+from .wire import Socket, connected
 
 T = TypeVar("T")
 
@@ -48,29 +49,7 @@ SYN_RETRIES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 # A host that does not answer to ARP is given up after this long.
 ARP_TIMEOUT = 3.0
 FIRST_EPHEMERAL = 32768
-ANY = ("0.0.0.0", "::")
 LOOPBACK = ("127.0.0.1", "::1")
-
-
-class _Clock:
-    """Time of the running loop; network callbacks belong to no host."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.virtual = self.loop if isinstance(self.loop, VirtualLoop) else None
-        self._outside = Context()
-
-    def now(self) -> float:
-        return self.virtual.clock if self.virtual is not None else self.loop.time()
-
-    def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
-        if self.virtual is not None:
-            return self.virtual.call_at_clock(when, callback)
-        return self.loop.call_at(when, callback, context=self._outside)
-
-    def call_soon(self, callback: Callable[[], object], process: Process) -> None:
-        if process.alive:
-            self.loop.call_soon(callback, context=process.context)
 
 
 class Network:
@@ -82,11 +61,16 @@ class Network:
 
     def __init__(self, seed: int = 0, trace_lines: int = LINES) -> None:
         self.random = random.Random(seed)
-        self.clock = _Clock()
+        self.clock = NetworkClock()
         self.trace = Trace(self.clock.now, trace_lines)
         self.hosts: list[Host] = []
+        # Numbers of connections over UDP.
+        self.connections = itertools.count(1)
         # Set it before hosts are made: seconds at least and at most, per frame.
         self.default_latency = (0.0005, 0.001)
+        # And this: what hosts have, the preferred one first. With "quic" as well as "memory" a bare
+        # address is raced, as with UDP and TCP; "memory" stands for WebSocket.
+        self.default_backends: tuple[str, ...] = ("memory",)
         self._by_ip: dict[str, Host] = {}
         self._paths: dict[tuple[Host, Host], Path] = {}
 
@@ -166,12 +150,24 @@ class Network:
         self._set(a, b, "blackhole")
 
     def heal(self, a: Host | None = None, b: Host | None = None) -> None:
-        """End cuts, stale routes, refusals and black holes: between two hosts, of one, or all."""
+        """End cuts, stale routes, refusals, black holes and UDP blocks: between two hosts, of one, or all."""
         self.trace.note("-", "heal %s", " ".join(host.name for host in (a, b) if host) or "all")
         for (source, target), path in self._paths.items():
             if {host for host in (a, b) if host is not None} <= {source, target}:
-                path.cut = path.no_route = path.refused = path.blackhole = False
+                path.cut = path.no_route = path.refused = path.blackhole = path.udp_blocked = False
                 path.changed()
+
+    def block_udp(self, a: Host, b: Host) -> None:
+        """No datagram gets through, whether it begins something or not; TCP goes on."""
+        for path in self._both(a, b):
+            path.udp_blocked = True
+        self.trace.note("-", "udp blocked %s–%s", a.name, b.name)
+
+    def lose(self, a: Host, b: Host, share: float) -> None:
+        """So many datagrams of a hundred percent, 1.0, are lost. TCP does not show it here."""
+        for path in self._both(a, b):
+            path.loss = share
+        self.trace.note("-", "loses %g of the datagrams %s–%s", share, a.name, b.name)
 
     def _set(self, a: Host, b: Host, what: str) -> None:
         self.trace.note("-", "%s %s→%s", what, a.name, b.name)
@@ -196,6 +192,8 @@ class Network:
                 end.out.lose_after(self.random.randint(0, end.out.under_way))
                 when = self.now + self.random.uniform(0, spread)
                 self.clock.call_at(when, end.drop)
+        for flow in (*a.udp.flows(b), *b.udp.flows(a)):
+            self.clock.call_at(self.now + self.random.uniform(0, spread), flow.drop)
         return len(sockets)
 
     def forget(self, a: Host, b: Host) -> int:
@@ -205,6 +203,8 @@ class Network:
         for sock in sockets:
             sock.out.interrupt()
             sock.drop()
+        for flow in a.udp.flows(b):
+            flow.drop()
         return len(sockets)
 
     def silence(self, a: Host, b: Host) -> int:
@@ -217,6 +217,9 @@ class Network:
         for sock in sockets:
             sock.out.mute()
             sock.into.mute()
+        for flow in a.udp.flows(b):
+            self.path(a, b).muted.add((flow.near, flow.far))
+            self.path(b, a).muted.add((flow.far, flow.near))
         return len(sockets)
 
 
@@ -230,6 +233,8 @@ class Host:
         self.random = random.Random(network.random.random())
         self.on = True
         self.sockets: dict[Socket, None] = {}
+        self.udp = UdpStack(self)
+        self.offers = network.default_backends
         self._bound: dict[tuple[str, int], _Bound] = {}
         self._ports = itertools.count(FIRST_EPHEMERAL + self.random.randrange(10_000))
         self._clock_offset = self.random.uniform(1.5e9, 1.9e9)
@@ -248,6 +253,7 @@ class Host:
     def _read_on(self) -> None:
         for sock in list(self.sockets):
             sock.read_on()
+        self.udp.read_on()
 
     # Programs --------------------------------------------------------------------------------------
 
@@ -276,7 +282,15 @@ class Host:
     def backends(
         self, config: Config, door: Doorkeeper, on_bad: OnBad
     ) -> tuple[list[Backend], dict[str, str]]:
-        return [MemoryBackend(config, door, on_bad, self)], {}
+        made: list[Backend] = []
+        for name in self.offers:
+            if name == "memory":
+                made.append(MemoryBackend(config, door, on_bad, self))
+            else:
+                from .quicnet import SimulatedQuic  # which needs qh3
+
+                made.append(SimulatedQuic(config, door, on_bad, self.udp))
+        return made, {}
 
     def stopwatch(self) -> float:
         return self.network.clock.loop.time()
@@ -311,6 +325,7 @@ class Host:
         self._note("kill")
         self.process.kill()
         self._bound.clear()
+        self.udp.vanish()
         for sock in list(self.sockets):
             # Linux: a reset where something had not been read, else an end behind the data.
             sock.reset() if self.random.random() < 0.5 else sock.close()
@@ -320,6 +335,7 @@ class Host:
         self._note("power off")
         self.process.kill()
         self._bound.clear()
+        self.udp.vanish()
         self.on = False
         self._paths_changed()
         for sock in list(self.sockets):
@@ -347,7 +363,7 @@ class Host:
     async def open(self, family: socket.AddressFamily, sockaddr: SockAddr) -> Socket:
         """Connect. Raises ``OSError``."""
         ip, port = ip_of(sockaddr), sockaddr[1]
-        target = self if ip in LOOPBACK or ip in self.ips else self.network.at(ip)
+        target = self.target(ip)
         there = self.network.path(self, target) if target is not None else None
         if there is not None and there.no_route:
             raise _error(errno.EHOSTUNREACH)
@@ -367,7 +383,7 @@ class Host:
         if there.refused or target.listening(ip, port) is None:
             await asyncio.sleep(back.delay())
             raise _error(errno.ECONNREFUSED)
-        near = self._socket((self._address_for(ip), next(self._ports)), (ip, port))
+        near = self._socket((self.address_for(ip), self.free_port()), (ip, port))
         far = target._socket(near.remote, near.local)
         connected(self.network.clock, near, far, there, back)
         self._note("connects to %s:%d from port %d", ip, port, near.local[1])
@@ -399,7 +415,14 @@ class Host:
         else:
             sock.soon(lambda: bound.on_accept(sock))
 
-    def _address_for(self, ip: str) -> str:
+    def target(self, ip: str) -> Host | None:
+        """Who is at that IP, as seen from here."""
+        return self if ip in LOOPBACK or ip in self.ips else self.network.at(ip)
+
+    def free_port(self) -> int:
+        return next(self._ports)
+
+    def address_for(self, ip: str) -> str:
         if ip in LOOPBACK or ip in self.ips:
             return ip
         return next((own for own in self.ips if (":" in own) == (":" in ip)), self.ips[0])

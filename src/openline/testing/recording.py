@@ -108,8 +108,8 @@ class Recorder:
     def text(self, data: bytes) -> None:
         self.do(self.link.write_text, data)
 
-    def binary(self, data: bytes) -> None:
-        self.do(self.link.write_binary, bytearray(HEADROOM) + data)
+    def binary(self, data: bytes, track: int = 0) -> None:
+        self.do(self.link.write_binary, bytearray(HEADROOM) + data, track)
 
     def ping(self, payload: bytes) -> None:
         self.do(self.link.ping, payload)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from random import Random
-from typing import Final, Protocol
+from typing import Final
 
 from ..backends.memlink import SocketUser, describe_frame
 from .loop import Process
+from .path import Clock, Path, Timer
 
 # Bytes that a kernel takes in before the program reads them.
 RECEIVE_BUFFER = 256 * 1024
@@ -38,81 +38,6 @@ PART: Final = _Mark("part")
 # The end of a direction, in order behind its data; and a reset.
 END: Final = _Mark("end")
 RESET: Final = _Mark("reset")
-
-
-class Timer(Protocol):
-    def cancel(self) -> None: ...
-
-
-class Clock(Protocol):
-    """The time of the network, which stands above that of any process."""
-
-    def now(self) -> float: ...
-    def call_at(self, when: float, callback: Callable[[], object]) -> Timer: ...
-    def call_soon(self, callback: Callable[[], object], process: Process) -> object: ...
-
-
-class Station(Protocol):
-    """What a path leads to."""
-
-    name: str
-    on: bool
-
-
-class Path:
-    """One direction between two hosts. Set its attributes at any time, and call ``changed`` after a cut."""
-
-    def __init__(self, clock: Clock, random: Random, source: Station, target: Station) -> None:
-        self.source, self.target = source, target
-        # Seconds from end to end, at least and at most: drawn per frame.
-        self.latency = (0.0005, 0.001)
-        # Bytes per second, for all connections together.
-        self.bandwidth = math.inf
-        self.cut = False
-        # For new connections only.
-        self.no_route = self.refused = self.blackhole = False
-        # Directions of connections that send on this path, and those that acknowledge on it.
-        self.pipes: dict[Pipe, None] = {}
-        self.returns: dict[Pipe, None] = {}
-        self._clock = clock
-        self._random = random
-        self._free_at = 0.0
-        self._down_since: float | None = None
-
-    def __repr__(self) -> str:
-        return f"<path {self.source.name}→{self.target.name}{'' if self.up else ', cut'}>"
-
-    @property
-    def up(self) -> bool:
-        return not self.cut and self.source.on and self.target.on
-
-    def delay(self) -> float:
-        low, high = self.latency
-        return low + (high - low) * self._random.random()
-
-    def leave(self, size: int) -> float:
-        """When the last of so many bytes has left, behind what others send."""
-        now = self._clock.now()
-        if self.bandwidth == math.inf:
-            return now
-        self._free_at = max(now, self._free_at) + size / self.bandwidth
-        return self._free_at
-
-    def changed(self) -> None:
-        """It may be up or down now: stop what is under way, or let it go on."""
-        if self.up and self._down_since is not None:
-            outage, self._down_since = self._clock.now() - self._down_since, None
-            for pipe in list(self.pipes):
-                # TCP notices at its next retransmission, and those get rarer.
-                pipe.resume(self._clock.now() + self._random.random() * outage / 2)
-            for pipe in list(self.returns):
-                pipe.look_for_acks()
-        elif not self.up and self._down_since is None:
-            self._down_since = self._clock.now()
-            for pipe in list(self.pipes):
-                pipe.interrupt()
-            for pipe in list(self.returns):
-                pipe.settle_until_now()
 
 
 class Pipe:

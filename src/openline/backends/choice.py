@@ -140,7 +140,7 @@ class Choice:
 
 
 def _hang_up(events: LinkEvents) -> None:
-    """It is up, and another one was faster."""
+    """It is up, and another one was faster. Between two nodes rule 3.3 says which of them stays."""
     link = getattr(events, "link", None)
-    if link is not None:
+    if link is not None and link.endpoint.plain:
         link.close(NORMAL, "another backend was faster")

@@ -147,7 +147,7 @@ class _Call:
             session_ticket_handler=self._on_ticket,
         )
         self._engine = Engine(quic, self._send)
-        self._engine.on_finished = self._finished
+        self._engine.on_finished, self._engine.on_silence = self._finished, self._on_silence
         ip, port = ip_of(sockaddr), sockaddr[1]
         endpoint = Endpoint("outbound", ip, port, target=address, secure=True, backend="quic")
         self._link = link = QuicLink(self._engine, endpoint, backend.config, client=True)
@@ -264,22 +264,30 @@ class _Call:
         elif not self.answered.done():
             self._settle(error)
         elif error.errno in _CANNOT_SEND:
-            self._move(error)
+            self._move(describe(error), only_elsewhere=False)
 
-    def _move(self, error: OSError) -> None:
-        """The system will not send from this socket: try another one, from whatever address we have now."""
+    def _on_silence(self) -> None:
+        """Nothing comes back. IPv6 goes on sending from an address that the host has no more."""
+        if self.answered.done():
+            self._move("no answer", only_elsewhere=True)
+
+    def _move(self, why: str, *, only_elsewhere: bool) -> None:
+        """Try a fresh socket, with whatever address this host has now."""
         now = self._loop.time()
         if now < self._moved_at + REBIND_EVERY:
             return
         self._moved_at = now
-        log.debug("%r: %s; taking a fresh socket", self._link, describe(error))
-        self._moving = self._loop.create_task(self._rebind())
+        log.debug("%r: %s; trying a fresh socket", self._link, why)
+        self._moving = self._loop.create_task(self._rebind(only_elsewhere))
 
-    async def _rebind(self) -> None:
+    async def _rebind(self, only_elsewhere: bool) -> None:
         try:
             sock = await self._backend.opener(self._family, self._sockaddr)
         except OSError as error:
             log.debug("%r: no fresh socket: %s", self._link, describe(error))
+            return
+        if only_elsewhere and ip_of(sock.getsockname()) == ip_of(self._datagrams.socket.getsockname()):
+            sock.close()
             return
         datagrams = self._new_datagrams()
         await datagrams.start(sock)

@@ -26,6 +26,12 @@ log = logging.getLogger("openline")
 _ACCEPTED = 2
 # What is told of the end of a connection fits in one packet with room to spare.
 MAX_REASON = 400
+# RFC 9000 section 20.1.
+INTERNAL_ERROR = 0x1
+# An honest client sends 3 kB, some servers 20 kB of certificates; qh3 would collect 16 MiB.
+MAX_HANDSHAKE = 128 * 1024
+# Probes in a row without an answer that make one look whether this host has moved.
+UNANSWERED = 2
 # Timers are not early by more than this, and a timer that is due so soon is due.
 _SLACK = 0.0005
 # A loop that is later than this has stalled. That is nobody's silence, so for qh3 it has not
@@ -78,6 +84,8 @@ class Engine:
         # Told when it is over, and when nothing is left of it, some time after that.
         self.on_finished: Callable[[], None] | None = None
         self.on_gone: Callable[[], None] | None = None
+        # Told while probes go unanswered, each one later than the one before (RFC 9002 section 6.2).
+        self.on_silence: Callable[[], None] | None = None
         self.over = False
         self.blocked = False
         self._send = send
@@ -89,7 +97,12 @@ class Engine:
         self._stalled = 0.0
         self._busy = False
         self._soon = False
+        # Our streams that exist: to these the core may be written without more ado.
+        self._open: set[int] = set()
         self._established = False
+        # Bytes received so far by a handshake.
+        self._shaking = 0
+        self._dead = False
         self._moved = False
 
     # In ------------------------------------------------------------------------------------------
@@ -100,6 +113,8 @@ class Engine:
         self.transmit()
 
     def received(self, batch: list[bytes], addr: Addr) -> None:
+        if self._dead:
+            return
         quic, now = self.quic, self._now()
         try:
             if self._established:
@@ -108,12 +123,23 @@ class Engine:
                 quic._drain_core()
             else:
                 alive = True
+                self._shaking += sum(map(len, batch))
+                if self._shaking > MAX_HANDSHAKE:
+                    raise QuicConnectionError(INTERNAL_ERROR, None, "too much before the handshake is over")
                 quic.receive_many_datagrams(batch, addr, now)
-        except Exception as error:
-            # Whatever qh3 makes of hostile bytes: it costs no more than this datagram.
-            log.debug("qh3 cannot take a datagram: %r", error)
+        except (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError):
+            raise
+        except BaseException as error:  # hostile bytes may make qh3 panic, which is no Exception
+            self._give_up(error)
             return
         self._handle(alive)
+
+    def _give_up(self, error: BaseException) -> None:
+        """qh3 cannot go on with this connection; nothing more is asked of it."""
+        self._dead = True
+        reason = error.reason_phrase if isinstance(error, QuicConnectionError) else f"{error!r}"
+        self._ended(events.ConnectionTerminated(INTERNAL_ERROR, 0, f"qh3 gives up: {reason}"))
+        self._gone()
 
     def _handle(self, alive: bool = False) -> None:
         """What has come: tell the user, then let leave what that has brought about."""
@@ -189,7 +215,7 @@ class Engine:
             self._loop.call_soon(self._catch_up)
 
     def _catch_up(self) -> None:
-        if self.quic._core is not None:
+        if self.quic._core is not None and not self._dead:
             self.quic._drain_core()
             self._handle()
 
@@ -201,9 +227,18 @@ class Engine:
     # Out -----------------------------------------------------------------------------------------
 
     def write(self, stream: int, data: Any) -> None:
-        """Queue bytes of a stream. The first of a loop turn leave at once, all others together."""
-        self.quic.send_stream_data(stream, data)
-        self.touch()
+        """Queue bytes of a stream. The first of a loop turn leave at once, all others together.
+
+        Raises ``QuicConnectionError``, ``ValueError`` and ``RuntimeError`` once the core is over.
+        """
+        core = self.quic._core
+        if core is not None and self._established and stream in self._open:
+            core.send_stream(stream, data)
+        else:
+            self.quic.send_stream_data(stream, data)
+            self._open.add(stream)
+        if not self._busy:
+            self.touch()
 
     def move(self) -> None:
         """The way out is another one from now on: with another id, and a packet to tell the peer."""
@@ -241,7 +276,7 @@ class Engine:
 
     def _transmit(self) -> None:
         core = self.quic._core
-        if core is None or self.blocked:
+        if core is None or self.blocked or self._dead:
             return
         now = self._now()
         batch: list[bytes] = []
@@ -258,6 +293,11 @@ class Engine:
             self._send(batch, self.remote)
         self._arm(now)
 
+    def waiting_on(self, stream: int) -> int:
+        """Bytes of that stream which have not left."""
+        core = self.quic._core
+        return 0 if core is None or self.over else core.get_send_buffer_size(stream)
+
     @property
     def waiting(self) -> int:
         """Bytes that have not left."""
@@ -266,10 +306,12 @@ class Engine:
 
     def close(self, code: int, reason: str) -> None:
         """Tell the peer that it is over; what has not left stays behind. The user is told nothing."""
-        if not self.over:
+        if self.over:
+            return
+        if not self._dead:
             self.quic.close(code, reason_phrase=reason[:MAX_REASON])
             self._transmit()
-            self._finish()
+        self._finish()
 
     def stop(self) -> None:
         if self._timer is not None:
@@ -311,5 +353,8 @@ class Engine:
         if when is not None and when <= now + _SLACK:
             self.quic.handle_timer(max(now, when))
             self._handle()
+            core = self.quic._core
+            if core is not None and core.pto_count >= UNANSWERED and self.on_silence is not None:
+                self.on_silence()
         elif when is not None:
             self._arm(now)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,11 @@ HELLO_BYTES = 4096
 # What a visitor may send on other streams before its proof has come: a first window's worth (some
 # ten packets), and what the next two round trips add while the proof is sent again.
 EARLY_BYTES = 256 * 1024
+# Units over LARGE bytes take turns: so many at a time may have begun and not left. A receiver puts up
+# with the beginnings of MAX_HELD units of full size: that, and what is in flight of others.
+LARGE = 1024 * 1024
+MAX_LARGE = 4
+MAX_HELD = 16
 # How long a goodbye waits for what is still on its way, and for the other side's.
 GOODBYE_WAIT = 3.0
 # An application error code that says no more than that it was cut (abort).
@@ -66,9 +72,14 @@ class QuicLink(Link):
         self._tracks: dict[int, int] = {}
         self._readers: dict[int, UnitReader] = {}
         # Units that come before the far end is in.
-        self._early: list[tuple[int, bytes]] | None = []
+        self._early: dict[int, bytearray] | None = {}
         self._early_bytes = 0
+        # Bytes of units that have not come whole.
+        self._held = 0
         self._sent = self._received = 0
+        # Large units that wait their turn, and whatever comes behind them on their tracks.
+        self._outbox: deque[tuple[int, bytearray, int]] = deque()
+        self._large: set[int] = set()
         self._pings: dict[int, bytes] = {}
         self._next_ping = 1
         self._farewell: tuple[int, int, str] | None = None
@@ -111,8 +122,8 @@ class QuicLink(Link):
     def entered(self) -> None:
         """The far end is in: what came early may be looked at."""
         early, self._early = self._early, None
-        for stream, data in early or ():
-            self._take_in(stream, data)
+        for stream, data in (early or {}).items():
+            self._take_in(stream, bytes(data))
 
     def lose(self, reason: str) -> None:
         """Nobody is there any more."""
@@ -154,7 +165,7 @@ class QuicLink(Link):
         self._early_bytes += len(data)
         if self._early_bytes > EARLY_BYTES:
             raise Malformed("too much before the proof")
-        self._early.append((stream, data))
+        self._early.setdefault(stream, bytearray()).extend(data)
 
     def _feed(self, stream: int, data: bytes) -> None:
         reader = self._readers.get(stream)
@@ -162,7 +173,11 @@ class QuicLink(Link):
             if len(self._readers) > MAX_TRACKS:
                 raise Malformed("too many streams")
             reader = self._readers[stream] = UnitReader()
+        before = reader.held
         reader.feed(data, self._limit, self._on_unit if stream != self._theirs else self._on_control)
+        self._held += reader.held - before
+        if self._held > MAX_HELD * self.full_limit:
+            raise TooBig("the beginnings of too many large units")
 
     def _on_unit(self, kind: int, data: memoryview) -> None:
         if self._ended:
@@ -208,6 +223,10 @@ class QuicLink(Link):
             self.events.on_pong(payload)
 
     def on_sent(self, waiting: int) -> None:
+        if self._outbox and not self._ended:
+            self._pump()
+            if self._outbox:
+                return
         self.backlog = waiting > 0
         if not self.congested:
             self.congested = waiting > self._high_water
@@ -296,9 +315,32 @@ class QuicLink(Link):
         self._write(BINARY, buffer, track)
 
     def _write(self, kind: int, buffer: bytearray, track: int) -> None:
-        if not self._closing:
-            self._sent += 1
+        if self._closing:
+            return
+        self._sent += 1
+        if self._outbox or len(buffer) > LARGE:
+            self._outbox.append((kind, buffer, track))
+            self._pump()
+        else:
             self._write_unit(kind, buffer, track)
+
+    def _pump(self) -> None:
+        """Let large units begin, as many as may be on their way; others pass them, on other tracks."""
+        engine = self._engine
+        self._large = {track for track in self._large if engine.waiting_on(self._tracks[track])}
+        waiting: set[int] = set()
+        for _ in range(len(self._outbox)):
+            unit = kind, buffer, track = self._outbox.popleft()
+            large = len(buffer) > LARGE
+            if track in waiting or (large and len(self._large) >= MAX_LARGE):
+                waiting.add(track)
+                self._outbox.append(unit)
+                continue
+            self._write_unit(kind, buffer, track)
+            if large:
+                self._large.add(track)
+        if self._outbox:
+            self.congested = self.backlog = True
 
     def _write_unit(self, kind: int, buffer: bytearray, track: int) -> None:
         stream = self._tracks.get(track)
@@ -310,7 +352,7 @@ class QuicLink(Link):
         engine = self._engine
         try:
             engine.write(stream, memoryview(buffer)[start:])
-        except (QuicConnectionError, ValueError) as error:
+        except (QuicConnectionError, ValueError, RuntimeError) as error:
             # The core is over, which its next event tells.
             log.debug("%r: %s", self, error)
             return

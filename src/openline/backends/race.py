@@ -61,7 +61,7 @@ class Race(Generic[T]):
         """The end of one, or the turn of the next."""
         done, _ = await asyncio.wait(self._tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         winner: tuple[int, T] | None = None
-        for task in done:
+        for task in sorted(done, key=self._tasks.__getitem__):  # of a tie the preferred one wins
             number = self._tasks.pop(task)
             error = task.exception()
             if isinstance(error, Exception):

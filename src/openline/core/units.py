@@ -38,6 +38,11 @@ class UnitReader:
         # Bytes until it is worth while to look again.
         self._need = 1
 
+    @property
+    def held(self) -> int:
+        """Bytes of a unit that has not come whole."""
+        return len(self._rest)
+
     def feed(self, data: bytes, limit: int, take: Take) -> None:
         """Call ``take(kind, content)`` for every unit that is complete; the content is valid only then.
 

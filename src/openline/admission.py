@@ -199,6 +199,9 @@ class _Threshold:
     def on_alive(self) -> None:
         """Whoever it is has a while to prove it."""
 
+    def on_silent(self) -> None:
+        """Its time is limited anyway."""
+
     def on_moved(self, ip: str, port: int) -> None:
         self._link.endpoint.ip, self._link.endpoint.port = ip, port
 

@@ -183,6 +183,12 @@ class Connection(Outlet):
 
     def on_alive(self) -> None:
         self.heard = self._hub.now
+        if self.state is State.SUSPECT:
+            self._hub.watch.trust(self)
+
+    def on_silent(self) -> None:
+        if self.state is State.LIVE:
+            self._hub.watch.doubt(self)
 
     def on_moved(self, ip: str, port: int) -> None:
         self._hub.on_moved(self, ip, port)

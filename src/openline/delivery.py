@@ -43,7 +43,9 @@ DRAIN_LOOK = 0.005
 class Delivery:
     """All sessions of one transport."""
 
-    def __init__(self, board: Switchboard, stranded: Callable[[Peer], None], wall: float) -> None:
+    def __init__(
+        self, board: Switchboard, stranded: Callable[[Peer], None], wall_clock: Callable[[], float]
+    ) -> None:
         self._board = board
         # Told of a peer that has unacknowledged messages and no good connection.
         self._stranded = stranded
@@ -52,7 +54,8 @@ class Delivery:
         self._gone: dict[Peer, float] = {}
         self._gone_streams = 0
         # The last reading of the clock that goes on while the machine sleeps; and its progress.
-        self._wall, self._awake = wall, 0.0
+        self._wall_clock = wall_clock
+        self._wall, self._awake = wall_clock(), 0.0
         # New sessions begin above all numbers of those that have been forgotten.
         self._floor = 1
         self._limits = board.config.window_messages, board.config.window_bytes
@@ -65,6 +68,7 @@ class Delivery:
         """A connection to a proven node is open: it belongs to the session with that process."""
         peer, hello = connection.peer, connection.endpoint.hello
         assert hello is not None
+        self._look_at_the_clock(self._wall_clock())  # nothing goes out again that peers may have forgotten
         self._back(peer)
         session = peer.session
         if session is None:
@@ -103,6 +107,8 @@ class Delivery:
 
     def _carry(self, connection: Connection, peer: Peer) -> None:
         """``connection`` is the carrier from now on."""
+        if peer.carrier is not None and peer.carrier is not connection:
+            peer.carrier.pin_unacked()
         peer.carrier = connection
         # It says what it has stopped over each connection, and again over each new one.
         halts = connection.halts or {}
@@ -140,6 +146,11 @@ class Delivery:
         """It is not gone any more, or for good."""
         if self._gone.pop(peer, None) is not None and peer.session is not None:
             self._gone_streams -= peer.session.streams
+
+    def carry_on(self, connection: Connection) -> None:
+        """It answers for more than before: what was barred may travel now."""
+        if connection is connection.peer.carrier and connection.barred:
+            self._carry(connection, connection.peer)
 
     def check(self, peer: Peer) -> None:
         """Its carrier is gone, or not what it was: does something wait for another?"""
@@ -213,10 +224,7 @@ class Delivery:
 
         ``wall`` is the time on the clock that goes on while the machine sleeps.
         """
-        away = max(0.0, wall - self._wall)  # one that can be set may go back
-        self._wall, self._awake = wall, self._awake + away
-        if away > self._board.config.resume_timeout:
-            self._was_away(away)
+        self._look_at_the_clock(wall)
         for peer in list(self._unacked):
             session = peer.session
             if session is None or not session.has_unacked:
@@ -235,6 +243,12 @@ class Delivery:
             if peer.session is not None and gone > max(patience, peer.session.remembered_for):
                 self.forget(peer, f"gone for {gone:.0f} s")
 
+    def _look_at_the_clock(self, wall: float) -> None:
+        away = max(0.0, wall - self._wall)  # one that can be set may go back
+        self._wall, self._awake = wall, self._awake + away
+        if away > self._board.config.resume_timeout:
+            self._was_away(away)
+
     def _was_away(self, seconds: float) -> None:
         """This process, or its machine, stood still for so long that peers may have forgotten it."""
         why = f"this side stood still for {seconds:.0f} s, longer than peers remember"
@@ -251,6 +265,8 @@ class Delivery:
         """Fail all that is unacknowledged; a later message to that process begins a new session."""
         session = peer.session
         assert session is not None
+        if peer.carrier is not None:
+            peer.carrier.pin_unacked()
         for stream_id, out in list(session.unacked()):
             failed = [(parcel, error(parcel), out.pending(parcel)) for parcel in out.unacked]
             out.unacked.clear()

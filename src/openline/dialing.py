@@ -7,14 +7,15 @@ from collections.abc import Awaitable, Callable
 
 from .address import Address
 from .connection import Connection, State
-from .errors import Closed
+from .errors import Closed, Unreachable
 
 
 class _Flight:
     """One dial under way, and what its waiters wait for: its end, or a connection that comes in first."""
 
-    def __init__(self, task: asyncio.Task[Connection]) -> None:
+    def __init__(self, task: asyncio.Task[Connection], scheme: str | None) -> None:
         self.task = task
+        self.scheme = scheme
         self.result: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
 
     @property
@@ -50,11 +51,17 @@ class Dialer:
             # Settled by a connection that is gone again, while its dial is still under way.
             flight.result = asyncio.get_running_loop().create_future()
             self._waiting[flight.result] = address
-        return await asyncio.shield(flight.result)
+        try:
+            return await asyncio.shield(flight.result)
+        except Unreachable:
+            if flight.scheme == address.scheme or address.scheme is not None:
+                raise
+        # That dial was bound to a scheme, and this address is not: there may be other ways.
+        return await self.connect(address)
 
     def _take_off(self, address: Address) -> _Flight:
         task: asyncio.Task[Connection] = asyncio.ensure_future(self._dial(address))
-        flight = self._flying[address.dial_key] = _Flight(task)
+        flight = self._flying[address.dial_key] = _Flight(task, address.scheme)
         self._waiting[flight.result] = address
         task.add_done_callback(lambda _: self._landed(address, flight))
         return flight

@@ -32,6 +32,7 @@ from .stats import Counters
 if TYPE_CHECKING:
     from .connection import Connection
     from .peers import Peer
+    from .watch import Watch
 
 log = logging.getLogger("openline")
 
@@ -61,6 +62,7 @@ class Hub(Protocol):
     # Peers with something unacknowledged.
     unacked: dict[Peer, None]
     node_id: str
+    watch: Watch
 
     stopwatch: Callable[[], float]
 
@@ -271,6 +273,13 @@ class Outlet:
         self.flush()
         self._lane = stream_id
         self._track = self._tracks.of(stream_id, self._idle)
+
+    def pin_unacked(self) -> None:
+        """Another connection goes on with these, so that their acknowledgements may be of copies sent
+        over that one, and say nothing of what is on its way here: they keep their tracks."""
+        if self._tracks is not None and self.session is not None:
+            for stream_id, _ in self.session.unacked():
+                self._tracks.pin(stream_id)
 
     def _idle(self, stream_id: StreamId) -> bool:
         """Has all that was sent on this stream been acknowledged?"""

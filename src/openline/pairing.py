@@ -85,6 +85,7 @@ class Pairing:
         targets = (*old.endpoint.aliases, *((old.endpoint.target,) if old.endpoint.target else ()))
         for target in targets:
             self._board.table.alias(new, target)
+        self._board.delivery.carry_on(new)
 
     def far_end_lost(self, peer: Peer, lost: list[bytes]) -> None:
         """The far ends of these connections are gone, which this side may not have noticed."""

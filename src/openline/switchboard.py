@@ -93,7 +93,7 @@ class Switchboard:
         )
         self.unacked: dict[Peer, None] = {}
         self.recovery = Recovery(self)
-        self.delivery = Delivery(self, self.recovery.stranded, environment.wall_clock())
+        self.delivery = Delivery(self, self.recovery.stranded, environment.wall_clock)
         # Closing: goodbye to whatever still comes up. Closed: nothing is sent or taken in.
         self.closing = self.closed = False
         # Going away: what openline peers send from now on is the next process's.
@@ -137,10 +137,18 @@ class Switchboard:
             self.counters.dial_failures += 1
             raise
         assert isinstance(connection, Connection)
+        self._bury_predecessors(address, connection)
         if not connection.plain:
             for peer in self.delivery.unacked():
                 self.delivery.move(peer, address, connection.peer)
         return connection
+
+    def _bury_predecessors(self, address: Address, connection: Connection) -> None:
+        """Somebody else answers there now, and what was dialed there before does not: that is gone."""
+        for other in list(self.table.dialed_to(address)):
+            if other.state is State.SUSPECT and other.peer is not connection.peer:
+                other.link.abort()
+                other.on_closed("somebody else answers where it was dialed")
 
     def _on_bad_handshake(self, peer: str, reason: str) -> None:
         self.counters.malformed += 1

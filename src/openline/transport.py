@@ -43,6 +43,8 @@ class Listener:
         self.secure = acceptor.secure
         # What it really listens with: "websocket" (TCP), "quic" (UDP, the same port number).
         self.backends = acceptor.backends
+        # Why it does not with the others.
+        self.unavailable = acceptor.unavailable
 
     @property
     def address(self) -> str:

@@ -134,6 +134,20 @@ class Watch:
         elif action is Action.DEAD:
             self._bury(connection)
 
+    def doubt(self, connection: Connection) -> None:
+        """Its link has probed in vain: suspect, before the clock says so."""
+        connection.liveness.doubt(self._hub.loop.time())
+        self._hub.counters.suspects += 1
+        log.info("suspect: %r does not answer", connection)
+        connection.set_state(State.SUSPECT)
+
+    def trust(self, connection: Connection) -> None:
+        """Its link has had an answer."""
+        connection.liveness.trust(self._hub.loop.time())
+        self._hub.counters.recoveries += 1
+        connection.set_state(State.LIVE)
+        log.info("recovered: %r", connection)
+
     def _bury(self, connection: Connection) -> None:
         log.warning("dead: %r, no life for %.1f s", connection, 3 * self._interval)
         self._hub.counters.evictions += 1

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -206,7 +207,7 @@ async def test_request_prints_only_the_answer(start: Start, listen: Start) -> No
     server.write(answer)
     code, out, err = await asking.end()
     assert (code, json.loads(out)) == (0, {"ok": True})
-    assert "DEBUG" in err
+    assert f"DEBUG {server.address} has answered over quic\n" in err
     assert (await server.record())["direction"] == "inbound"
 
 
@@ -219,7 +220,8 @@ async def test_request_without_an_answer_fails(start: Start, here: Here) -> None
 async def test_ping_ends_with_a_summary(start: Start, here: Here) -> None:
     code, out, err = await (await start("ping", here.address, "-c", 3, "-i", 0.01)).end()
     assert (code, err) == (0, "")
-    assert [line.split()[0] for line in out.splitlines()[:3]] == ["seq=1", "seq=2", "seq=3"]
+    each = [line.partition(" rtt=")[0] for line in out.splitlines()[:3]]
+    assert each == [f"seq={n} from {here.address} over quic" for n in (1, 2, 3)]
     assert "3 sent, 3 answered, 0 % lost\nrtt min/avg/max = " in out
 
 
@@ -230,6 +232,84 @@ async def test_ping_goes_on_over_failures_until_interrupted(start: Start, closed
     code, out, err = await pinging.end(signal.SIGINT)
     assert (code, err) == (1, "")
     assert "0 answered, 100 % lost" in out
+
+
+# Backends -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "schemes", "unavailable"),
+    [
+        ((), ["ws", "quic"], {}),
+        (("--backend", "websocket"), ["ws"], {"quic": "not asked for"}),
+        (("--backend", "quic"), ["quic"], {"websocket": "not asked for"}),
+    ],
+)
+async def test_listen_says_what_it_listens_with(
+    start: Start, options: tuple[str, ...], schemes: list[str], unavailable: dict[str, str]
+) -> None:
+    programs = [await start("listen", 0, "--host", "127.0.0.1", *kind, *options) for kind in ((), ["--json"])]
+    for_people, record = await programs[0].line(), await programs[1].record()
+    assert re.findall(r"(\w+)://127\.0\.0\.1:\d+", for_people) == schemes
+    assert all(f", without {name}: {why}  (Ctrl-C" in for_people for name, why in unavailable.items())
+    assert record["addresses"] == [f"{scheme}://127.0.0.1:{record['listening']}" for scheme in schemes]
+    assert (record["address"], record["unavailable"]) == (record["addresses"][0], unavailable)
+
+
+async def test_listen_says_why_it_is_without_quic(start: Start) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        program = await start("listen", port, "--host", "127.0.0.1")
+        why = f"without quic: UDP port {port} cannot be had"
+        assert await program.line() == f"listening on ws://127.0.0.1:{port}, {why}  (Ctrl-C ends)\n"
+    code, _, err = await program.end(signal.SIGTERM)
+    assert (code, "Address already in use" in err) == (0, True)
+
+
+async def test_the_backend_can_be_chosen(start: Start, listen: Start) -> None:
+    server = await listen()
+    for options, backend in [
+        (("--backend", "websocket"), "websocket"),
+        (("--backend", "websocket", "--backend", "quic"), "websocket"),
+        (("--backend", "quic"), "quic"),
+    ]:
+        code, out, err = await (await start("send", server.address, 1, *options)).end()
+        assert (code, err, f"outbound {backend}, acked" in out) == (0, "", True)
+    for scheme, backend in [("ws", "websocket"), ("quic", "quic")]:
+        code, out, _ = await (await start("ping", f"{scheme}://{server.address}", "-c", 1)).end()
+        assert (code, f"{server.address} over {backend} rtt=" in out) == (0, True)
+
+
+def test_the_order_of_backends_is_the_preference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "log_to_stderr", lambda verbose: None)
+    quic, websocket = common.Backend
+    (tmp_path / "c.toml").write_text('backends = ["quic"]')
+    make = common.make_config
+    assert make().backends == ("quic", "websocket")
+    assert make(backend=[websocket, quic, websocket]).backends == ("websocket", "quic")
+    assert make(config=tmp_path / "c.toml").backends == ("quic",)
+    assert make(config=tmp_path / "c.toml", backend=[websocket]).backends == ("websocket",)
+
+
+@pytest.mark.parametrize(
+    ("address", "backend", "fits"),
+    [
+        ("127.0.0.1:1", "quic", True),
+        ("quic://127.0.0.1:1", "quic", True),
+        ("wss://127.0.0.1:1", "websocket", True),
+        ("quic://127.0.0.1:1", "websocket", False),
+        ("ws://127.0.0.1:1", "quic", False),
+    ],
+)
+def test_an_address_must_fit_the_backends(address: str, backend: str, fits: bool) -> None:
+    config = msgspec.convert({"backends": [backend]}, openline.Config)
+    if fits:
+        common.check_address(config, address)
+        return
+    with pytest.raises(common.Failure, match=f"needs the backend .*, and only {backend} may") as caught:
+        common.check_address(config, address)
+    assert caught.value.code == 2
 
 
 # What users get wrong, and what networks do ------------------------------------------------------
@@ -297,13 +377,49 @@ async def test_tls_and_pins(start: Start, listen: Start, tmp_path: Path) -> None
     cert, key, pin = certificate(tmp_path)
     server = await listen("--cert", cert, "--key", key)
     wrong = "sha256/" + base64.b64encode(bytes(32)).decode()
-    options = [("--pin", pin), ("--pin", wrong), ("--cert", cert)]
-    programs = [await start("send", f"wss://{server.address}", "1", *option) for option in options]
-    pinned, refused, misused = [await program.end() for program in programs]
-    assert pinned[0::2] == (0, "")
-    assert (await server.record())["payload"] == 1
-    assert (refused[0], f"certificate is {pin}" in refused[2], refused[2].count("\n")) == (1, True, 1)
-    assert (misused[0], "both cert and key" in misused[2]) == (2, True)
+    for scheme in ("wss", "quic"):
+        options = [("--pin", pin), ("--pin", wrong), ("--cert", cert)]
+        programs = [await start("send", f"{scheme}://{server.address}", "1", *option) for option in options]
+        pinned, refused, misused = [await program.end() for program in programs]
+        assert pinned[0::2] == (0, "")
+        assert (await server.record())["payload"] == 1
+        assert (refused[0], f"certificate is {pin}" in refused[2], refused[2].count("\n")) == (1, True, 1)
+        assert (misused[0], "both cert and key" in misused[2]) == (2, True)
+
+
+NODE = openline.Identity().node_id
+
+
+@pytest.mark.parametrize(
+    ("address", "instead"),
+    [
+        ("a:1", "wss://a:1 or quic://a:1"),
+        ("ws://a:1/x", "wss://a:1/x or quic://a:1"),
+        (f"{NODE}@a:1", f"wss://{NODE}@a:1 or quic://{NODE}@a:1"),
+        (NODE, f"wss://{NODE}@host:port or quic://{NODE}@host:port"),
+        ("wss://a:1", None),
+        ("quic://a:1", None),
+    ],
+)
+def test_pins_need_an_address_that_they_hold_for(address: str, instead: str | None) -> None:
+    config = openline.Config(tls=openline.Tls(pins=("sha256/" + base64.b64encode(bytes(32)).decode(),)))
+    if instead is None:
+        common.check_address(config, address)
+        return
+    with pytest.raises(common.Failure, match=re.escape(f"not {address}, but {instead}")) as caught:
+        common.check_address(config, address)
+    assert caught.value.code == 2
+
+
+async def test_tls_files_that_cannot_be_used_are_wrong_usage(start: Start, tmp_path: Path) -> None:
+    cert, key, _ = certificate(tmp_path)
+    (tmp_path / "junk.pem").write_text("junk")
+    junk = tmp_path / "junk.pem"
+    wrong = [("--cert", cert, "--key", junk), ("--cert", junk, "--key", key), ("--ca", junk)]
+    for program in [await start("send", "127.0.0.1:1", 1, *options) for options in wrong]:
+        code, out, err = await program.end()
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert err.startswith("openline: cannot use the TLS files: ")
 
 
 def certificate(folder: Path) -> tuple[Path, Path, str]:

@@ -242,7 +242,7 @@ def _bind_all(places: Sequence[tuple[int, Any]], kind: int, required: bool) -> l
         for family, sockaddr in places:
             if sockaddr[1] == 0 and sockets:
                 sockaddr = (sockaddr[0], sockets[0].getsockname()[1], *sockaddr[2:])
-            sockets += bind_one(family, sockaddr, kind, required or not sockets)
+            sockets += _bind_one(family, sockaddr, kind, required or not sockets)
     except BaseException:
         for sock in sockets:
             sock.close()
@@ -250,7 +250,7 @@ def _bind_all(places: Sequence[tuple[int, Any]], kind: int, required: bool) -> l
     return sockets
 
 
-def bind_one(family: int, sockaddr: Any, kind: int, required: bool) -> list[socket.socket]:
+def _bind_one(family: int, sockaddr: Any, kind: int, required: bool) -> list[socket.socket]:
     try:
         sock = socket.socket(family, kind)
     except OSError:

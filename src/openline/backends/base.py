@@ -57,6 +57,10 @@ class LinkEvents(Protocol):
         """The far side has shown itself below the level of frames, where a link can tell."""
         ...
 
+    def on_silent(self) -> None:
+        """What was sent a while ago, and again, is not acknowledged, where a link can tell."""
+        ...
+
     def on_moved(self, ip: str, port: int) -> None:
         """The far side has another address now, where a link survives that."""
         ...

@@ -19,6 +19,7 @@ from ..errors import Unreachable
 from .acceptor import PICKS
 from .base import NORMAL, Backend, Door, LinkEvents
 from .race import AllFailed, Race, merged
+from .sockets import describe
 
 log = logging.getLogger("openline")
 
@@ -26,13 +27,21 @@ log = logging.getLogger("openline")
 # network that a laptop has moved to for minutes; trying again costs 250 ms at most.
 REMEMBER = 600.0
 MAX_REMEMBERED = 4096
+# A race that took longer says nothing about backends: then the path itself was gone for a while, and
+# it was chance whose packet came first afterwards.
+FAIR = 1.0
 
 
 class Doors:
     """What listens on one port, for one or more backends."""
 
-    def __init__(self, doors: Sequence[tuple[Backend, Door]]) -> None:
+    def __init__(self, doors: list[tuple[Backend, Door]], unavailable: dict[str, str]) -> None:
         self._doors = doors
+        # Why the others do not listen.
+        self.unavailable = unavailable
+
+    def add(self, backend: Backend, door: Door) -> None:
+        self._doors.append((backend, door))
 
     @property
     def backends(self) -> tuple[str, ...]:
@@ -96,12 +105,14 @@ class Choice:
         if len(order) == 1:
             return await order[0].dial(address)
         race: Race[LinkEvents] = Race(_hang_up)
+        began = self._loop.time()
         try:
             number, events = await race.run([partial(backend.dial, address) for backend in order])
         except AllFailed as failed:
             self._worked.pop((address.host, address.port), None)
             raise merged(address, failed.errors) from None
-        self._remember(address, order[number])
+        if self._loop.time() < began + FAIR:
+            self._remember(address, order[number])
         return events
 
     def _remember(self, address: Address, winner: Backend) -> None:
@@ -126,17 +137,21 @@ class Choice:
         """
         ordered = sorted(self.backends, key=lambda backend: backend.name == "quic")
         for pick in range(PICKS):
-            doors = [(ordered[0], await ordered[0].listen(host, port))]
+            doors = Doors([(ordered[0], await ordered[0].listen(host, port))], dict(self._missing))
             try:
                 for backend in ordered[1:]:
-                    doors.append((backend, await backend.listen(host, doors[0][1].port)))
+                    doors.add(backend, await backend.listen(host, doors.port))
             except OSError as error:
                 if port == 0 and error.errno == errno.EADDRINUSE and pick + 1 < PICKS:
-                    await Doors(doors).close()
+                    await doors.close()
                     continue
-                log.warning("listening on port %d without QUIC: udp: %s", doors[0][1].port, error)
+                doors.unavailable["quic"] = f"udp port {doors.port}: {describe(error)}"
+                log.warning("listening without QUIC: %s", doors.unavailable["quic"])
+            except BaseException:
+                await doors.close()
+                raise
             break
-        return Doors(doors)
+        return doors
 
 
 def _hang_up(events: LinkEvents) -> None:

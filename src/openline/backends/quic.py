@@ -8,6 +8,7 @@ import logging
 import socket
 from typing import Any
 
+from qh3._hazmat import X25519KeyExchange
 from qh3.quic import events
 
 from ..address import Address, join
@@ -15,13 +16,12 @@ from ..config import Config
 from ..core.frames import Malformed
 from ..core.selection import Endpoint
 from ..errors import Error, IdentityConflict, Refused, Unreachable
-from . import tls
 from .acceptor import bind
 from .base import CONFLICT, REFUSED, Doorkeeper, LinkEvents, OnBad
 from .quicdoor import QuicDoor
-from .quicengine import Engine, Quic
+from .quicengine import IDLE, Engine, Quic
 from .quiclink import QuicLink
-from .quictls import ClientTickets, ServerTickets, client_configuration, server_configuration
+from .quictls import ClientTickets, ServerTickets, Trust, client_configuration, server_configuration
 from .race import AllFailed, Race, merged
 from .sockets import NO_ROUTE, SockAddr, describe, ip_of, resolve
 from .udp import REFUSED as PORT_CLOSED
@@ -29,9 +29,6 @@ from .udp import Addr, Datagrams, UdpOpener, open_udp
 
 log = logging.getLogger("openline")
 
-# TLS alerts (RFC 8446 section 6.2) that say that a certificate is not good enough; a QUIC error
-# code is 0x100 plus the alert.
-_BAD_CERTIFICATE = {0x100 + alert for alert in (42, 43, 44, 45, 46, 48)}
 # So many datagrams in a row that were answered by "nobody listens there", and nothing in between:
 # then it is true. One alone may be forged, or be another host's for a moment.
 REFUSALS = 3
@@ -55,7 +52,9 @@ class QuicBackend:
         self.doorkeeper = doorkeeper
         self.opener = opener
         self.tickets = ClientTickets()
+        self.trust = Trust(config.tls)
         self._on_bad = on_bad
+        X25519KeyExchange()  # the first one of a process takes 30 ms, which the first dial would wait for
         self._quic, self._certificate = server_configuration(config, doorkeeper.identity)
         self._server_tickets = ServerTickets()
 
@@ -72,7 +71,13 @@ class QuicBackend:
             self._server_tickets,
             self._on_bad,
         )
-        await door.start(sockets)
+        try:
+            await door.start(sockets)
+        except BaseException:
+            await door.close()
+            for sock in sockets:
+                sock.close()
+            raise
         return door
 
     # Dialing -------------------------------------------------------------------------------------
@@ -138,12 +143,9 @@ class _Call:
         self._resumed = backend.tickets.take(self._key)
         self._certificate = b""
         self._ticket: Any = None
+        ticket = self._resumed.ticket if self._resumed else None
         quic = Quic(
-            configuration=client_configuration(
-                backend.config,
-                address.host if named else None,
-                self._resumed.ticket if self._resumed else None,
-            ),
+            configuration=client_configuration(backend.config, ticket),
             session_ticket_handler=self._on_ticket,
         )
         self._engine = Engine(quic, self._send)
@@ -187,9 +189,9 @@ class _Call:
             shown = self._resumed.certificate
         else:
             certificate = self._engine.quic.get_peercert()
-            shown = certificate.public_bytes() if certificate is not None else b""
+            shown = bytes(certificate.public_bytes()) if certificate is not None else b""
         if self._address.scheme == "quic":
-            tls.check_pins(self._backend.config.tls, shown, str(self._address))
+            self._backend.trust.check(self._address, shown, self._engine.quic.get_issuercerts())
         return shown
 
     def _greeted(self, text: str) -> None:
@@ -222,10 +224,10 @@ class _Call:
         address = self._address
         if by_program and code == REFUSED:
             return Refused(f"{address} refuses this node: {reason}")
+        if reason == IDLE:
+            return TimeoutError(errno.ETIMEDOUT, "no answer")
         if by_program and code == CONFLICT:
             return IdentityConflict(f"{address} refuses this node: {reason}")
-        if not by_program and code in _BAD_CERTIFICATE:
-            return Refused(f"{address}: the peer's certificate is not trusted: {reason}")
         what = reason or f"error {code:#x}"
         return Malformed(f"the peer ended the handshake: {what}")
 
@@ -268,7 +270,7 @@ class _Call:
 
     def _on_silence(self) -> None:
         """Nothing comes back. IPv6 goes on sending from an address that the host has no more."""
-        if self.answered.done():
+        if self.answered.done() and not self._engine.over:
             self._move("no answer", only_elsewhere=True)
 
     def _move(self, why: str, *, only_elsewhere: bool) -> None:
@@ -286,7 +288,7 @@ class _Call:
         except OSError as error:
             log.debug("%r: no fresh socket: %s", self._link, describe(error))
             return
-        if only_elsewhere and ip_of(sock.getsockname()) == ip_of(self._datagrams.socket.getsockname()):
+        if self._engine.over or (only_elsewhere and self._is_from_here(sock)):
             sock.close()
             return
         datagrams = self._new_datagrams()
@@ -299,6 +301,10 @@ class _Call:
         # So that nobody who sees both paths can tell that they are one connection's (RFC 9000
         # section 9.5); and a packet, so that the peer learns the new one.
         self._engine.move()
+
+    def _is_from_here(self, sock: socket.socket) -> bool:
+        """Would it send from the address that the present one sends from?"""
+        return ip_of(sock.getsockname()) == ip_of(self._datagrams.socket.getsockname())
 
     def _on_writable(self) -> None:
         self._engine.transmit()

@@ -22,12 +22,11 @@ from ..config import Config
 from ..core.frames import Malformed
 from ..core.selection import Endpoint
 from ..errors import Error, IdentityConflict
-from .acceptor import bind_one
 from .base import CONFLICT, PROTOCOL_ERROR, REFUSED, Doorkeeper, OnBad
-from .quicengine import Engine, Quic
+from .quicengine import IDLE, Engine, Quic
 from .quiclink import QuicLink
 from .quictls import RetryTokens, ServerTickets
-from .sockets import ip_of
+from .sockets import ip_of, prepare_udp
 from .udp import Addr, Datagrams, local_addresses
 
 log = logging.getLogger("openline")
@@ -38,6 +37,8 @@ MIN_INITIAL = 1200
 # Unfinished handshakes beyond which new clients are asked to come again with a token.
 RETRY_ABOVE = 32
 _LONG_HEADER = 0x80
+# APPLICATION_ERROR (RFC 9000 section 10.2.3): a program ended it before the handshake was over.
+_CLIENT_GONE = 0xC
 # How often at most this host's addresses are looked up again.
 LOOK_EVERY = 1.0
 
@@ -64,6 +65,10 @@ class QuicDoor:
         self.tokens = RetryTokens()
         self.closed = False
         self.visits: dict[_Visit, None] = {}
+        # Connections by the ids that their packets may carry, on whatever socket they come; and
+        # those that are not over.
+        self.engines: dict[bytes, Engine] = {}
+        self.live: dict[Engine, None] = {}
         self._ports: list[_Port] = []
         self._looked_at = 0.0
         self._looking: asyncio.Task[None] | None = None
@@ -86,7 +91,7 @@ class QuicDoor:
             bound = {other.ip for other in self._ports}
             for ip in sorted(local_addresses(port.family) - bound):
                 try:
-                    [sock] = bind_one(port.family, (ip, port.number), socket.SOCK_DGRAM, required=True)
+                    sock = _bind_beside(port.socket, (ip, port.number))
                 except OSError as error:
                     log.debug("udp %s: %s", join(ip, port.number), error)
                     continue
@@ -122,8 +127,40 @@ class QuicDoor:
             self._looking.cancel()
         for visit in list(self.visits):
             visit.cut()
-        for port in self._ports:
-            port.close_if_unused()
+        self.close_if_unused()
+
+    def close_if_unused(self) -> None:
+        """Connections that were accepted here keep the sockets."""
+        if self.closed and not self.live:
+            for engine in set(self.engines.values()):
+                engine.stop()
+            self.engines.clear()
+            for port in self._ports:
+                port.close()
+
+
+def _bind_beside(wildcard: socket.socket, sockaddr: tuple[str, int]) -> socket.socket:
+    """One address of a port that ``wildcard`` has for all. Raises ``OSError``.
+
+    Others may not do the same: the permission to share lasts only as long as this.
+    """
+    sock = socket.socket(wildcard.family, socket.SOCK_DGRAM)
+    both = (wildcard, sock)
+    try:
+        prepare_udp(sock)
+        for each in both:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(sockaddr)
+    except OSError:
+        sock.close()
+        raise
+    finally:
+        for each in both:
+            if each.fileno() >= 0:
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    return sock
 
 
 class _Port:
@@ -132,10 +169,9 @@ class _Port:
     def __init__(self, door: QuicDoor) -> None:
         self._door = door
         self._datagrams = Datagrams(self._on_datagrams, self._on_error, self._on_writable)
-        self._engines: dict[bytes, Engine] = {}
-        self._live: dict[Engine, None] = {}
 
     async def start(self, sock: socket.socket) -> None:
+        self.socket = sock
         self.ip, self.number = ip_of(sock.getsockname()), int(sock.getsockname()[1])
         self.family = sock.family
         self.wildcard = self.ip in ("0.0.0.0", "::")
@@ -154,18 +190,23 @@ class _Port:
             if owner is not None:
                 run.append(data)
         if engine is not None:
+            # The answer comes from where the question went.
+            engine.send = self._datagrams.send
             engine.received(run, addr)
+
+    def close(self) -> None:
+        self._datagrams.close()
 
     def _find(self, data: bytes, addr: Addr) -> Engine | None:
         if not data:
             return None
         if not data[0] & _LONG_HEADER:
-            return self._engines.get(data[1 : 1 + CID_BYTES])
+            return self._door.engines.get(data[1 : 1 + CID_BYTES])
         try:
             header = pull_quic_header(data, 0, CID_BYTES)
         except ValueError:
             return None
-        engine = self._engines.get(header[3])
+        engine = self._door.engines.get(header[3])
         if engine is not None or self._door.closed:
             return engine
         return self._greet(data, addr, header)
@@ -173,9 +214,9 @@ class _Port:
     def _greet(self, data: bytes, addr: Addr, header: Any) -> Engine | None:
         """The first of a new client's; None where nothing begins."""
         version, kind, _, destination, source, token = header[:6]
-        if len(data) < MIN_INITIAL or len(destination) < CID_BYTES:
+        if not version or len(data) < MIN_INITIAL or len(destination) < CID_BYTES:
             return None
-        if version is not None and version not in self._door.quic.supported_versions:
+        if version not in self._door.quic.supported_versions:
             versions = self._door.quic.supported_versions
             answer = encode_quic_version_negotiation(
                 source_cid=destination, destination_cid=source, supported_versions=versions
@@ -220,27 +261,28 @@ class _Port:
         )
         engine = Engine(quic, self._datagrams.send)
         ids = {destination, quic.host_cid}
+        engines = door.engines
         for cid in ids:
-            self._engines[cid] = engine
+            engines[cid] = engine
 
         def on_id(cid: bytes, issued: bool) -> None:
             if issued:
                 ids.add(cid)
-                self._engines[cid] = engine
+                engines[cid] = engine
             else:
                 ids.discard(cid)
-                self._engines.pop(cid, None)
+                engines.pop(cid, None)
 
         def finished() -> None:
-            self._live.pop(engine, None)
-            self.close_if_unused()
+            door.live.pop(engine, None)
+            door.close_if_unused()
 
         def gone() -> None:
             for cid in ids:
-                self._engines.pop(cid, None)
+                engines.pop(cid, None)
 
         engine.on_id, engine.on_finished, engine.on_gone = on_id, finished, gone
-        self._live[engine] = None
+        door.live[engine] = None
         _Visit(door, engine, addr)
         return engine
 
@@ -248,16 +290,8 @@ class _Port:
         log.debug("udp port %d: %s", self.number, error)
 
     def _on_writable(self) -> None:
-        for engine in list(self._live):
+        for engine in list(self._door.live):
             engine.transmit()
-
-    def close_if_unused(self) -> None:
-        """Connections that were accepted here keep the socket."""
-        if self._door.closed and not self._live:
-            for engine in set(self._engines.values()):
-                engine.stop()
-            self._engines.clear()
-            self._datagrams.close()
 
 
 class _Visit:
@@ -265,6 +299,7 @@ class _Visit:
 
     def __init__(self, door: QuicDoor, engine: Engine, addr: Addr) -> None:
         self._door = door
+        self._engine = engine
         self._over = False
         endpoint = Endpoint("inbound", ip_of(addr), addr[1], secure=True, backend="quic")
         self._link = link = QuicLink(engine, endpoint, door.config, client=False)
@@ -301,10 +336,13 @@ class _Visit:
 
     def _on_failed(self, code: int, by_program: bool, reason: str) -> None:
         """It has gone, or could not do TLS, before its hello."""
-        if not self._over:
-            self._done()
-            if not by_program:
-                self._door.on_bad(self._peer, f"handshake failed: {reason or f'error {code:#x}'}")
+        if self._over:
+            return
+        self._done()
+        if by_program or code in (0, _CLIENT_GONE) or reason == IDLE:
+            log.debug("gone during the handshake: %s: %s", self._peer, reason or f"error {code:#x}")
+        else:
+            self._door.on_bad(self._peer, f"handshake failed: {reason or f'error {code:#x}'}")
 
     def _on_ended(self, why: str) -> None:
         """After its hello, and before it was in."""
@@ -324,8 +362,10 @@ class _Visit:
             self._link.entered()
 
     def cut(self) -> None:
+        """Nothing more is owed to it, and nothing of it is kept."""
         self._done()
         self._link.abort()
+        self._engine.forget()
 
     def _done(self) -> None:
         self._over = True

@@ -32,6 +32,13 @@ INTERNAL_ERROR = 0x1
 MAX_HANDSHAKE = 128 * 1024
 # Probes in a row without an answer that make one look whether this host has moved.
 UNANSWERED = 2
+# More than that, and nothing for so long: the peer may be gone, or be another process by now. TCP is
+# told by a reset; here it makes the connection suspect, which costs a dial where it was wrong.
+SILENCE = 1.0
+# What qh3 says of a connection on which nothing came for too long.
+IDLE = "Idle timeout"
+# Datagrams that leave at a time: as many as the system takes in one call, and others get a turn.
+BURST = 64
 # Timers are not early by more than this, and a timer that is due so soon is due.
 _SLACK = 0.0005
 # A loop that is later than this has stalled. That is nobody's silence, so for qh3 it has not
@@ -62,6 +69,10 @@ class User(Protocol):
         """The other end has shown that this is its address now (RFC 9000 section 9.3)."""
         ...
 
+    def on_silent(self) -> None:
+        """Several probes in a row have gone unanswered."""
+        ...
+
     def on_sent(self, waiting: int) -> None:
         """Something may have left; so many bytes have not."""
         ...
@@ -79,6 +90,8 @@ class Engine:
         self.user: User
         # The other end's address, as of the last packet that left.
         self.remote: Addr = ()
+        # Where it has been found to be.
+        self._place: Addr = ()
         # Connection ids by which the other end may call us.
         self.on_id: Callable[[bytes, bool], None] | None = None
         # Told when it is over, and when nothing is left of it, some time after that.
@@ -88,13 +101,14 @@ class Engine:
         self.on_silence: Callable[[], None] | None = None
         self.over = False
         self.blocked = False
-        self._send = send
+        self.send = send
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._horizon = quic.configuration.idle_timeout / _LOOKS
         # Seconds that our own loop has stood still.
         self._stalled = 0.0
+        self._last = self._heard_at = 0.0
         self._busy = False
         self._soon = False
         # Our streams that exist: to these the core may be written without more ado.
@@ -102,7 +116,7 @@ class Engine:
         self._established = False
         # Bytes received so far by a handshake.
         self._shaking = 0
-        self._dead = False
+        self._dead = self._stopped = False
         self._moved = False
 
     # In ------------------------------------------------------------------------------------------
@@ -146,6 +160,7 @@ class Engine:
         self._busy = True
         try:
             if alive and not self.over:
+                self._heard_at = self._last
                 self.user.on_alive()
             self._tell()
         finally:
@@ -198,6 +213,11 @@ class Engine:
         if self.on_finished is not None:
             self.on_finished()
             self.on_finished = None
+
+    def forget(self) -> None:
+        """Leave nothing of it."""
+        self._dead = True
+        self._gone()
 
     def _gone(self) -> None:
         self.stop()
@@ -271,8 +291,18 @@ class Engine:
         if not self.over and self.quic._core is not None:
             if self._moved:
                 self._moved = False
-                self.user.on_moved(self.remote)
+                self._look_where_it_is()
             self.user.on_sent(self.quic._core.get_send_buffer_size(None))
+
+    def _look_where_it_is(self) -> None:
+        """While a new path is being validated packets go both ways; only the active one counts."""
+        core = self.quic._core
+        assert core is not None
+        place = core.active_path[2]
+        if place != self._place:
+            before, self._place = self._place, place
+            if before:
+                self.user.on_moved(place)
 
     def _transmit(self) -> None:
         core = self.quic._core
@@ -281,17 +311,26 @@ class Engine:
         now = self._now()
         batch: list[bytes] = []
         poll = core.poll_transmit
-        while (datagram := poll(now)) is not None:
+        while len(batch) < BURST and (datagram := poll(now)) is not None:
             if datagram[1] != self.remote:
                 if batch:
-                    self._send(batch, self.remote)
+                    self.send(batch, self.remote)
                     batch = []
-                self._moved = bool(self.remote)
+                self._moved = True
                 self.remote = datagram[1]
             batch.append(datagram[0])
         if batch:
-            self._send(batch, self.remote)
+            self.send(batch, self.remote)
+            if len(batch) >= BURST and not self._soon:
+                self._soon = True
+                self._loop.call_soon(self._end_of_turn)
         self._arm(now)
+
+    @property
+    def stream_limit(self) -> int:
+        """Unidirectional streams that the peer lets us open."""
+        core = self.quic._core
+        return 0 if core is None else core.stream_limits[1]
 
     def waiting_on(self, stream: int) -> int:
         """Bytes of that stream which have not left."""
@@ -314,11 +353,22 @@ class Engine:
         self._finish()
 
     def stop(self) -> None:
+        """No time passes for it any more."""
+        self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     # Time ----------------------------------------------------------------------------------------
+
+    def _notice_silence(self, now: float) -> None:
+        core = self.quic._core
+        if core is None or self.over or core.pto_count < UNANSWERED:
+            return
+        if self.on_silence is not None:
+            self.on_silence()
+        if core.pto_count > UNANSWERED and now >= self._heard_at + SILENCE:
+            self.user.on_silent()
 
     def _look_more_often(self) -> None:
         """The shorter one of both sides' time-outs counts (RFC 9000 section 10.1)."""
@@ -332,18 +382,19 @@ class Engine:
         if self._timer is not None and now > self._timer_at + STALL:
             self._stalled += now - self._timer_at
             now = self._timer_at
+        self._last = now = max(now, self._last)  # what qh3 has been told never goes back
         return now
 
     def _arm(self, now: float) -> None:
         """A timer that is set too early only looks again; so it is rarely set anew."""
-        when = self.quic.get_timer()
+        when = None if self._stopped else self.quic.get_timer()
         if when is None:
             return
         if self._timer is not None:
             if when >= self._timer_at:
                 return
             self._timer.cancel()
-        self._timer_at = min(when, now + self._horizon)
+        self._timer_at = max(now, min(when, now + self._horizon))
         self._timer = self._loop.call_later(max(0.0, self._timer_at - now), self._on_timer)
 
     def _on_timer(self) -> None:
@@ -353,8 +404,6 @@ class Engine:
         if when is not None and when <= now + _SLACK:
             self.quic.handle_timer(max(now, when))
             self._handle()
-            core = self.quic._core
-            if core is not None and core.pto_count >= UNANSWERED and self.on_silence is not None:
-                self.on_silence()
+            self._notice_silence(now)
         elif when is not None:
             self._arm(now)

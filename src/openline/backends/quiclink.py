@@ -19,7 +19,7 @@ from ..config import Config
 from ..core.frames import FRAME_BYTES, HEADROOM, Malformed, TooBig
 from ..core.selection import Endpoint
 from ..core.tracks import MAX_TRACKS
-from ..core.units import BINARY, GOODBYE, HELLO, TEXT, UnitReader, goodbye, header, read_goodbye
+from ..core.units import ANSWER, BINARY, GOODBYE, HELLO, TEXT, UnitReader, goodbye, header, read_goodbye
 from .base import NORMAL, PROTOCOL_ERROR, TOO_BIG, Link, LinkEvents
 from .quicengine import Engine
 from .sockets import ip_of
@@ -82,7 +82,9 @@ class QuicLink(Link):
         self._large: set[int] = set()
         self._pings: dict[int, bytes] = {}
         self._next_ping = 1
+        # The peer's goodbye; and whether it answers ours.
         self._farewell: tuple[int, int, str] | None = None
+        self._answered = False
         self._timer: asyncio.TimerHandle | None = None
         self._closing = self._ended = False
         self._why = ""
@@ -183,6 +185,8 @@ class QuicLink(Link):
         if self._ended:
             return
         self._received += 1
+        if self._farewell is not None and self._received > self._farewell[1]:
+            raise Malformed("more came than the goodbye says")
         if kind == BINARY:
             self.events.on_binary(data)
         elif kind == TEXT:
@@ -196,11 +200,19 @@ class QuicLink(Link):
         if not self._up:
             self._on_first(kind, data)
         elif kind == GOODBYE:
-            if self._farewell is None:
-                self._farewell = read_goodbye(data)
-            self._look_for_the_end()
+            self._on_goodbye(*read_goodbye(data))
         else:
             self._on_unit(kind, data)
+
+    def _on_goodbye(self, code: int, count: int, reason: str) -> None:
+        answer, code = code & ANSWER, code & ~ANSWER
+        if self._answered or (answer and not self._closing) or (not answer and self._farewell is not None):
+            raise Malformed("a goodbye out of place")
+        if count < self._received:
+            raise Malformed("more came than the goodbye says")
+        self._answered = bool(answer)
+        self._farewell = code, count, reason
+        self._look_for_the_end()
 
     def _on_first(self, kind: int, data: memoryview) -> None:
         if kind != HELLO or self.on_hello is None:
@@ -211,6 +223,10 @@ class QuicLink(Link):
         except UnicodeDecodeError:
             raise Malformed("a hello with a character outside ASCII") from None
         on_hello(text)
+
+    def on_silent(self) -> None:
+        if self._up and not self._ended:
+            self.events.on_silent()
 
     def on_moved(self, addr: Addr) -> None:
         ip, port = ip_of(addr), addr[1]
@@ -223,14 +239,16 @@ class QuicLink(Link):
             self.events.on_pong(payload)
 
     def on_sent(self, waiting: int) -> None:
-        if self._outbox and not self._ended:
+        if self._large and not self._ended:
+            engine, streams = self._engine, self._tracks
+            self._large = {track for track in self._large if engine.waiting_on(streams[track])}
             self._pump()
-            if self._outbox:
-                return
         self.backlog = waiting > 0
+        small = waiting - self._large_waiting() if self._large else waiting
+        crowded = len(self._outbox) > MAX_LARGE
         if not self.congested:
-            self.congested = waiting > self._high_water
-        elif waiting <= self._high_water // 4:
+            self.congested = crowded or small > self._high_water
+        elif small <= self._high_water // 4 and not crowded:
             self.congested = False
             if self._up and not self._ended:
                 self.events.on_writable()
@@ -252,21 +270,20 @@ class QuicLink(Link):
         code, count, reason = self._farewell
         if self._received < count:
             return
-        if self._received > count:
-            raise Malformed("more came than the goodbye says")
-        if self._closing:
-            self._hang_up(code)
+        if self._answered:
+            self._hang_up(code)  # both have all of the other's
             return
         self._why = self._why or f"the peer closed it ({code}{': ' + reason if reason else ''})"
-        self._say_goodbye(code, reason)
+        self._say_goodbye(code, reason, ANSWER)
 
-    def _say_goodbye(self, code: int, reason: str) -> None:
-        unit = goodbye(code, self._sent, reason)
+    def _say_goodbye(self, code: int, reason: str, answer: int = 0) -> None:
+        unit = goodbye(code | answer, self._sent, reason)
         self._write_unit(GOODBYE, bytearray(HEADROOM) + unit, 0)
-        self._closing = True
-        self._code, self._reason = code, reason
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(GOODBYE_WAIT, self._hang_up, code)
+        if not self._closing:
+            self._closing = True
+            self._code, self._reason = code, reason
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(GOODBYE_WAIT, self._hang_up, code)
 
     def _hang_up(self, code: int) -> None:
         if not self._ended:
@@ -326,8 +343,6 @@ class QuicLink(Link):
 
     def _pump(self) -> None:
         """Let large units begin, as many as may be on their way; others pass them, on other tracks."""
-        engine = self._engine
-        self._large = {track for track in self._large if engine.waiting_on(self._tracks[track])}
         waiting: set[int] = set()
         for _ in range(len(self._outbox)):
             unit = kind, buffer, track = self._outbox.popleft()
@@ -336,16 +351,16 @@ class QuicLink(Link):
                 waiting.add(track)
                 self._outbox.append(unit)
                 continue
-            self._write_unit(kind, buffer, track)
             if large:
                 self._large.add(track)
-        if self._outbox:
-            self.congested = self.backlog = True
+            self._write_unit(kind, buffer, track)
+        if len(self._outbox) > MAX_LARGE:
+            self.congested = True
 
     def _write_unit(self, kind: int, buffer: bytearray, track: int) -> None:
         stream = self._tracks.get(track)
         if stream is None:
-            stream = self._tracks[track] = self._mine + 4 * len(self._tracks)
+            stream = self._new_stream(track)
         head = header(kind, len(buffer) - HEADROOM)
         start = HEADROOM - len(head)
         buffer[start:HEADROOM] = head
@@ -356,8 +371,24 @@ class QuicLink(Link):
             # The core is over, which its next event tells.
             log.debug("%r: %s", self, error)
             return
-        if engine.waiting > self._high_water:
-            self.congested = self.backlog = True
+        waiting = engine.waiting
+        if waiting > self._high_water:
+            self.backlog = True
+            if waiting - self._large_waiting() > self._high_water:
+                self.congested = True
+
+    def _large_waiting(self) -> int:
+        """Bytes of large units that have not left: nobody else has to wait for them."""
+        engine, streams = self._engine, self._tracks
+        return sum(engine.waiting_on(streams[track]) for track in self._large if track in streams)
+
+    def _new_stream(self, track: int) -> int:
+        """One more, or one that is there where the peer allows no more."""
+        number = len(self._tracks)
+        if self._up and number >= self._engine.stream_limit:
+            number = number % self._engine.stream_limit if self._engine.stream_limit else 0
+        stream = self._tracks[track] = self._mine + 4 * number
+        return stream
 
     def ping(self, payload: bytes) -> None:
         if not self._closing:

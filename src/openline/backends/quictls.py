@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import ipaddress
 import logging
@@ -25,12 +26,16 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from cryptography.x509.oid import NameOID
+from qh3._hazmat import Certificate
 from qh3.quic.configuration import QuicConfiguration
-from qh3.tls import SessionTicket, SignatureAlgorithm
+from qh3.tls import Alert, SessionTicket, SignatureAlgorithm, verify_certificate
 
+from ..address import Address, canonical_ip
 from ..config import Config, Tls
+from ..errors import Refused
 from ..identity import Identity
-from . import tls
+from .tls import certificate as certificate_in
+from .tls import check_pins
 
 ALPN = "openline/1"
 # What a client that goes by the node's proof puts into SNI; it tells nobody whom it dials.
@@ -91,12 +96,15 @@ def server_configuration(config: Config, identity: Identity) -> tuple[QuicConfig
     """For listening; and the DER certificate that clients are shown.
 
     ``Config.tls``'s certificate where there is one, else one made of the identity. Raises ``OSError``
-    and ``ValueError`` where the files cannot be used.
+    (``ssl.SSLError`` is one) where the files cannot be used.
     """
     quic = _configuration(config, is_client=False)
     if config.tls is not None and config.tls.cert is not None:
-        chain, key, der = Path(config.tls.cert).read_bytes(), _key(config.tls), tls.certificate(config.tls)
-        quic.load_cert_chain(chain, key)
+        try:
+            chain, der = Path(config.tls.cert).read_bytes(), certificate_in(config.tls)
+            quic.load_cert_chain(chain, _key(config.tls))
+        except (ValueError, TypeError) as error:
+            raise ssl.SSLError(f"{config.tls.cert}, {config.tls.key}: {error}") from None
         return quic, der
     pem = certificate_of(identity)
     quic.load_cert_chain(pem, identity.to_pem())
@@ -110,21 +118,72 @@ def _key(config: Tls) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def client_configuration(config: Config, host: str | None, ticket: SessionTicket | None) -> QuicConfiguration:
-    """For one dial. ``host`` is None where the node's proof is all that counts.
-
-    Else the certificate must be one that ``Config.tls.ca`` or the pins vouch for.
-    """
+def client_configuration(config: Config, ticket: SessionTicket | None) -> QuicConfiguration:
+    """For one dial. Certificates are judged by ``Trust``, before anything of ours leaves."""
     quic = _configuration(config, is_client=True)
     quic.signature_algorithms = list(_SIGNATURES)
+    if ticket is not None and not config.zero_rtt:
+        ticket = dataclasses.replace(ticket, max_early_data_size=None)  # or qh3 offers early data
     quic.session_ticket = ticket
     quic.verify_mode = ssl.CERT_NONE
     quic.server_name = SERVER_NAME
-    if host is not None and config.tls is not None and config.tls.ca and not config.tls.pins:
-        quic.verify_mode = ssl.CERT_REQUIRED
-        quic.cafile = config.tls.ca
-        quic.server_name = host.partition("%")[0]
     return quic
+
+
+class Trust:
+    """What a certificate must be where an address says ``quic://`` (rule 3.6): pinned, or from the CA.
+
+    Where there are neither pins nor a CA the node's proof is all that counts. Raises ``OSError``
+    where the CA's file cannot be used.
+    """
+
+    def __init__(self, config: Tls | None) -> None:
+        self._tls = config
+        self._ca = b""
+        self._known: set[bytes] = set()
+        if config is not None and config.ca and not config.pins:
+            self._ca = Path(config.ca).read_bytes()
+            try:
+                found = x509.load_pem_x509_certificates(self._ca)
+            except ValueError as error:
+                raise ssl.SSLError(f"{config.ca}: {error}") from None
+            self._known = {certificate.public_bytes(Encoding.DER) for certificate in found}
+
+    def check(self, address: Address, shown: bytes, chain: list[Any]) -> None:
+        """Raises ``Refused``."""
+        check_pins(self._tls, shown, str(address))
+        if not self._ca:
+            return
+        host = address.host.partition("%")[0]
+        try:
+            certificate = x509.load_der_x509_certificate(shown)
+            _check_dates(certificate)
+            if shown in self._known:
+                _check_name(certificate, host)  # as OpenSSL has it: what is in the file is trusted
+            else:
+                verify_certificate(Certificate(shown), chain, cadata=self._ca, server_name=host)
+        except (ValueError, Alert) as error:
+            raise Refused(f"{address}: the peer's certificate is not trusted: {error}") from None
+
+
+def _check_dates(certificate: x509.Certificate) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    if now > certificate.not_valid_after_utc:
+        raise ValueError(f"it has expired on {certificate.not_valid_after_utc:%Y-%m-%d}")
+    if now < certificate.not_valid_before_utc:
+        raise ValueError(f"it is not valid before {certificate.not_valid_before_utc:%Y-%m-%d}")
+
+
+def _check_name(certificate: x509.Certificate, host: str) -> None:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        raise ValueError("it names no host") from None
+    ips = {str(ip) for ip in names.get_values_for_type(x509.IPAddress)}
+    hosts = {name.lower() for name in names.get_values_for_type(x509.DNSName)}
+    wild = "*." + host.partition(".")[2]
+    if not (canonical_ip(host) in ips if canonical_ip(host) else {host, wild} & hosts):
+        raise ValueError(f"it is for {', '.join(sorted(ips | hosts))}, not for {host}")
 
 
 def _configuration(config: Config, *, is_client: bool) -> QuicConfiguration:

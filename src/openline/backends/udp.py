@@ -65,7 +65,8 @@ class Datagrams(asyncio.DatagramProtocol):
 
     def error_received(self, exc: Exception) -> None:
         if isinstance(exc, OSError):
-            self._on_error(exc)
+            # Its traceback holds the frame that holds it, and with that the socket.
+            self._on_error(exc.with_traceback(None))
 
     def pause_writing(self) -> None:
         self.blocked = True

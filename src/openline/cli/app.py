@@ -18,6 +18,7 @@ from .common import (
     USAGE,
     Failure,
     check_address,
+    check_backend,
     complain,
     configured,
     default_identity,
@@ -46,7 +47,8 @@ Addr = Annotated[
     str,
     typer.Argument(
         metavar="ADDR",
-        help="Where the peer is: host:port, ws:// or wss://, also NODEID@host:port; IPv6 as \\[::1]:8770.",
+        help="Where the peer is: host:port (QUIC, else WebSocket), or with quic://, ws:// or wss://; "
+        "also NODEID@host:port; IPv6 as \\[::1]:8770.",
     ),
 ]
 Payload = Annotated[
@@ -111,7 +113,8 @@ def _demo() -> int:
 
     A route breaks so that every new connection from B to A is refused, while the
     connection that A opened still works. Two ways to send, side by side; then the
-    line goes silent. Nothing leaves this machine, and nothing stays behind.
+    line goes silent. All of it over WebSocket and over QUIC. Nothing leaves this
+    machine, and nothing stays behind.
     """
     from .demo import run_demo
 
@@ -139,10 +142,12 @@ def _listen(
     """Print every message that arrives; send the lines of standard input.
 
     With --json both are JSON, one object per line, so that a program in any
-    language can join.
+    language can join. It listens with WebSocket on the TCP port and with QUIC on
+    the UDP port of that number, or says why not.
 
     Examples:
       openline listen
+      openline listen 8770 --backend websocket
       openline listen 8770 --json --peer 10.0.0.2:8770 --name alice
 
     Lines of input, the second one asks for an answer:
@@ -152,8 +157,10 @@ def _listen(
     Ctrl-C or SIGTERM ends it. So does the end of standard input (Ctrl-D), except
     where nothing ever came from there, as from /dev/null: then it goes on.
     """
-    peers = tuple(str(openline.Address.parse(address)) for address in peer or ())
-    return run(listen(config, Options(port, host, peers, json, stay)))
+    peers = [openline.Address.parse(address) for address in peer or ()]
+    for address in peers:
+        check_backend(config, address)
+    return run(listen(config, Options(port, host, tuple(map(str, peers)), json, stay)))
 
 
 @app.command("send")
@@ -178,7 +185,12 @@ def _send(
     Examples:
       openline send 10.0.0.2:8770 '{"job": 7}'
       openline send 10.0.0.2:8770 hello --type status --stream log
+      openline send quic://10.0.0.2:8770 hello --pin "$PIN"
       openline send wss://agents.example - --ca ca.pem < job.json
+
+    The receipt names the backend that carried it. A bare host:port is dialed by
+    QUIC, and by WebSocket where QUIC has failed or not answered within 250 ms;
+    --backend changes that.
 
     Exit code 1 means that it did not get there; the message names every path that
     was tried and why each failed.
@@ -202,11 +214,12 @@ def _request(
 ) -> int:
     """Send one message and print the payload of its answer, as JSON.
 
-    Standard output holds the answer and nothing else.
+    Standard output holds the answer and nothing else; -v says on stderr what
+    carried it.
 
     Examples:
       openline request 10.0.0.2:8770 '{"status": "?"}' | jq .load
-      openline request 10.0.0.2:8770 "how are you?" --timeout 2
+      openline request quic://10.0.0.2:8770 "how are you?" --timeout 2
     """
     check_address(config, addr)
     message = openline.Message(type=type, payload=read_payload(payload), stream_id=read_stream(stream))
@@ -230,15 +243,16 @@ def _ping(
 ) -> int:
     """Measure the round trip to a peer; see when it can be reached and when not.
 
-    The peer's transport answers, so this works however busy its program is, and
-    it works with any WebSocket server.
+    Each line names the backend that carried it. The peer's transport answers, so
+    this works however busy its program is, and it works with any WebSocket server.
 
     Examples:
       openline ping 10.0.0.2:8770
-      openline ping 10.0.0.2:8770 -c 5 -i 0.2
+      openline ping 10.0.0.2:8770 -c 5 -i 0.2 --backend quic
 
     Exit code 0 if any ping was answered, else 1.
     """
+    check_address(config, addr)
     return run(ping(config, addr, count, interval, timeout))
 
 

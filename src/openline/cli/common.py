@@ -12,6 +12,7 @@ import ssl
 import sys
 import tomllib
 from collections.abc import AsyncIterator, Callable, Coroutine
+from enum import StrEnum
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +28,14 @@ OPTIONS = "these options"
 _SHARED = "Connections and configuration"
 _FILE = {"exists": True, "dir_okay": False, "readable": True, "rich_help_panel": _SHARED}
 
+
+class Backend(StrEnum):
+    """``openline.config.BackendName`` as an option takes it."""
+
+    QUIC = "quic"
+    WEBSOCKET = "websocket"
+
+
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", help="Read openline.Config from this TOML or JSON file.", **_FILE),
@@ -34,16 +43,30 @@ ConfigFile = Annotated[
 Name = Annotated[
     str | None, typer.Option("--name", help="The name that peers are shown.", rich_help_panel=_SHARED)
 ]
-Cert = Annotated[Path | None, typer.Option("--cert", help="PEM certificate: listeners serve wss.", **_FILE)]
+Backends = Annotated[
+    list[Backend] | None,
+    typer.Option(
+        "--backend",
+        metavar="quic|websocket",
+        help="Use only this. Repeatable: a bare host:port is dialed by the first, then by the next.",
+        show_default="quic, then websocket",
+        rich_help_panel=_SHARED,
+    ),
+]
+Cert = Annotated[
+    Path | None,
+    typer.Option("--cert", help="PEM certificate: listeners serve wss, and show it in QUIC.", **_FILE),
+]
 Key = Annotated[Path | None, typer.Option("--key", help="PEM key of --cert.", **_FILE)]
 Ca = Annotated[
-    Path | None, typer.Option("--ca", help="PEM file to trust for wss, in place of the system's.", **_FILE)
+    Path | None,
+    typer.Option("--ca", help="PEM file to trust for wss:// (not the system's then) and quic://.", **_FILE),
 ]
 Pin = Annotated[
     list[str] | None,
     typer.Option(
         "--pin",
-        help="sha256/<base64> of a peer's certificate: then only that is trusted. Repeatable.",
+        help="sha256/<base64> of a peer's certificate: then wss:// and quic:// trust only that. Repeatable.",
         rich_help_panel=_SHARED,
     ),
 ]
@@ -109,6 +132,7 @@ def configured(command: Callable[..., int]) -> Callable[..., int]:
 def make_config(
     config: ConfigFile = None,
     name: Name = None,
+    backend: Backends = None,
     cert: Cert = None,
     key: Key = None,
     ca: Ca = None,
@@ -122,6 +146,8 @@ def make_config(
     settings = read_settings(config) if config else {}
     if name is not None:
         settings["name"] = name
+    if backend:
+        settings["backends"] = [each.value for each in dict.fromkeys(backend)]
     if allow:
         settings["allow"] = allow
     tls = {"cert": cert and str(cert), "key": key and str(key), "ca": ca and str(ca), "pins": pin}
@@ -136,11 +162,26 @@ def make_config(
 
 
 def check_address(config: openline.Config, text: str) -> None:
-    """An address that can be parsed, and to which the pins that were given mean something."""
+    """An address that can be parsed and dialed, and to which the pins that were given mean something."""
     address = openline.Address.parse(text)
-    if config.tls is not None and config.tls.pins and address.scheme != "wss":
-        wss = f"wss://{address.netloc}" if address.dialable else "wss://host:port"
-        raise Failure(f"pins hold for wss:// addresses only, and {text} is not encrypted: write {wss}", USAGE)
+    check_backend(config, address)
+    if config.tls is not None and config.tls.pins and address.scheme not in ("wss", "quic"):
+        what = " or ".join(_with_scheme(address, scheme) for scheme in ("wss", "quic"))
+        raise Failure(f"pins hold for wss:// and quic:// addresses only: not {text}, but {what}", USAGE)
+
+
+def check_backend(config: openline.Config, address: openline.Address) -> None:
+    needed = "quic" if address.scheme == "quic" else "websocket"
+    if address.scheme is not None and needed not in config.backends:
+        only = ", ".join(config.backends)
+        raise Failure(f"{address} needs the backend {needed}, and only {only} may be used", USAGE)
+
+
+def _with_scheme(address: openline.Address, scheme: str) -> str:
+    if not address.dialable:
+        return f"{scheme}://{address}@host:port"
+    path = address.path if scheme == "wss" else "/"
+    return str(msgspec.structs.replace(address, scheme=scheme, path=path))
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -200,8 +241,12 @@ async def transport(config: openline.Config) -> AsyncIterator[openline.Transport
     """``load_transport``, with TLS files that cannot be used as a usage error."""
     try:
         loaded = await openline.load_transport(config)
-    except OSError as error:
-        reason = error if isinstance(error, ssl.SSLError) else describe(error)
+    except openline.InvalidIdentity:
+        raise
+    except (OSError, ValueError, TypeError) as error:  # TypeError: a key that needs a password
+        reason = (
+            describe(error) if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else error
+        )
         raise Failure(f"cannot use the TLS files: {reason}", USAGE) from None
     async with loaded:
         yield loaded
@@ -249,3 +294,8 @@ def _on_signals(callback: Callable[[signal.Signals], None]) -> None:
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             with contextlib.suppress(NotImplementedError):  # Windows: KeyboardInterrupt does it
                 loop.add_signal_handler(number, callback, number)
+
+
+def carriers(t: openline.Transport) -> str:
+    """What really carries the live connections: for a command that has one, its backend."""
+    return " and ".join(t.stats().backends)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 
-from openline.testing.netns import LabError, availability
+from openline import capabilities
+from openline.config import BackendName
+from openline.testing.netns import HostName, LabError, availability
 
-from .demo_screen import Outcome, Screen
-from .demo_stage import Loopback, Namespaces, Program, ProgramError, Stage
+from .demo_program import Pair, ProgramError
+from .demo_screen import Comparison, Outcome, Screen
+from .demo_stage import PORTS, Loopback, Namespaces, Stage
 
 HELLOS = 3
 MESSAGES = 20
@@ -16,6 +19,7 @@ PATIENCE = 10.0
 SEEN_WITHIN = 0.1  # a state is looked at from outside, and on a busy machine
 IDLE_TIMEOUT = 30.0  # openline's default
 INTERRUPTED = 130
+PLAIN: dict[BackendName, str] = {"websocket": "TCP", "quic": "UDP"}
 
 
 def run_demo(idle_timeout: float = IDLE_TIMEOUT, namespaces: bool = True) -> int:
@@ -39,19 +43,29 @@ def show(screen: Screen, idle_timeout: float, namespaces: bool) -> int:
 
 def choose_stage(screen: Screen, idle_timeout: float, namespaces: bool) -> Stage:
     here = availability()
-    if here and namespaces:
+    stage = Namespaces if here and namespaces else Loopback
+    if stage is Namespaces:
         screen.say(
             "Two Linux hosts, A and B (network namespaces on this machine), joined by one virtual cable. "
-            "Each runs a real openline program; the faults are the kernel's own. "
+            "The openline programs on them are real processes, and the faults are the kernel's own. "
             "Nothing leaves this machine."
         )
-        return Namespaces(idle_timeout)
-    screen.warn(f"Not on virtual hosts: {'not asked for' if here else here.reason}.")
-    screen.warn(
-        "So this is the same story on loopback, with INJECTED faults: B's dialer is told to fail, and A "
-        "reaches B through a relay that can go silent. The two openline programs are real processes."
-    )
-    return Loopback(idle_timeout)
+    else:
+        screen.warn(f"Not on virtual hosts: {'not asked for' if here else here.reason}.")
+        screen.warn(
+            "So this is the same story on loopback, with INJECTED faults: B's dialers are told to fail, and "
+            "A reaches B through relays that can go silent. The openline programs are real processes."
+        )
+    return stage(idle_timeout, choose_backends(screen))
+
+
+def choose_backends(screen: Screen) -> list[BackendName]:
+    found = capabilities()
+    for backend, reason in found.unavailable.items():
+        screen.warn(f"Not over {backend}: {reason}.")
+    backends = [backend for backend in PORTS if backend in found.backends]
+    screen.say(f"A and B have a program for each backend: {' and '.join(backends)}.")
+    return backends
 
 
 async def play(screen: Screen, stage: Stage, idle_timeout: float) -> list[str]:
@@ -64,13 +78,15 @@ async def play(screen: Screen, stage: Stage, idle_timeout: float) -> list[str]:
 
 
 class Story:
+    """The same one on every line, each of which has its own pair of programs."""
+
     def __init__(self, screen: Screen, stage: Stage, idle_timeout: float) -> None:
         self._screen = screen
         self._stage = stage
         self._interval = idle_timeout / 6
-        self._a: Program = stage.programs["A"]
-        self._b: Program = stage.programs["B"]
         self._injected = " (injected)" if stage.injected else ""
+        # Of each pair's A, until the cut.
+        self._stalled: dict[str, float] = {}
         self._failures: list[str] = []
 
     async def tell(self) -> list[str]:
@@ -84,67 +100,75 @@ class Story:
 
     async def _exchange(self) -> None:
         self._screen.step("A dials B, and they talk")
-        await self._a.ask("connect", to=join(self._stage.b_from_a))
-        for sender, receiver in (("A", "B"), ("B", "A")):
-            outcome = await self._send(sender, receiver, "send", HELLOS)
-            text = f"{sender} to {receiver}: {outcome.score} delivered, over {outcome.line(sender)}"
-            self._report(outcome.all_arrived_at_once, text)
+        for pair in self._stage.pairs:
+            await pair.programs["A"].ask("connect", to=join(pair.b_from_a))
+            await self._talk(pair, "A", "B")
+            await self._talk(pair, "B", "A")
+
+    async def _talk(self, pair: Pair, sender: HostName, receiver: HostName) -> None:
+        outcome = await send(pair, sender, receiver, "send", HELLOS)
+        text = f"{sender} to {receiver}: {outcome.score} delivered, over {outcome.line(sender)}"
+        self._report(outcome.all_arrived_at_once and outcome.by(pair.backend), text)
 
     async def _break_route(self) -> None:
         self._screen.step("B's route to A breaks" + self._injected)
         await self._stage.break_route()
         self._screen.say("B now has a stale route: every new connection to A is refused on the spot.")
-        host, port = self._stage.listening["A"]
-        error = await self._b.ask("dial", host=host, port=port) or "it connects"
-        self._report("EHOSTUNREACH" in error, f"plain connect from B to {host}:{port}: {error}")
+        for pair in self._stage.pairs:
+            host, port = pair.listening["A"]
+            error = await pair.programs["B"].ask("dial", host=host, port=port) or "it connects"
+            text = f"plain {PLAIN[pair.backend]} connect from B to {host}:{port}: {error}"
+            self._report("EHOSTUNREACH" in error, text)
 
     async def _two_columns(self) -> None:
         self._screen.step(f"B sends {MESSAGES} messages to A, in two ways")
-        dialing = await self._send("B", "A", "send_dialing", MESSAGES)
-        answering = await self._send("B", "A", "send", MESSAGES)
-        self._screen.side_by_side(dialing, answering)
+        comparisons = [await compare(pair) for pair in self._stage.pairs]
+        self._screen.side_by_side(comparisons)
         self._screen.say("openline answers on the line that is already open: the one A opened to B.")
-        self._expect(dialing.delivered == 0, "always dialing should deliver nothing")
-        self._expect(answering.all_arrived_at_once, "openline should deliver all at once, dialing nothing")
+        for each in comparisons:
+            nothing, everything = each.dialing.delivered == 0, each.answering.all_arrived_at_once
+            self._expect(nothing, f"{each.backend}: always dialing should deliver nothing")
+            self._expect(everything, f"{each.backend}: openline should deliver all at once, dialing nothing")
+            self._expect(each.answering.by(each.backend), f"{each.backend} should carry it all")
 
     async def _cut_and_recover(self) -> None:
         self._screen.step("The cable goes silent: packets vanish, nobody gets an error" + self._injected)
         self._screen.limits(self._interval)
+        self._stalled = {pair.backend: await pair.programs["A"].ask("stalls") for pair in self._stage.pairs}
         cut = time.monotonic()
         self._stage.cut()
         self._screen.moment(0, "the cable is cut")
-        await self._moment("suspect", cut, 2, "A suspects the line: its ping was not answered")
-        await self._moment("gone", cut, 3, "A gives the line up for dead")
+        with self._screen.waiting("waiting for A to notice"):
+            await asyncio.gather(*(self._notice(pair, cut) for pair in self._stage.pairs))
         self._stage.heal()
         self._screen.moment(time.monotonic() - cut, "the cable works again; B's route stays broken")
-        await self._moment("live", cut, 6, "recovered: A has dialed B again by itself")
-        after = await self._send("B", "A", "send", 1)
+        with self._screen.waiting("waiting for A to dial B again"):
+            await asyncio.gather(*(self._recover(pair, cut) for pair in self._stage.pairs))
+
+    async def _notice(self, pair: Pair, cut: float) -> None:
+        line = f"{pair.backend} line"
+        await self._moment(pair, "suspect", cut, 2, f"A suspects the {line}: its ping was not answered")
+        await self._moment(pair, "gone", cut, 3, f"A gives the {line} up for dead")
+
+    async def _recover(self, pair: Pair, cut: float) -> None:
+        text = f"recovered: A has opened a new {pair.backend} line to B by itself"
+        await self._moment(pair, "live", cut, 6, text)
+        after = await send(pair, "B", "A", "send", 1)
         text = f"B to A: {after.score} delivered, over {after.line('B')}"
         self._screen.moment(time.monotonic() - cut, text)
-        self._expect(after.all_arrived_at_once, text)
+        self._expect(after.all_arrived_at_once and after.by(pair.backend), text)
 
     # What they are made of
 
-    async def _send(self, sender: str, receiver: str, way: str, count: int) -> Outcome:
-        """Send messages one way, and count those that really arrived at the other end."""
-        source, sink = self._program(sender), self._program(receiver)
-        tag = f"{way} {time.monotonic()}"
-        before = len(await sink.ask("receive", count=0, timeout=0))
-        payloads = [[tag, number] for number in range(count)]
-        reports = await source.ask(way, to=self._address(receiver), payloads=payloads)
-        hoped = sum(report["error"] is None for report in reports)
-        received = await sink.ask("receive", count=before + hoped, timeout=5)
-        delivered = len({payload[1] for payload in received if payload[0] == tag})
-        return Outcome(delivered, reports)
-
-    async def _moment(self, state: str, cut: float, intervals: float, text: str) -> None:
+    async def _moment(self, pair: Pair, state: str, cut: float, intervals: float, text: str) -> None:
         """Wait for a state of A's line, which is promised within some intervals of the cut."""
         limit = intervals * self._interval
-        with self._screen.waiting(f"waiting for: {text}"):
-            event = await self._a.event(event="line", state=state, timeout=limit + PATIENCE)
+        a = pair.programs["A"]
+        event = await a.event(event="line", state=state, since=cut, timeout=limit + PATIENCE)
         seconds = float(event["at"]) - cut
         self._screen.moment(seconds, text)
-        in_time = seconds <= limit + SEEN_WITHIN + self._excuse(float(event["stalled"]))
+        excuse = self._excuse(float(event["stalled"]) - self._stalled[pair.backend])
+        in_time = seconds <= limit + SEEN_WITHIN + excuse
         self._expect(in_time, f"{text}, but after {limit:.1f} s at most")
 
     def _excuse(self, stalled: float) -> float:
@@ -162,11 +186,24 @@ class Story:
         if not condition:
             self._failures.append(text)
 
-    def _program(self, name: str) -> Program:
-        return self._a if name == "A" else self._b
 
-    def _address(self, name: str) -> str:
-        return join(self._stage.b_from_a if name == "B" else self._stage.listening["A"])
+async def compare(pair: Pair) -> Comparison:
+    dialing = await send(pair, "B", "A", "send_dialing", MESSAGES)
+    return Comparison(pair.backend, dialing, await send(pair, "B", "A", "send", MESSAGES))
+
+
+async def send(pair: Pair, sender: HostName, receiver: HostName, way: str, count: int) -> Outcome:
+    """Send messages one way, and count those that really arrived at the other end."""
+    source, sink = pair.programs[sender], pair.programs[receiver]
+    to = join(pair.b_from_a if receiver == "B" else pair.listening["A"])
+    tag = f"{way} {time.monotonic()}"
+    before = len(await sink.ask("receive", count=0, timeout=0))
+    payloads = [[tag, number] for number in range(count)]
+    reports = await source.ask(way, to=to, payloads=payloads)
+    hoped = sum(report["error"] is None for report in reports)
+    received = await sink.ask("receive", count=before + hoped, timeout=5)
+    delivered = len({payload[1] for payload in received if payload[0] == tag})
+    return Outcome(delivered, reports)
 
 
 def join(address: tuple[str, int]) -> str:

@@ -1,6 +1,6 @@
 """One openline program of the demo: commands come in as lines of JSON, answers and events go out.
 
-Run as `python -m openline.cli.demo_node NAME HOST PORT IDLE_TIMEOUT`.
+Run as `python -m openline.cli.demo_node NAME BACKEND HOST PORT IDLE_TIMEOUT`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from contextlib import AbstractAsyncContextManager
+from typing import Any, cast
 
 import openline
 from openline.backends.sockets import SockAddr, describe, open_socket
+from openline.config import BackendName
 
 Command = Callable[..., Awaitable[Any]]
 LOOK_EVERY = 0.02
@@ -28,13 +30,36 @@ STALL = 0.1
 class Dialer:
     """Opens sockets; refuses some addresses where the demo cannot have the kernel do that."""
 
-    def __init__(self) -> None:
+    def __init__(self, backend: BackendName) -> None:
         self.refused: set[tuple[str, int]] = set()
+        self._backend = backend
 
-    async def open(self, family: socket.AddressFamily, address: SockAddr) -> socket.socket:
+    async def open_tcp(self, family: socket.AddressFamily, address: SockAddr) -> socket.socket:
+        self._check(address)
+        return await open_socket(family, address)
+
+    async def open_udp(self, family: socket.AddressFamily, address: SockAddr) -> socket.socket:
+        from openline.backends.udp import open_udp  # loads qh3: not where nothing goes by QUIC
+
+        self._check(address)
+        return await open_udp(family, address)
+
+    def _check(self, address: SockAddr) -> None:
         if (address[0], address[1]) in self.refused:
             raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
-        return await open_socket(family, address)
+
+    async def try_plainly(self, address: tuple[str, int]) -> None:
+        """Without openline: a TCP connect, or a UDP connect and one byte. Raises `OSError`."""
+        if self._backend == "quic":
+            with await self.open_udp(socket.AF_INET, address) as sock:
+                sock.send(b"?")
+        else:
+            (await self.open_tcp(socket.AF_INET, address)).close()
+
+    def load(self, **settings: Any) -> AbstractAsyncContextManager[openline.Transport]:
+        """A transport that has the one backend, and dials here."""
+        config = openline.Config(backends=(self._backend,), **settings)
+        return openline.load_transport(config, opener=self.open_tcp, udp_opener=self.open_udp)
 
 
 class Node:
@@ -43,6 +68,8 @@ class Node:
     def __init__(self, transport: openline.Transport, dialer: Dialer) -> None:
         self.transport = transport
         self.received: list[Any] = []
+        # Seconds in which this program was not let run.
+        self.stalled = 0.0
         self._dialer = dialer
         self._news = asyncio.Event()
         self.commands: dict[str, Command] = {
@@ -52,6 +79,7 @@ class Node:
             "dial": self.dial,
             "receive": self.receive,
             "refuse": self.refuse,
+            "stalls": self.stalls,
         }
         transport.on_message(self._on_message)
 
@@ -70,14 +98,14 @@ class Node:
         """Send each as a transport that always dials does: on a socket of its own."""
         reports = []
         for payload in payloads:
-            async with openline.load_transport(opener=self._dialer.open) as fresh:
+            async with self._dialer.load() as fresh:
                 reports.append(await report(fresh, to, payload))
         return reports
 
     async def dial(self, host: str, port: int) -> str | None:
-        """A plain TCP connect, without openline: the error, or None when it worked."""
+        """A plain connect, without openline: the error, or None when it worked."""
         try:
-            (await asyncio.wait_for(self._dialer.open(socket.AF_INET, (host, port)), 5)).close()
+            await asyncio.wait_for(self._dialer.try_plainly((host, port)), 5)
         except OSError as error:
             return describe(error)
         return None
@@ -94,6 +122,9 @@ class Node:
     async def refuse(self, host: str, port: int) -> None:
         """Let every fresh connect there fail as on a stale route."""
         self._dialer.refused.add((host, port))
+
+    async def stalls(self) -> float:
+        return self.stalled
 
     def line_state(self) -> str:
         """The state of the one peer."""
@@ -112,25 +143,29 @@ async def try_to_send(transport: openline.Transport, to: str, payload: Any) -> d
         receipt = await transport.send(to, openline.Message(payload=payload))
     except openline.Unreachable as error:
         reasons = "; ".join(reason for _, reason in error.tried)
-        return {"attempts": len(error.tried), "direction": None, "error": reasons}
+        return {"attempts": len(error.tried), "line": None, "error": reasons}
     except (openline.Error, TimeoutError) as error:
-        return {"attempts": 1, "direction": None, "error": str(error)}
-    return {"attempts": receipt.attempts, "direction": receipt.direction, "error": None}
+        return {"attempts": 1, "line": None, "error": str(error)}
+    return {"attempts": receipt.attempts, "line": (receipt.direction, receipt.backend), "error": None}
 
 
 def tell(**what: Any) -> None:
     print(json.dumps(what), flush=True)
 
 
+def tell_event(event: str, **what: Any) -> None:
+    tell(event=event, **{"at": time.monotonic(), **what})
+
+
 async def watch(node: Node) -> None:
     """Tell every change of the line's state: when it was seen, and our own stalls so far."""
-    before, stalled, due = "", 0.0, time.monotonic()
+    before, due = "", time.monotonic()
     while True:
         now = time.monotonic()
         late = now - due
-        stalled += late if late > STALL else 0.0
+        node.stalled += late if late > STALL else 0.0
         if (state := node.line_state()) != before:
-            tell(event="line", state=state, at=now, stalled=stalled)
+            tell_event("line", state=state, at=now, stalled=node.stalled)
             before = state
         due = now + LOOK_EVERY
         await asyncio.sleep(LOOK_EVERY)
@@ -151,13 +186,12 @@ async def carry_out(node: Node, order: dict[str, Any]) -> None:
         tell(id=number, error=f"{do}: {error}")
 
 
-async def live(name: str, host: str, port: int, idle_timeout: float) -> None:
-    config = openline.Config(name=name, max_idle_timeout=idle_timeout)
-    dialer = Dialer()
-    async with openline.load_transport(config, opener=dialer.open) as transport:
+async def live(name: str, backend: BackendName, host: str, port: int, idle_timeout: float) -> None:
+    dialer = Dialer(backend)
+    async with dialer.load(name=name, max_idle_timeout=idle_timeout) as transport:
         node = Node(transport, dialer)
         listener = await transport.listen(port, host=host)
-        tell(event="listening", port=listener.port)
+        tell_event("listening", port=listener.port)
         watcher = asyncio.create_task(watch(node))
         await obey(node)
         watcher.cancel()
@@ -166,9 +200,9 @@ async def live(name: str, host: str, port: int, idle_timeout: float) -> None:
 def main() -> None:
     # The demo tells the story itself.
     logging.getLogger("openline").addHandler(logging.NullHandler())
-    name, host, port, idle_timeout = sys.argv[1:]
+    name, backend, host, port, idle_timeout = sys.argv[1:]
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(live(name, host, int(port), float(idle_timeout)))
+        asyncio.run(live(name, cast(BackendName, backend), host, int(port), float(idle_timeout)))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ from rich.padding import Padding
 from rich.table import Table
 
 from openline import Config
+from openline.config import BackendName
 
 MAX_WIDTH = 100
 INDENT = 3
+ROWS = ("delivered", "attempts each", "connections created", "carried by", "errors")
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,27 @@ class Outcome:
         """Which connection carried them, by what the receipts say."""
         other = {"A": "B", "B": "A"}[sender]
         openers = {"outbound": sender, "inbound": other}
-        used = {openers[report["direction"]] for report in self.reports if report["direction"]}
-        return " and ".join(f"the line {opener} opened" for opener in sorted(used)) or "none"
+        used = {(openers[direction], backend) for direction, backend in self._lines}
+        return (
+            " and ".join(f"the {backend} line {opener} opened" for opener, backend in sorted(used)) or "none"
+        )
+
+    def by(self, backend: str) -> bool:
+        """Did nothing else carry them?"""
+        return {used for _, used in self._lines} <= {backend}
+
+    @property
+    def _lines(self) -> Sequence[tuple[str, str]]:
+        return [tuple(report["line"]) for report in self.reports if report["line"]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same messages over one backend, in two ways."""
+
+    backend: BackendName
+    dialing: Outcome
+    answering: Outcome
 
 
 class Screen:
@@ -100,14 +121,17 @@ class Screen:
     def waiting(self, text: str) -> AbstractContextManager[object]:
         return self.console.status(text)
 
-    def side_by_side(self, dialing: Outcome, openline: Outcome) -> None:
-        table = Table("", "always dial", "openline")
-        table.columns[1].style, table.columns[2].style = "red", "green"
-        table.add_row("delivered", f"[bold]{dialing.score}[/]", f"[bold]{openline.score}[/]")
-        table.add_row("attempts per message", dialing.tries, openline.tries)
-        table.add_row("connections created", str(dialing.created), str(openline.created))
-        table.add_row("carried by", dialing.line("B"), openline.line("B"))
-        table.add_row("errors", escape(dialing.error), escape(openline.error))
+    def side_by_side(self, comparisons: Sequence[Comparison]) -> None:
+        table = Table("")
+        columns: list[list[str]] = []
+        for comparison in comparisons:
+            table.add_column(f"{comparison.backend}\nalways dial", style="red")
+            table.add_column(f"{comparison.backend}\nopenline", style="green")
+            columns += [
+                _column(comparison.backend, way) for way in (comparison.dialing, comparison.answering)
+            ]
+        for label, *cells in zip(ROWS, *columns, strict=True):
+            table.add_row(label, *cells)
         self.console.print(Padding.indent(table, INDENT))
 
     def verdict(self, failures: Sequence[str]) -> None:
@@ -119,3 +143,10 @@ class Screen:
 
     def stopped(self) -> None:
         self.console.print("\nStopped. Everything it made is cleaned up again.")
+
+
+def _column(backend: str, outcome: Outcome) -> list[str]:
+    # The columns are narrow: the backend is above them, and an error's name has a line of its own.
+    line = outcome.line("B").replace(f"the {backend} line", "the line")
+    errors = escape(outcome.error.replace(": ", "\n"))
+    return [f"[bold]{outcome.score}[/]", outcome.tries, str(outcome.created), line, errors]

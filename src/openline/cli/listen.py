@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import get_args
 
 import msgspec
 
 import openline
 from openline.backends.sockets import describe
+from openline.config import BackendName
 
 from .common import Failure, complain, transport
 from .outbox import Outbox
@@ -54,6 +56,8 @@ class Session:
             {
                 "listening": listener.port,
                 "address": listener.address,
+                "addresses": addresses(listener),
+                "unavailable": left_out(listener, t.config),
                 "name": t.config.name,
                 "nodeId": t.node_id,
             }
@@ -99,3 +103,23 @@ class Session:
     def _goes_on_without(self, source: Input) -> bool:
         """A daemon has /dev/null for input; a program that has written there and then closed it is done."""
         return self._options.stay or (source.was_empty and not source.is_terminal)
+
+
+def addresses(listener: openline.Listener) -> list[str]:
+    """One for each backend that really listens."""
+    place = listener.address.partition("://")[2]
+    schemes = {"websocket": "wss" if listener.secure else "ws"}
+    return [f"{schemes.get(backend, backend)}://{place}" for backend in listener.backends]
+
+
+def left_out(listener: openline.Listener, config: openline.Config) -> dict[str, str]:
+    """Why the other backends do not listen."""
+    here = openline.capabilities().unavailable
+    reasons = {}
+    for name in get_args(BackendName):
+        if name not in config.backends:
+            reasons[name] = "not asked for"
+        elif name not in listener.backends:
+            # The log has said what the system says of it.
+            reasons[name] = here.get(name, f"UDP port {listener.port} cannot be had")
+    return reasons

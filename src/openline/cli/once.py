@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import Any
@@ -11,9 +12,11 @@ import msgspec
 import openline
 from openline.message import StreamId, new_id
 
-from .common import USAGE, Failure, complain, transport
+from .common import USAGE, Failure, carriers, complain, transport
 from .protocol import Record, encode_record, sent_record, to_json
 from .show import journey, sent_text
+
+log = logging.getLogger("openline")
 
 
 def read_payload(text: str) -> Any:
@@ -82,5 +85,6 @@ async def request(
 ) -> int:
     async with transport(config) as t:
         answer = await t.request(address, message, timeout)
+        log.debug("%s has answered over %s", address, carriers(t))
     print(to_json(answer.payload))
     return 0

@@ -7,7 +7,7 @@ import sys
 
 import openline
 
-from .common import FAILED, transport
+from .common import FAILED, carriers, transport
 from .show import printable
 
 
@@ -50,7 +50,7 @@ class Series:
             say(f"seq={self._sent} {printable(reason)}")
         else:
             self.times.append(rtt)
-            say(f"seq={self._sent} from {self._target} rtt={rtt * 1e3:.3f} ms")
+            say(f"seq={self._sent} from {self._target} over {carriers(t)} rtt={rtt * 1e3:.3f} ms")
 
     def summary(self) -> None:
         """As ``ping`` ends: how many, and how fast."""

@@ -24,12 +24,17 @@ def render(record: Record) -> bytes:
 
 def _line(record: Record) -> Text:
     if "listening" in record:
-        return Text(f"listening on {record['address']}  (Ctrl-C ends)", style="bold")
+        return Text(f"listening on {_where(record)}  (Ctrl-C ends)", style="bold")
     if "sent" in record:
         return Text(sent_text(record), style="dim")
     if "error" in record:
         return _error(record)
     return _message(record)
+
+
+def _where(record: Record) -> str:
+    without = [f", without {backend}: {why}" for backend, why in record["unavailable"].items()]
+    return " and ".join(record["addresses"]) + "".join(without)
 
 
 def _message(record: Record) -> Text:

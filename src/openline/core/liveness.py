@@ -110,6 +110,15 @@ class Liveness:
         self._ping_at = None
         self._heard = self.life = now
 
+    def doubt(self, now: float) -> None:
+        """The link knows of probes without an answer: suspect; the time to dead counts from its life."""
+        self.suspect, self._ping_at = True, now
+
+    def trust(self, now: float) -> None:
+        """The link has had an answer."""
+        self._heard = now
+        self._hear(now)
+
     def _hear(self, heard: float) -> bool:
         """A unit has come; True if that ends a suspicion."""
         self.life = max(self.life, heard)

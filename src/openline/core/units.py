@@ -90,6 +90,10 @@ class UnitReader:
 _MASK = {1: 0x3F, 2: 0x3FFF, 4: 0x3FFF_FFFF, 8: 0x3FFF_FFFF_FFFF_FFFF}
 
 
+# In a goodbye's code: it answers the other side's, which has come with all that went before it.
+ANSWER = 0x8000
+
+
 def goodbye(code: int, count: int, reason: str) -> bytes:
     """Says that ``count`` units went before it, on all streams of this side, and why it is over."""
     return code.to_bytes(2, "big") + count.to_bytes(8, "big") + reason.encode()[:120]

@@ -37,7 +37,8 @@ def _nothing() -> None:
 class Faults:
     """Plans and plays faults for the hosts of a network.
 
-    ``kinds`` are names of ``KINDS``; all but those that kill, by default. ``restarted(host)`` is
+    ``kinds`` are names of ``KINDS``; all but those that kill, by default, and those of ``DATAGRAMS``
+    only where a host has QUIC. ``restarted(host)`` is
     awaited after a killed host is back, in the test's context: it starts the program again.
     """
 
@@ -55,10 +56,14 @@ class Faults:
         "jump_clock",
         "slow",
         "narrow",
+        "block_udp",
+        "lose",
         "kill",
         "power_off",
     )
     KILLING = ("kill", "power_off")
+    # Of no consequence where no host has QUIC.
+    DATAGRAMS = ("block_udp", "lose")
 
     def __init__(
         self,
@@ -72,7 +77,9 @@ class Faults:
         self.network = network
         self.random = Random(seed)
         self.hosts = list(network.hosts if hosts is None else hosts)
-        harmless = (kind for kind in self.KINDS if kind not in self.KILLING)
+        quic = any("quic" in host.offers for host in self.hosts)
+        without = self.KILLING if quic else (*self.KILLING, *self.DATAGRAMS)
+        harmless = (kind for kind in self.KINDS if kind not in without)
         self.kinds = tuple(harmless if kinds is None else kinds)
         self._restarted = restarted
 
@@ -197,6 +204,21 @@ class Faults:
             f"narrow {a.name} {b.name}",
             lambda: self.network.bandwidth(a, b, rate),
             lambda: self.network.bandwidth(a, b, usual),
+        )
+
+    def _block_udp(self, at: float, lasts: float) -> Fault:
+        return self._between(at, lasts, "block UDP", self.network.block_udp)
+
+    def _lose(self, at: float, lasts: float) -> Fault:
+        """Datagrams, some or many of them."""
+        a, b = self._pair()
+        share = self.random.choice([0.02, 0.1, 0.4])
+        return Fault(
+            at,
+            lasts,
+            f"lose {share:g} {a.name} {b.name}",
+            lambda: self.network.lose(a, b, share),
+            lambda: self.network.lose(a, b, 0.0),
         )
 
     def _kill(self, at: float, lasts: float) -> Fault:

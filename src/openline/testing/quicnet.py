@@ -14,7 +14,7 @@ from typing import Any
 from ..address import Address, join
 from ..backends.base import Doorkeeper, LinkEvents, OnBad
 from ..backends.quic import _Call
-from ..backends.quicdoor import QuicDoor, _Visit
+from ..backends.quicdoor import _Visit
 from ..backends.quicengine import _SLACK, STALL, Engine
 from ..backends.quiclink import QuicLink
 from ..backends.race import AllFailed, Race, merged
@@ -94,32 +94,45 @@ class SimulatedEngine(Engine):
 # Listening ------------------------------------------------------------------------------------------
 
 
-class SimulatedDoor(QuicDoor):
-    """A UDP port that is listened on."""
+class SimulatedDoor:
+    """A UDP port that is listened on: finds out which connection a packet belongs to."""
 
-    def __init__(self, config: Config, doorkeeper: Doorkeeper, on_bad: OnBad) -> None:
-        nothing: Any = None
-        super().__init__(config, nothing, CERTIFICATE, doorkeeper, nothing, on_bad)
+    certificate = CERTIFICATE
 
-    def open(self, stack: UdpStack, host: str | None, port: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        doorkeeper: Doorkeeper,
+        on_bad: OnBad,
+        stack: UdpStack,
+        host: str | None,
+        port: int,
+    ) -> None:
         """Raises ``OSError``."""
-        opened: Any = _Port(self, stack, host, port)
-        self._ports.append(opened)
-
-
-class _Port:
-    """Finds out which connection a packet belongs to."""
-
-    def __init__(self, door: SimulatedDoor, stack: UdpStack, host: str | None, port: int) -> None:
-        self._door = door
+        self.config = config
+        self.doorkeeper = doorkeeper
+        self.on_bad = on_bad
+        self.evicted = 0
+        self.visits: dict[_Visit, None] = {}
+        self.port = port or stack.host.free_port()
+        self._closed = False
         self._engines: dict[int, SimulatedEngine] = {}
         self._live: dict[SimulatedEngine, None] = {}
-        self.number = port or stack.host.free_port()
-        self._sock = stack.bind(host, self.number, self)
+        self._sock = stack.bind(host, self.port, self)
+
+    @property
+    def pending(self) -> int:
+        return len(self.visits)
+
+    async def close(self) -> None:
+        self._closed = True
+        for visit in list(self.visits):
+            visit.cut()
+        self._close_if_unused()
 
     def on_datagram(self, packet: Packet, source: Place, to: Place) -> None:
         engine = self._engines.get(packet.link)
-        if engine is None and packet.kind == INITIAL and not self._door.closed:
+        if engine is None and packet.kind == INITIAL and not self._closed:
             engine = self._accept(packet.link, source, to)
         if engine is not None:
             engine.take_in(packet)
@@ -128,26 +141,28 @@ class _Port:
         """Not for a socket that is not connected."""
 
     def _accept(self, link: int, source: Place, to: Place) -> SimulatedEngine:
-        door = self._door
-        door.make_room()
-        engine = SimulatedEngine(link, False, door.config, self._sock, to, source)
-        self._engines[link] = engine
+        if len(self.visits) >= self.config.max_pending_handshakes:
+            self.evicted += 1
+            next(iter(self.visits)).cut()
+        engine = SimulatedEngine(link, False, self.config, self._sock, to, source)
 
         def finished() -> None:
             self._live.pop(engine, None)
-            self.close_if_unused()
+            self._close_if_unused()
 
         def gone() -> None:
             self._engines.pop(link, None)
 
         engine.on_finished, engine.on_gone = finished, gone
+        self._engines[link] = engine
         self._live[engine] = None
-        visitor: Any = door
-        _Visit(visitor, engine, source)
+        likeness: Any = self
+        _Visit(likeness, engine, source)
         return engine
 
-    def close_if_unused(self) -> None:
-        if self._door.closed and not self._live:
+    def _close_if_unused(self) -> None:
+        """Connections that were accepted here keep the socket."""
+        if self._closed and not self._live:
             for engine in self._engines.values():
                 engine.stop()
             self._engines.clear()
@@ -197,7 +212,7 @@ class _SimulatedCall(_Call):
     def _shown(self, event: object) -> bytes:
         return CERTIFICATE
 
-    def _move(self, error: OSError) -> None:
+    def _move(self, why: str, *, only_elsewhere: bool) -> None:
         """There is no other address to go on from."""
 
 
@@ -216,9 +231,7 @@ class SimulatedQuic:
 
     async def listen(self, host: str | None, port: int) -> SimulatedDoor:
         """Raises ``OSError``."""
-        door = SimulatedDoor(self.config, self.doorkeeper, self._on_bad)
-        door.open(self._stack, host, port)
-        return door
+        return SimulatedDoor(self.config, self.doorkeeper, self._on_bad, self._stack, host, port)
 
     async def dial(self, address: Address) -> LinkEvents:
         try:

@@ -87,6 +87,9 @@ class Recorder:
     def on_alive(self) -> None:
         expect(not self.closed, "on_alive after on_closed")
 
+    def on_silent(self) -> None:
+        expect(not self.closed, "on_silent after on_closed")
+
     def on_moved(self, ip: str, port: int) -> None:
         self._note("moved", f"{ip} {port}".encode())
 

@@ -1,0 +1,214 @@
+"""Never weaker than asked (rule 3.1), and which connection stays (rule 3.3), with both backends."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from transport.certificates import Certificate
+from transport.helpers import DEADLINE, Actor, Box, Raw, eventually, task, two_identities
+
+import openline
+
+from .conftest import Dial, Make, Serve
+
+SLOW = 4 * DEADLINE
+
+
+async def serving(make: Make, name: str = "server", **config: Any) -> tuple[openline.Transport, Box, str]:
+    t = await make(name, **config)
+    box = Box(t)
+    listener = await t.listen(0, host="127.0.0.1")
+    return t, box, f"127.0.0.1:{listener.port}"
+
+
+def backends(t: openline.Transport) -> list[str]:
+    return [connection.link.backend for connection in t._table.connections]
+
+
+# Never weaker ---------------------------------------------------------------------------------------
+
+
+async def test_quic_is_not_answered_by_websocket(make: Make) -> None:
+    _, _, address = await serving(make, backends=("websocket",))
+    client = await make()
+    await client.connect(f"ws://{address}")
+    with pytest.raises(openline.Unreachable):
+        await client.send(f"quic://{address}", task("secret"))
+    assert client.stats().messages_sent == 0
+    assert "not" in str(client.explain(f"quic://{address}"))
+
+
+async def test_quic_is_not_answered_by_a_bare_dial_of_the_same_place(
+    make: Make, certificate: Certificate
+) -> None:
+    """That went by quic, but was not held to the pins."""
+    _, _, address = await serving(make)
+    client = await make(tls=openline.Tls(pins=(certificate.pin,)))
+    assert (await client.send(address, task("hi"))).backend == "quic"
+    with pytest.raises(openline.Refused):
+        await client.send(f"quic://{address}", task("secret"))
+    assert client.stats().messages_sent == 1
+    assert (await client.send(address, task("still"))).acked
+
+
+async def test_quic_is_not_answered_by_an_inbound_connection(make: Make) -> None:
+    server, _, address = await serving(make)
+    client, _, theirs = await serving(make, "client")
+    await client.send(address, task("hi"))
+    await eventually(lambda: server.stats().active == 1)
+    dials = server.stats().dials
+    assert (await server.send(theirs, task("back"))).direction == "inbound"
+    assert server.stats().dials == dials
+    await server.send(f"quic://{theirs}", task("back, by quic"))
+    assert server.stats().dials == dials + 1
+
+
+async def test_wss_is_not_answered_by_quic_without_its_pin(
+    make: Make, certificate: Certificate, stranger: Certificate
+) -> None:
+    _, _, address = await serving(make, tls=stranger.serving())
+    client = await make(tls=openline.Tls(pins=(certificate.pin,)))
+    await client.connect(address)
+    with pytest.raises(openline.Refused):
+        await client.send(f"wss://{address}", task("secret"))
+    assert client.stats().messages_sent == 0
+
+
+async def test_a_node_id_with_quic_is_held_to_both(make: Make, certificate: Certificate) -> None:
+    server, _, address = await serving(make)
+    client = await make(tls=openline.Tls(pins=(certificate.pin,)))
+    await client.connect(f"{server.node_id}@{address}")
+    with pytest.raises(openline.Refused, match="pin"):
+        await client.send(f"quic://{server.node_id}@{address}", task("secret"))
+    assert client.stats().messages_sent == 0
+
+
+async def test_a_node_id_is_answered_over_quic_whoever_dialed(make: Make) -> None:
+    server, box, address = await serving(make)
+    client = await make()
+    await client.connect(address)
+    await eventually(lambda: server.stats().active == 1)
+    got = Box(client)
+    receipt = await server.send(client.node_id, task("hi"))
+    assert (receipt.backend, receipt.direction) == ("quic", "inbound")
+    assert got.payloads == ["hi"]
+    assert server.stats().created == 0
+    assert not box
+
+
+async def test_two_nodes_behind_one_ip_never_get_each_others_messages(make: Make, dial: Dial) -> None:
+    server, _, address = await serving(make)
+    port = int(address.rpartition(":")[2])
+    one, other = await dial(port, Actor(8770)), await dial(port, Actor(8771))
+    sending = asyncio.ensure_future(server.send("127.0.0.1:8771", task("for 8771"), timeout=SLOW))
+    await other.takes(sending)
+    assert [message.payload for message in other.got] == ["for 8771"]
+    assert one.got == []
+    # Both claim that port: neither is believed.
+    await dial(port, Actor(8770))
+    with pytest.raises(openline.Unreachable):
+        await server.send("127.0.0.1:8770", task("for whom"))
+
+
+async def test_a_plain_peer_is_not_reached_by_quic(make: Make) -> None:
+    server, _, address = await serving(make)
+    plain = await Raw.connect(int(address.rpartition(":")[2]))
+    await plain.say("hello")
+    await eventually(lambda: server.stats().active == 1)
+    with pytest.raises(openline.Unreachable):
+        await server.send(f"quic://{plain.address}", task("secret"))
+    plain.close()
+
+
+async def test_bare_addresses_work_with_pins_and_allow(make: Make, certificate: Certificate) -> None:
+    identity = openline.Identity()
+    server, box, address = await serving(make, allow=(identity.node_id,), tls=certificate.serving())
+    client = await make(identity=identity, allow=(server.node_id,), tls=openline.Tls(pins=(certificate.pin,)))
+    assert (await client.send(address, task("hi"))).backend == "quic"
+    assert box.payloads == ["hi"]
+
+
+# Which stays ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("turn", range(2))
+@pytest.mark.parametrize("one_way", [("quic",), ("websocket",), ("quic", "websocket")])
+async def test_both_dial_at_once(make: Make, turn: int, one_way: tuple[str, ...]) -> None:
+    """Each with a backend of its own choice: one connection stays, the better one, and nothing is lost."""
+    lesser, greater = two_identities()
+    first, second = (lesser, greater) if turn % 2 else (greater, lesser)
+    here, here_box, here_at = await serving(make, "here", identity=first)
+    there, there_box, there_at = await serving(make, "there", identity=second)
+    scheme = {"quic": "quic://", "websocket": "ws://"}
+    back = scheme[one_way[-1]]
+    await asyncio.gather(
+        here.send(scheme[one_way[0]] + there_at, task("to there"), timeout=SLOW),
+        there.send(back + here_at, task("to here"), timeout=SLOW),
+    )
+    assert (here_box.payloads, there_box.payloads) == (["to here"], ["to there"])
+    await eventually(lambda: here.stats().active == there.stats().active == 1, SLOW)
+    expected = "quic" if "quic" in one_way else "websocket"
+    assert backends(here) == backends(there) == [expected]
+    assert here.stats().conflicts == there.stats().conflicts == 0
+    for number in range(3):
+        await here.send(there.node_id, task(number), timeout=SLOW)
+        await there.send(here.node_id, task(number), timeout=SLOW)
+    assert (here_box.payloads[1:], there_box.payloads[1:]) == ([0, 1, 2], [0, 1, 2])
+
+
+async def test_quic_replaces_websocket_and_messages_under_way_arrive_once(make: Make) -> None:
+    server, box, address = await serving(make)
+    client = await make()
+    sends = [asyncio.ensure_future(client.send(f"ws://{address}", task(n), timeout=SLOW)) for n in range(200)]
+    await asyncio.sleep(0)
+    await client.connect(f"quic://{address}")
+    sends += [
+        asyncio.ensure_future(client.send(f"ws://{address}", task(n), timeout=SLOW)) for n in range(200, 300)
+    ]
+    await asyncio.gather(*sends)
+    assert box.payloads == list(range(300))
+    await eventually(lambda: server.stats().active == client.stats().active == 1, SLOW)
+    assert backends(client) == ["quic"]
+
+
+async def test_the_same_direction_twice(make: Make) -> None:
+    """A second dial by the other spelling replaces the first, on both sides."""
+    server, box, address = await serving(make)
+    client = await make()
+    await client.send(address, task("one"), timeout=SLOW)
+    await client.send(f"quic://{address}", task("two"), timeout=SLOW)
+    await eventually(lambda: server.stats().active == client.stats().active == 1, SLOW)
+    await client.send(address, task("three"), timeout=SLOW)
+    await client.send(f"quic://{address}", task("four"), timeout=SLOW)
+    assert box.payloads == ["one", "two", "three", "four"]
+    assert client.stats().dials == 2
+
+
+async def test_a_process_that_replaces_another_with_its_key(make: Make, listen: Serve, dial: Dial) -> None:
+    """The old one is gone without a word: the new one is believed, and there is no conflict."""
+    server, box, address = await serving(make, max_idle_timeout=3.0)
+    port = int(address.rpartition(":")[2])
+    identity = openline.Identity()
+    old = await dial(port, Actor(identity=identity))
+    old.post(task("old"))
+    await eventually(lambda: box.payloads == ["old"])
+    old.close()
+    new = await dial(port, Actor(identity=identity))
+    new.post(task("new"))
+    await eventually(lambda: box.payloads == ["old", "new"])
+    await eventually(lambda: server.stats().active == 1, SLOW)
+    assert server.stats().conflicts == 0
+
+
+async def test_two_living_processes_with_one_key(make: Make, dial: Dial) -> None:
+    """Both answer: both are cut, and are told why."""
+    server, _, address = await serving(make)
+    port = int(address.rpartition(":")[2])
+    identity = openline.Identity()
+    one = await dial(port, Actor(identity=identity))
+    other = await dial(port, Actor(identity=identity))
+    codes = [(await asyncio.wait_for(end.farewell(), SLOW))[0] for end in (one, other)]
+    assert codes == [4002, 4002]
+    await eventually(lambda: server.stats().conflicts == 1)

@@ -32,6 +32,7 @@ from openline.core.frames import (
     encode_welcome,
 )
 from openline.core.handshake import HEADER, Hello, Transcript, parse_hello, split_proof, with_proof
+from openline.core.units import ANSWER, GOODBYE, UnitReader, goodbye, header, read_goodbye
 from openline.identity import verify
 
 DOC = Path(__file__).parents[2] / "docs" / "protocol.md"
@@ -40,7 +41,7 @@ VECTORS = dict(re.findall(r"```vector ([\w-]+)\n(.*?)\n```", DOC.read_text(encod
 CLIENT = Identity(Ed25519PrivateKey.from_private_bytes(b"\x01" * 32))
 SERVER = Identity(Ed25519PrivateKey.from_private_bytes(b"\x02" * 32))
 CHECKED = """client-hello server-hello proof proof-tls connection-id plain first next piggyback acks
-    welcome flow listening collision deflate"""
+    welcome flow listening collision deflate quic-headers quic-goodbye quic-answer"""
 
 
 def from_hex(name: str) -> memoryview:
@@ -151,3 +152,22 @@ def test_listening() -> None:
 def test_deflate_offer() -> None:
     assert VECTORS["deflate"] == deflate.OFFER
     assert deflate.accept_offer(deflate.OFFER) == (deflate.OFFER, 15)
+
+
+@pytest.mark.parametrize("line", VECTORS["quic-headers"].splitlines())
+def test_quic_headers(line: str) -> None:
+    unit, _, head = line.partition(" = ")
+    kind, size = map(int, unit.split())
+    assert header(kind, size) == bytes.fromhex(head)
+    units: list[tuple[int, int]] = []
+    UnitReader().feed(bytes.fromhex(head) + bytes(size), size, lambda k, data: units.append((k, len(data))))
+    assert units == [(kind, size)]
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "count"), [("quic-goodbye", 1001, 3), ("quic-answer", 1001 | ANSWER, 1)]
+)
+def test_quic_goodbyes(name: str, code: int, count: int) -> None:
+    content = goodbye(code, count, "closing")
+    assert header(GOODBYE, len(content)) + content == from_hex(name)
+    assert read_goodbye(memoryview(content)) == (code, count, "closing")

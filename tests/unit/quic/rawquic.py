@@ -422,7 +422,8 @@ class RawQuicServer:
         else:
             owner = identity or openline.Identity()
             pem, secret = certificate_of(owner), owner.to_pem()
-        self.certificate = ssl.PEM_cert_to_DER_cert(pem.decode())
+        own = pem.decode().partition(ssl.PEM_FOOTER)[0] + ssl.PEM_FOOTER
+        self.certificate = ssl.PEM_cert_to_DER_cert(own)
         self.configuration = server_configuration(pem, secret, **options)
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.sock.setblocking(False)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from time import perf_counter
 
-from benchmarks import machine, plot, report, runner, summary
+from benchmarks import machine, plot, quic_plot, report, runner, summary
 from benchmarks.contenders import TABLE
 from benchmarks.works import WORKS, Work
 
@@ -22,6 +22,7 @@ def main() -> int:
     if folder := options.out or default_out(options):
         report.write(folder, results, described, command(options), options.quick)
         plot.draw(folder / "results.png", results)
+        quic_plot.draw(folder / "quic.png", results)
         if folder == OUT:
             summary.update(runner.ROOT / "README.md", results)
     print(f"{perf_counter() - began:.0f} s", file=sys.stderr)
@@ -30,7 +31,7 @@ def main() -> int:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    parser.add_argument("--quick", action="store_true", help="about a minute: small counts, one round")
+    parser.add_argument("--quick", action="store_true", help="about two minutes: small counts, one round")
     parser.add_argument("--only", type=names, default=(), help="works and/or contenders, with commas between")
     parser.add_argument("--rounds", type=int, help="rounds for each contender")
     parser.add_argument(

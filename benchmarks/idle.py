@@ -73,7 +73,7 @@ async def connect(exits: AsyncExitStack, turn: asyncio.Semaphore, port: int, num
     async with turn:
         config = openline.Config(name=f"dialer-{number}")
         transport = await exits.enter_async_context(openline.load_transport(config))
-        await transport.connect(f"{HOST}:{port}")
+        await transport.connect(f"ws://{HOST}:{port}")
 
 
 if __name__ == "__main__":

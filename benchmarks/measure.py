@@ -72,3 +72,7 @@ class Tally:
             await asyncio.wait_for(self._complete.wait(), SILENCE)
         except TimeoutError:
             return
+
+
+def percentile(times: list[float], share: float) -> float:
+    return sorted(times)[min(int(len(times) * share), len(times) - 1)]

@@ -10,8 +10,8 @@ mpl.use("Agg")
 
 from matplotlib import pyplot as plt
 
+from benchmarks.cells import sender
 from benchmarks.contenders import NOT_ACKED, TABLE
-from benchmarks.report import sender
 from benchmarks.runner import Results, Row
 from benchmarks.targets import KB, bytes_each
 

@@ -1,13 +1,15 @@
 """Writes the tables: results.json for programs, README.md for people."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
+from benchmarks import quic_report
+from benchmarks.cells import Cells, acked, numbers, sender, shown, table
 from benchmarks.contenders import TABLE
 from benchmarks.runner import Results, Row
-from benchmarks.targets import KB, always_acked, bytes_each, ratio, targets
+from benchmarks.targets import KB, bytes_each, ratio, targets
 from benchmarks.works import WORKS, Work
 
 BY_NAME = {work.name: work for work in WORKS}
@@ -42,8 +44,6 @@ HOW = """\
   side is another process, every connection from a node of its own. 1 KB is 1,024 bytes.
 """
 
-Cells = list[str]
-
 
 def write(folder: Path, results: Results, machine: dict[str, str], command: str, quick: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,8 +65,9 @@ def readme(results: Results, machine: dict[str, str], command: str, quick: bool)
         *(["**A quick run:** few rounds, small counts. Take it as a smoke test."] if quick else []),
         f"```\n{command}\n```",
         "![results](results.png)",
+        *(["![QUIC](quic.png)"] if quic_report.measured(results) else []),
         tables(results),
-        HOW.strip(),
+        HOW.strip() + quic_report.HOW.rstrip(),
         "## Machine",
         table(("", ""), [[key, text] for key, text in machine.items()]),
     ]
@@ -160,30 +161,5 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "one-way-two": rate_table("one-way-two"),
     "one-way-1k": loss_table,
     "idle": idle_table,
+    **quic_report.SECTIONS,
 }
-
-
-def sender(name: str) -> str:
-    """Without how it answers, which matters to the echo only."""
-    return TABLE[name].who
-
-
-def numbers(row: Row, keys: Sequence[str], form: str) -> Cells:
-    if not row.median:
-        return [row.note, *["–"] * (len(keys) - 1)]
-    return [format(row.median[key], form) if key in row.median else "–" for key in keys]
-
-
-def acked(row: Row) -> str:
-    if not row.rounds:
-        return "–"
-    return "yes" if always_acked(row) else "no"
-
-
-def shown(number: float | None) -> str:
-    return "–" if number is None else f"{number:.2f} ×"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))

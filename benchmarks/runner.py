@@ -3,18 +3,25 @@
 Round-robin, because the machine is never quiet for long: whatever disturbs a round disturbs all contenders.
 """
 
+import importlib.util
 import os
 import signal
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from benchmarks.contenders import TABLE, agentic_flow
+import openline
+from benchmarks import lossylink
+from benchmarks.contenders import OVER_QUIC, TABLE, agentic_flow
+from benchmarks.measure import percentile
 from benchmarks.works import Plan, Work
+from openline.testing import netns
 
 ROOT = Path(__file__).resolve().parent.parent
 # Peers that would talk on stdout or stderr otherwise.
@@ -46,7 +53,7 @@ def run_all(works: list[Work], quick: bool, rounds: int | None) -> Results:
 
 def run_work(work: Work, quick: bool, rounds: int) -> Rows:
     plan = work.plan(quick)
-    rows = {name: Row(note=why_not(name)) for name in work.contenders}
+    rows = {name: Row(note=why_not(work.name, name)) for name in work.contenders}
     for turn in range(rounds):
         for name in rotated(work.contenders, turn):
             if not rows[name].note:
@@ -70,26 +77,51 @@ def rotated(names: tuple[str, ...], by: int) -> tuple[str, ...]:
     return names[by:] + names[:by]
 
 
-def why_not(name: str) -> str:
-    if TABLE[name].module != agentic_flow.__name__.rpartition(".")[2]:
-        return ""
-    return agentic_flow.why_not()
+def why_not(work: str, name: str) -> str:
+    """Why it cannot take part; empty when it can."""
+    entry = TABLE[name]
+    if not entry.kind:
+        return agentic_flow.why_not()
+    if entry.package and importlib.util.find_spec(entry.package) is None:
+        return f"skipped: {entry.package} is not installed"
+    if entry.alone and not (usable := netns.availability()):
+        return f"skipped: {usable.reason}"
+    if entry.who == OVER_QUIC:
+        return without_quic()
+    # Over a relay only datagrams can be lost.
+    lossless = lossylink.why_no_cable() if work == "quic-loss" else ""
+    return f"skipped: {lossless}" if lossless else ""
 
 
-def command(name: str, plan: Plan) -> list[str]:
+def without_quic() -> str:
+    why = openline.capabilities().unavailable.get("quic", "")
+    return f"skipped: {why}" if why else ""
+
+
+@contextmanager
+def command(name: str, plan: Plan) -> Iterator[list[str]]:
     plan_json = msgspec.json.encode(plan).decode()
-    if TABLE[name].kind:
-        return [sys.executable, "-m", "benchmarks.worker", "run", name, plan_json]
-    return agentic_flow.command(plan_json)
+    if not TABLE[name].kind:
+        yield agentic_flow.command(plan_json)
+        return
+    python = [sys.executable, "-m", "benchmarks.worker", "run", name, plan_json]
+    if not TABLE[name].alone:
+        yield python
+        return
+    with netns.TwoHosts() as hosts:
+        yield hosts.command("A", python)
 
 
 def one_round(name: str, plan: Plan, patience: float) -> dict[str, Any]:
     environment = {key: value for key, value in os.environ.items() if key not in LOUD} | QUIET
     pipe = subprocess.PIPE
     # A session of its own, so that a round that hangs can be ended together with the processes it started.
-    with subprocess.Popen(
-        command(name, plan), cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, start_new_session=True
-    ) as process:
+    with (
+        command(name, plan) as argv,
+        subprocess.Popen(
+            argv, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, start_new_session=True
+        ) as process,
+    ):
         try:
             output, errors = process.communicate(timeout=patience)
         except subprocess.TimeoutExpired:
@@ -127,10 +159,6 @@ def condense_one_way(raw: dict[str, Any]) -> Numbers:
     numbers = {"sent": sent, "received": received, "lost": sent - received, "acked": int(raw["acked"])}
     numbers["rate"] = received / raw["seconds"]
     return numbers if raw["closed"] is None else {**numbers, "closed": raw["closed"]}
-
-
-def percentile(times: list[float], share: float) -> float:
-    return sorted(times)[min(int(len(times) * share), len(times) - 1)]
 
 
 def median(rounds: list[Numbers]) -> Numbers:

@@ -2,15 +2,18 @@
 
 from pathlib import Path
 
+from benchmarks.cells import sender, table
 from benchmarks.contenders import TABLE
-from benchmarks.report import sender, table
 from benchmarks.runner import Results
 from benchmarks.targets import ratio
+from benchmarks.works import BARE_QUIC
 
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
 FOR_ECHO = "openline-handler"
+# Compared with each other, in tables of their own.
+QUIC = ("openline-quic", "openline-quic-handler", "openline-quic-send", *BARE_QUIC, "qh3-joined")
 # In the full tables only; the echo is the round trip of openline's row.
-LEFT_OUT = ("openline-send", FOR_ECHO, "tcp-json")
+LEFT_OUT = ("openline-send", FOR_ECHO, "tcp-json", *QUIC)
 NOTE = "Acked: a send is over when the receiver has taken responsibility. Plain peer: any other WebSocket\n"
 NOTE += "program, which cannot confirm; its round trip is by `request()`."
 

@@ -1,5 +1,7 @@
 """What openline has to reach (and whether it did): every verdict is computed from the results."""
 
+import statistics
+
 import msgspec
 
 from benchmarks.runner import Results, Row
@@ -37,6 +39,9 @@ def targets(results: Results) -> list[Target]:
         *rate_targets(results),
         loss_target(results),
         *idle_targets(results),
+        *quic_rtt_targets(results),
+        quic_rate_target(results),
+        quic_loss_target(results),
     ]
 
 
@@ -85,12 +90,14 @@ def always_acked(row: Row) -> bool:
     return all(numbers["acked"] for numbers in row.rounds)
 
 
-def at_most(results: Results, work: str, limit: float, label: str, name: str, against: str) -> Target:
+def at_most(
+    results: Results, work: str, limit: float, label: str, name: str, against: str, measured_in: str = "rtt"
+) -> Target:
     demand = f"≤ {limit:g} × {label}"
-    measured = ratio(results, "rtt", "p50_us", name, against)
+    measured = ratio(results, measured_in, "p50_us", name, against)
     if measured is None:
         return Target(work, demand, "not measured", None)
-    spread = by_round(results, "rtt", "p50_us", name, against)
+    spread = by_round(results, measured_in, "p50_us", name, against)
     return Target(work, demand, f"{measured:.3f} ×{spread}", measured <= limit)
 
 
@@ -131,3 +138,39 @@ def enough(kept: float, tried: float) -> bool | None:
 
 def bytes_each(idle: dict[str, float]) -> float:
     return idle["bytes"] / max(idle["connections"], 1)
+
+
+def quic_rtt_targets(results: Results) -> list[Target]:
+    ways = (("openline-quic-handler", "handler echo"), ("openline-quic", "`request()`"))
+    return [
+        at_most(results, f"QUIC, RTT p50, {way}", 1.5, "bare qh3", name, "qh3", "quic-rtt")
+        for name, way in ways
+    ]
+
+
+def quic_rate_target(results: Results) -> Target:
+    work, demand = "QUIC, one way 240 B, one process", "≥ 0.6 × bare qh3, acked"
+    pair = ("quic-one-way", "rate", "openline-quic", "qh3")
+    measured = ratio(results, *pair)
+    if measured is None:
+        return Target(work, demand, "not measured", None)
+    acked = always_acked(results["quic-one-way"]["openline-quic"])
+    said = f"{measured:.3f} ×{by_round(results, *pair)}, {'acked' if acked else 'not acked'}"
+    return Target(work, demand, said, measured >= 0.6 and acked)
+
+
+def quic_loss_target(results: Results) -> Target:
+    """What the other streams notice, against the same link when it loses nothing."""
+    work, demand = "QUIC, p99 beside a stream that loses 5 %", "≤ 2 × without loss"
+    row = results.get("quic-loss", {}).get("openline-quic")
+    if row is None or not row.rounds:
+        return Target(work, demand, "not measured", None)
+    ratios = with_loss(row, 5)
+    measured = statistics.median(ratios)
+    said = f"{measured:.3f} ×" + (f" (rounds {min(ratios):.2f} to {max(ratios):.2f})" if ratios[1:] else "")
+    return Target(work, demand, said, measured <= 2)
+
+
+def with_loss(row: Row, percent: int) -> list[float]:
+    """Of each round by itself: a p99 tells as much of what else the machine did just then."""
+    return [numbers[f"p99_us_{percent}"] / numbers["p99_us_0"] for numbers in row.rounds]

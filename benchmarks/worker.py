@@ -8,6 +8,7 @@ import asyncio
 import gc
 import importlib
 import sys
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -16,7 +17,7 @@ import uvloop
 
 from benchmarks import idle
 from benchmarks.contenders import TABLE
-from benchmarks.contenders.base import Contender, Send
+from benchmarks.contenders.base import Contender, Dialed, Send
 from benchmarks.measure import Tally
 from benchmarks.messages import chunks, messages
 from benchmarks.works import Plan
@@ -53,6 +54,20 @@ async def rtt(contender: Contender, plan: Plan) -> Result:
     ready = prepare(contender, plan)
     times = await contender.rtt(await contender.echo(), ready)
     return {"times_us": [round(seconds * 1e6, 2) for seconds in times[plan.warmup :]]}
+
+
+async def dial(contender: Contender, plan: Plan) -> Result:
+    ready = prepare(contender, plan)
+    port = await contender.echo()
+    times: dict[str, list[Dialed]] = {how: [] for how in contender.dials}
+    for message in ready:
+        for how, dialed in times.items():
+            dialed.append(await contender.dial(port, how, message))
+    return {
+        f"{how}_{part}_ms": round(median(getattr(each, part) for each in dialed[plan.warmup :]) * 1e3, 3)
+        for how, dialed in times.items()
+        for part in Dialed._fields
+    }
 
 
 async def one_way(contender: Contender, plan: Plan) -> Result:
@@ -117,11 +132,20 @@ async def run(name: str, plan: Plan) -> Result:
         return await idle.listen(plan)
     contender = load(name)
     async with contender.exits:
-        if plan.work == "rtt":
-            return await rtt(contender, plan)
-        if plan.work == "one-way-two":
-            return await one_way_two(contender, plan, name)
-        return await one_way(contender, plan)
+        match plan.work:
+            case "rtt" | "quic-rtt":
+                return await rtt(contender, plan)
+            case "one-way-two":
+                return await one_way_two(contender, plan, name)
+            case "quic-dial":
+                return await dial(contender, plan)
+            case "quic-loss":
+                # Not above: it imports openline, which the others are measured without.
+                from benchmarks import lossy
+
+                return await lossy.run(contender.scheme, plan)
+            case _:
+                return await one_way(contender, plan)
 
 
 def say(line: Any) -> None:

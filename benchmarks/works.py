@@ -52,6 +52,8 @@ class Work(msgspec.Struct, frozen=True):
 OTHERS = ("agentic-flow", "websockets", "zmq", "grpc", "nats", "tcp-json", "tcp")
 SENDERS = ("openline", "openline-plain", *OTHERS)
 
+BARE_QUIC = ("qh3", "aioquic", "iroh")
+
 WORKS = (
     Work(
         "rtt",
@@ -101,5 +103,44 @@ WORKS = (
         full=Size(rounds=1, count=10_000, seconds=30.0),
         quick=Size(rounds=1, count=1000, seconds=10.0),
         patience=300.0,
+    ),
+    Work(
+        "quic-rtt",
+        "QUIC: request and reply, 240 B, both ends in one process",
+        (
+            "openline-quic",
+            "openline-quic-handler",
+            "openline-quic-send",
+            "openline",
+            "openline-handler",
+            "openline-send",
+            *BARE_QUIC,
+        ),
+        full=Size(rounds=5, count=10_000, warmup=1000),
+        quick=Size(rounds=1, count=2000, warmup=1000),
+        message_bytes=240,
+    ),
+    Work(
+        "quic-one-way",
+        "QUIC: one way, 240 B, both ends in one process",
+        ("openline-quic", "openline", *BARE_QUIC, "qh3-joined"),
+        full=Size(rounds=5, count=100_000, warmup=2000),
+        quick=Size(rounds=1, count=30_000, warmup=2000),
+        message_bytes=240,
+    ),
+    Work(
+        "quic-dial",
+        "QUIC: from nothing to the first answer, both ends in one process",
+        ("openline-quic", "openline", *BARE_QUIC),
+        full=Size(rounds=3, count=50, warmup=3),
+        quick=Size(rounds=1, count=20, warmup=3),
+        message_bytes=240,
+    ),
+    Work(
+        "quic-loss",
+        "QUIC: seven streams beside one that loses packets, two processes",
+        ("openline-quic", "openline"),
+        full=Size(rounds=5, count=0, seconds=4.0),
+        quick=Size(rounds=1, count=0, seconds=2.0),
     ),
 )

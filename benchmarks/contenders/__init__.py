@@ -9,6 +9,10 @@ class Entry(msgspec.Struct, frozen=True):
     how: str
     module: str
     kind: str = ""
+    # The package that it needs, where it can do without.
+    package: str = ""
+    # Runs on a host of its own (`openline.testing.netns`): it would ask the local network for port mappings.
+    alone: bool = False
 
     @property
     def label(self) -> str:
@@ -16,6 +20,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 ACKED = "openline, acked"
+OVER_QUIC = "openline over QUIC, acked"
 NOT_ACKED = "openline, plain peer, not acked"
 
 
@@ -23,6 +28,9 @@ TABLE = {
     "openline": Entry(ACKED, "`request()`", "openline", "OpenlineRequest"),
     "openline-handler": Entry(ACKED, "handler echo", "openline", "OpenlineHandler"),
     "openline-send": Entry(ACKED, "`send()` until its ack", "openline", "OpenlineSend"),
+    "openline-quic": Entry(OVER_QUIC, "`request()`", "openline_quic", "OverQuic"),
+    "openline-quic-handler": Entry(OVER_QUIC, "handler echo", "openline_quic", "HandlerOverQuic"),
+    "openline-quic-send": Entry(OVER_QUIC, "`send()` until its ack", "openline_quic", "SendOverQuic"),
     "openline-plain": Entry(NOT_ACKED, "`request()`", "openline_plain", "OpenlinePlain"),
     "agentic-flow": Entry("agentic-flow 2.1.3", "handler echo", "agentic_flow"),
     "websockets": Entry("websockets", "", "websockets", "Websockets"),
@@ -31,4 +39,8 @@ TABLE = {
     "nats": Entry("NATS", "", "nats", "Nats"),
     "tcp-json": Entry("uvloop TCP with JSON", "", "tcp", "TcpJson"),
     "tcp": Entry("raw uvloop TCP", "", "tcp", "Tcp"),
+    "qh3": Entry("bare qh3", "", "qh3", "Qh3", package="qh3"),
+    "qh3-joined": Entry("bare qh3, many messages in one write", "", "qh3", "Qh3Joined", package="qh3"),
+    "aioquic": Entry("aioquic", "", "aioquic", "Aioquic", package="aioquic"),
+    "iroh": Entry("iroh, Python binding", "", "iroh", "Iroh", package="iroh", alone=True),
 }

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.messages import Plain
 
@@ -13,7 +13,19 @@ Seen = Callable[..., None]
 Send = Callable[[Sequence[Any]], Awaitable[None]]
 
 
+class Dialed(NamedTuple):
+    """Seconds since the dial began."""
+
+    connected: float
+    answered: float
+
+
 class Contender(ABC):
+    # The ways it can dial: "cold", "resumed" by a session ticket, "early" with its data in the first flight.
+    dials: tuple[str, ...] = ()
+    # Of the addresses that an openline dials.
+    scheme = ""
+
     def __init__(self) -> None:
         self.exits = AsyncExitStack()
 
@@ -36,6 +48,10 @@ class Contender(ABC):
     @abstractmethod
     async def sender(self, port: int) -> Send:
         """Connect; the returned function sends one chunk, in order."""
+
+    async def dial(self, port: int, how: str, message: Any) -> Dialed:
+        """Connect to the end that answers, ask one question, wait for its answer, and hang up."""
+        raise NotImplementedError
 
     def closed(self) -> int | None:
         """Connections that the sending end lost, where the contender can tell."""

@@ -1,21 +1,26 @@
 """openline to openline, by its public API: `request()`, handler echo, `send()`, and `send_batch()`."""
 
 from collections.abc import Sequence
+from time import perf_counter
 from typing import Any
 
 import openline
-from benchmarks.contenders.base import HOST, Contender, Seen, Send
+from benchmarks.contenders.base import HOST, Contender, Dialed, Seen, Send
 from benchmarks.measure import Rally, ask_each
 from benchmarks.messages import Plain
+from openline.backends.base import GOING_AWAY
 
 
 class OpenlineRequest(Contender):
+    scheme = "ws"
+    dials: tuple[str, ...] = ("cold",)
     _client: openline.Transport | None = None
 
     def __init__(self) -> None:
         super().__init__()
         self._receipts: list[openline.Receipt] = []
         self._sent = 0
+        self._dialing: dict[str, openline.Transport] = {}
 
     def native(self, message: Plain) -> openline.Message:
         return openline.Message(id=message.id, type=message.type, payload=message.payload)
@@ -28,7 +33,7 @@ class OpenlineRequest(Contender):
 
     async def rtt(self, port: int, messages: Sequence[Any]) -> list[float]:
         client = await self._transport("client")
-        address = f"{HOST}:{port}"
+        address = self._address(port)
         return await ask_each(lambda message: client.request(address, message), messages)
 
     async def receive(self, seen: Seen) -> int:
@@ -39,7 +44,7 @@ class OpenlineRequest(Contender):
 
     async def sender(self, port: int) -> Send:
         client = self._client = await self._transport("client")
-        address = f"{HOST}:{port}"
+        address = self._address(port)
         await client.connect(address)
 
         async def send(chunk: Sequence[Any]) -> None:
@@ -47,6 +52,33 @@ class OpenlineRequest(Contender):
             self._receipts += await client.send_batch(address, chunk)
 
         return send
+
+    async def dial(self, port: int, how: str, message: Any) -> Dialed:
+        client, address = await self._dialer(how), self._address(port)
+        start = perf_counter()
+        await client.connect(address)
+        connected = perf_counter()
+        await client.request(address, message)
+        answered = perf_counter()
+        self.check(client, how)
+        # The answer's acknowledgement is in by then; else it would be sent again over the next connection.
+        await client.ping(address)
+        await (client.close() if how == "cold" else hang_up(client))
+        return Dialed(connected - start, answered - start)
+
+    def check(self, client: openline.Transport, how: str) -> None:
+        """Was it dialed as the tables say?"""
+
+    async def _dialer(self, how: str) -> openline.Transport:
+        """A new node for each cold dial; otherwise the one that has been there before."""
+        if how == "cold":
+            return await openline.load_transport(openline.Config(name=how))
+        if how not in self._dialing:
+            self._dialing[how] = await self._transport(how, zero_rtt=how == "early")
+        return self._dialing[how]
+
+    def _address(self, port: int) -> str:
+        return f"{self.scheme}://{HOST}:{port}"
 
     def closed(self) -> int | None:
         return self._client.stats()["closed"] if self._client else None
@@ -66,8 +98,16 @@ class OpenlineRequest(Contender):
         server.on_message(handler)
         return (await server.listen(0, host=HOST)).port
 
-    async def _transport(self, name: str) -> openline.Transport:
-        return await self.exits.enter_async_context(openline.load_transport(openline.Config(name=name)))
+    async def _transport(self, name: str, **options: Any) -> openline.Transport:
+        config = openline.Config(name=name, **options)
+        return await self.exits.enter_async_context(openline.load_transport(config))
+
+
+async def hang_up(transport: openline.Transport) -> None:
+    """By the connections themselves: a program closes its transport, and that would forget the tickets."""
+    for connection in list(transport._table.connections):
+        connection.link.close(GOING_AWAY, "to be dialed again")
+        await transport._lost(connection)
 
 
 class OpenlineSend(OpenlineRequest):
@@ -78,7 +118,7 @@ class OpenlineSend(OpenlineRequest):
 
     async def rtt(self, port: int, messages: Sequence[Any]) -> list[float]:
         client = await self._transport("client")
-        address = f"{HOST}:{port}"
+        address = self._address(port)
 
         async def send(message: openline.Message) -> None:
             self._receipts.append(await client.send(address, message))
@@ -104,5 +144,5 @@ class OpenlineHandler(OpenlineRequest):
             if (following := rally.answered()) is not None:
                 self._receipts.append(await peer.send(following))
 
-        self._receipts.append(await client.send(f"{HOST}:{port}", rally.serve()))
+        self._receipts.append(await client.send(self._address(port), rally.serve()))
         return self._checked(await rally.finished)

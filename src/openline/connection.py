@@ -123,6 +123,7 @@ class Connection(Outlet):
         final = self.state is State.CLOSED or (self.state is State.DRAINING and state is not State.CLOSED)
         if self.state is not state and not final:
             self.state = state
+            self.endpoint.doubtful = state is not State.LIVE
             self._hub.on_state(self)
             self._tell()
 
@@ -144,6 +145,11 @@ class Connection(Outlet):
         """Is the process behind this connection still there? A pong to this says yes."""
         if not self.link.closing:
             self.link.ping(CHALLENGE)
+
+    def poke(self) -> None:
+        """If nobody is there any more, let that come out soon."""
+        if not self.link.closing:
+            self.link.ping(UNASKED)
 
     async def ping(self) -> float:
         """One WebSocket ping: the round trip in seconds. Raises ``ConnectionError`` when it dies."""

@@ -323,6 +323,9 @@ class PeerTable:
         key = address.host, address.port
         return [*self._by_target.get(key, ()), *self._aliased.get(key, ())]
 
+    def at_ip(self, ip: str) -> list[Connection]:
+        return list(self._by_ip.get(ip, ()))
+
     def at_remote(self, ip: str, port: int) -> Connection | None:
         return self._by_remote.get((ip, port))
 

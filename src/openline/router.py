@@ -16,7 +16,7 @@ from .backends.choice import Choice
 from .backends.sockets import ip_of, numeric, resolve
 from .book import Book
 from .connection import Connection
-from .core.selection import RANK_TEXT, Plan, Quality, Rank, Want, best_of
+from .core.selection import RANK_TEXT, Plan, Quality, Rank, Reject, Want, best_of
 from .dialing import Dialer
 from .errors import Refused, Unreachable
 from .peers import Peer, PeerTable
@@ -28,6 +28,9 @@ MAX_CACHED = 4096
 # may have another use. The remote end of a connection that came in is a client's port, which
 # nobody listens on, so it is not dialed.
 PORT_TTL = 600.0
+# Seconds that a probe of a silent QUIC connection takes at most until it is suspect, and how often to look.
+VERDICT = 3.0
+LOOK_AGAIN = 0.05
 _UNKNOWN_NODE = "no live connection to that node, and no address of it is known; write NODEID@host:port"
 
 
@@ -104,7 +107,8 @@ class Router:
         try:
             return await self._dialer.connect(address), False
         except Unreachable as error:
-            chosen = chosen or (await self._by_ip_after_all(address) if error.no_route else None)
+            if chosen is None and error.no_route:
+                chosen = await self._by_ip_after_all(address) or await self._after_the_verdict(address)
             if chosen is None or chosen.link.closing:
                 raise
             return chosen, True  # a suspect connection beats none
@@ -132,6 +136,19 @@ class Router:
         if plan.chosen is not None:
             self._remember(address, plan)
         return plan.chosen
+
+    async def _after_the_verdict(self, address: Address) -> Connection | None:
+        """Two nodes claim that port, and one of them is being probed: wait until it is known which."""
+        want = await self.want(address)
+        until = self._loop.time() + VERDICT
+        while self._loop.time() < until:
+            plan = self._table.plan(want)
+            if plan.chosen is not None and plan.chosen.usable:
+                return plan.chosen
+            if all(reason != Reject.TWO_CLAIMS.value for _, reason in plan.passed_over):
+                return None
+            await asyncio.sleep(LOOK_AGAIN)
+        return None
 
     async def find_for(self, peer: Peer) -> tuple[Connection, bool]:
         """The same for a peer: any of its connections, else a dial to where it listens."""

@@ -143,6 +143,14 @@ class Switchboard:
                 self.delivery.move(peer, address, connection.peer)
         return connection
 
+    def _poke_rivals(self, connection: Connection) -> None:
+        """Another node at that IP says that it listens on the same port: one of them may be gone."""
+        ports = set(connection.endpoint.hello.ports) if connection.endpoint.hello else set()
+        for other in self.table.at_ip(connection.endpoint.ip) if ports else ():
+            hello = other.endpoint.hello
+            if hello is not None and other.peer is not connection.peer and ports & set(hello.ports):
+                other.poke()
+
     def _bury_predecessors(self, address: Address, connection: Connection) -> None:
         """Somebody else answers there now, and what was dialed there before does not: that is gone."""
         for other in list(self.table.dialed_to(address)):
@@ -173,6 +181,7 @@ class Switchboard:
         self.router.came(connection)
         self.inbox.peer_back(peer)
         self.watch.add(connection)
+        self._poke_rivals(connection)
         self.inbox.rebind()
         if link.endpoint.direction == "outbound":
             self.counters.created += 1

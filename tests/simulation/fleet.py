@@ -28,6 +28,8 @@ TRACE_LINES = 20_000
 SLOW_STREAMS = ("slow", 2)
 ITERATED = "iterated"
 STREAMS = ("default", "rpc", "2", ITERATED, *SLOW_STREAMS)
+# Many more, so that some of them share a track.
+FAN = tuple(f"fan{number}" for number in range(90))
 # Sizes of messages; and of one that takes a slow link seconds.
 SIZES, LARGE = (0, 10, 10, 100, 1000, 1000, 20_000), 200_000
 # With that much waiting, an acknowledgement is one of data, and not of a ping.
@@ -36,6 +38,13 @@ FLOWING = 10_000
 LATE = 1.0
 # Simultaneous dials need simultaneous first sends.
 AT_ONCE = 0.3
+# What the hosts of a fleet have; those that differ all have TCP, so that they reach each other.
+PLAIN, MULTIPLEXED, MIXED = FLAVOURS = ("plain", "multiplexed", "mixed")
+OFFERS = {
+    PLAIN: [("memory",)],
+    MULTIPLEXED: [("quic",)],
+    MIXED: [("quic", "memory"), ("quic", "memory"), ("memory", "quic"), ("memory",)],
+}
 
 
 class Seat:
@@ -55,6 +64,8 @@ class Seat:
         if not self.listens:
             return [node_id]
         places = [join(ip, self.port) for ip in self.host.ips] + [f"{self.host.name}:{self.port}"]
+        if "quic" in self.host.offers and len(self.host.offers) > 1:
+            places.append(f"quic://{places[0]}")
         return [*places, places[0], f"{node_id}@{places[0]}", node_id]
 
 
@@ -83,6 +94,8 @@ class Program:
                 transport.on_message(self._dawdle, stream_id=stream_id)
             if stream_id != ITERATED:
                 transport.on_message(self._on_message, stream_id=stream_id)
+        for stream_id in FAN:
+            transport.on_message(self._on_message, stream_id=stream_id)
         self.flows.append(asyncio.ensure_future(self._iterate()))
         for other in self.fleet.seats:
             if other.listens and other is not self.seat and self.random.random() < self.fleet.keeping:
@@ -115,6 +128,8 @@ class Program:
     def begin_flows(self, number: int, seconds: float) -> None:
         others = [seat for seat in self.fleet.seats if seat is not self.seat]
         kinds = [self._send, self._send, self._batch, self._ask, self._burst, self._hasten, self._give_up]
+        if self.fleet.flavour != PLAIN:
+            kinds.append(self._fan_out)
         for index in range(number):
             target, how = self.random.choice(others), self.random.choice(kinds)
             name = f"{self.seat.name}/{self.generation}.{index}"
@@ -162,6 +177,18 @@ class Program:
         batch = self.transport.send_batch(flow.address, [message for message, _ in pairs])
         await flow.settle([sent for _, sent in pairs], batch)
 
+    async def _fan_out(self, flow: Flow) -> None:
+        """On many streams at a time, each of them a flow of its own."""
+        some = self.random.sample(flow.fan, self.random.choice([3, 30, len(flow.fan)]))
+        large = self.random.choice(some) if not self.random.randrange(4) else None
+        pairs = [
+            (one, one.message(large=one is large)) for one in some for _ in range(self.random.randint(1, 2))
+        ]
+        send = self.transport.send
+        await asyncio.gather(
+            *(one.settle([sent], send(flow.address, message)) for one, (message, sent) in pairs)
+        )
+
     async def _ask(self, flow: Flow) -> None:
         message, sent = flow.message("question")
         answer = await flow.settle([sent], self.transport.request(flow.address, message, timeout=20.0))
@@ -181,6 +208,17 @@ class Flow:
         self._stream_id = stream_id
         self._count = 0
         self.address = program.random.choice(target.addresses())
+        self._fan: list[Flow] = []
+
+    @property
+    def fan(self) -> list[Flow]:
+        """The same on many streams."""
+        if not self._fan:
+            for stream_id in FAN:
+                flow = Flow(self._program, f"{self._name}.{stream_id}", self._target, stream_id)
+                flow.address = self.address
+                self._fan.append(flow)
+        return self._fan
 
     def message(
         self, type: str = "task", *, small: bool = False, large: bool = False
@@ -234,8 +272,9 @@ def _note(sent: list[Sent], error: BaseException) -> None:
 class Fleet:
     """Hosts, seats on them, and what runs there."""
 
-    def __init__(self, seed: int, hosts: int, configs: Sequence[Config]) -> None:
+    def __init__(self, seed: int, hosts: int, configs: Sequence[Config], flavour: str = PLAIN) -> None:
         self.random = Random(seed)
+        self.flavour = flavour
         self.network = Network(seed, TRACE_LINES)
         self.ledger = Ledger()
         self.seats: list[Seat] = []
@@ -248,6 +287,9 @@ class Fleet:
         for index in range(hosts):
             ips = [f"10.0.0.{index + 1}", f"fd00::{index + 1}"]
             host = self.network.host(*ips[: self.random.choice([1, 1, 2])], name="abcd"[index])
+            host.offers = OFFERS[flavour][0]
+            if flavour == MIXED:
+                host.offers = self.random.choice(OFFERS[flavour])
             self._seat(host, PORT, configs, listens=index == 0 or self.random.randrange(5) > 0)
             if not self.random.randrange(6):
                 self._seat(host, PORT + 1, configs, listens=True)
@@ -311,12 +353,20 @@ class Undertaker(logging.Handler):
             return
         connection = record.args[0]
         assert isinstance(connection, Connection)
-        sock: Any = connection.link._sock  # type: ignore[attr-defined]
-        last = sock.into.last_arrival
-        if sock.out.written - sock.out.acked > FLOWING:
-            last = max(last, sock.out.last_ack)
+        last = _last_life(connection.link)
         silence = self._fleet.network.now - last
         busy = not (connection.reading_paused or connection.link.closing)
         if busy and silence < connection._hub.config.ping_interval:
             what = f"{connection!r} declared dead {silence:.3f} s after bytes moved"
             self._fleet.ledger.strange.append(what)
+
+
+def _last_life(link: Any) -> float:
+    """When bytes last moved."""
+    if link.multiplexed:
+        return float(link._engine.heard)
+    sock = link._sock
+    last = sock.into.last_arrival
+    if sock.out.written - sock.out.acked > FLOWING:
+        last = max(last, sock.out.last_ack)
+    return float(last)

@@ -297,7 +297,7 @@ class Puppet:
         self.ends: list[End] = []
         self.bad: list[str] = []
         self._dials = itertools.count(1)
-        self._backend = host.backend(Config(), self, lambda peer, reason: self.bad.append(reason))
+        self._backend = host.backends(Config(), self, lambda peer, reason: self.bad.append(reason))[0][0]
 
     @property
     def node_id(self) -> str:

@@ -1,9 +1,11 @@
 """Rule 3.3 over all interleavings: two nodes dial each other at once, and one link crashes.
 
 What is ordered here are the four steps of each handshake (hello, answer, proof, welcome) and, for the
-longer scripts, the first frames behind them: every merge of the two sequences, with a crash of either
-link between any two steps. ``OPENLINE_INTERLEAVINGS=all`` runs every one of them, which takes minutes;
-without it all merges are run, and of the crashes a sample that is spread over all of them.
+longer scripts, the first frames behind them; by QUIC there are six steps, as that has packets of its own
+in front. A script may dial from one side by QUIC and from the other by TCP. Every merge of the two
+sequences, with a crash of either link between any two steps. ``OPENLINE_INTERLEAVINGS=all`` runs every
+one of them, which takes minutes, and hours by QUIC; without it all merges by TCP are run, and of all
+others a sample that is spread over all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from hypothesis import strategies as st
 
 from openline import Identity
 from openline.connection import State
-from openline.testing import run, wire
+from openline.testing import Host, run, wire
+from openline.testing.path import Path
+from openline.testing.udp import Flow, UdpStack
 from openline.testing.wire import Pipe
 
 from .stage import Node, Stage, same_one
@@ -36,6 +40,10 @@ ONE_IN = 1 if ALL else 7
 SLOT = 0.02
 # Steps of a link: frames of its client and of its server in turn.
 STEPS = 4
+TCP, QUIC = "memory", "quic"
+STEPS_OF = {TCP: STEPS, QUIC: STEPS + 2}
+# Packets of QUIC that are steps.
+COUNTED = ("initial", "answer", "data")
 
 A, B = "ab"
 LINKS = (A, B)
@@ -52,16 +60,22 @@ class Crash(msgspec.Struct, frozen=True):
 
 
 class Script(msgspec.Struct, frozen=True):
-    """``order`` says whose step is next; ``greater`` which node has the greater key."""
+    """``order`` says whose step is next; ``greater`` which node has the greater key; ``by`` how they dial."""
 
     order: str
     greater: str
     crash: Crash | None = None
+    by: tuple[str, str] = (TCP, TCP)
 
     def when(self, link: str, step: int) -> float:
         """The time of a link's step; those behind the script are at once."""
         places = [place for place, who in enumerate(self.order) if who == link]
         return (places[step] + 1) * SLOT if step < len(places) else 0.0
+
+    @property
+    def stays(self) -> str:
+        """Whose link: QUIC's, where one of them is, else that of the greater key."""
+        return self.greater if self.by[0] == self.by[1] else LINKS[self.by.index(QUIC)]
 
 
 class Director:
@@ -73,6 +87,9 @@ class Director:
         # By the client's end, and who has dialed it.
         self._links: dict[tuple[str, int], str] = {}
         self._steps: dict[tuple[str, bool], int] = {}
+        # Over QUIC: by the link's number, and which packet is which step.
+        self._flows: dict[int, str] = {}
+        self._packets: dict[tuple[int, bool, int], int] = {}
 
     def _link_of(self, pipe: Pipe) -> tuple[str, bool] | None:
         """Whose link that is, and whether the client sends; None for later links."""
@@ -94,10 +111,27 @@ class Director:
         link, client = found
         return max(now, self._script.when(link, 2 * turn + (not client)))
 
+    def datagram(self, host: str, packet: Any, now: float) -> float:
+        number = packet.link
+        if packet.kind == "initial" and host not in self._flows.values():
+            self._flows.setdefault(number, host)
+        link = self._flows.get(number)
+        if link is None or packet.kind not in COUNTED:
+            return now
+        client = host == link
+        key = number, client, packet.number
+        if key not in self._packets:
+            self._packets[key] = self._steps[link, client] = self._steps.get((link, client), -1) + 1
+        return max(now, self._script.when(link, 2 * self._packets[key] + (not client)))
+
     def crash(self) -> None:
         crash = self._script.crash
         assert crash is not None
         network = self._stage.network
+        for host in network.hosts:
+            for engine in list(host.udp.live):
+                if self._flows.get(engine._link) == crash.link:  # type: ignore[attr-defined]
+                    self._end_flow(crash.kind, host, engine, client=host.name == crash.link)
         for end, name in self._links.items():
             if name != crash.link:
                 continue
@@ -105,6 +139,16 @@ class Director:
                 for sock in list(host.sockets):
                     if end in (sock.local, sock.remote):
                         self._end(crash.kind, sock, client=sock.local == end)
+
+    def _end_flow(self, kind: str, host: Host, engine: Flow, client: bool) -> None:
+        network = self._stage.network
+        if kind == SILENT:
+            other = network.at(engine.far[0])
+            assert other is not None
+            network.path(host, other).muted.add((engine.near, engine.far))
+            network.path(other, host).muted.add((engine.far, engine.near))
+        elif kind == RESET or client == (kind == CLIENT):
+            engine.drop()
 
     def _end(self, kind: str, sock: Any, client: bool) -> None:
         if kind == SILENT:
@@ -128,11 +172,18 @@ def directed(director: Director) -> Iterator[None]:
         if self._timer is None:
             self._timer = self._clock.call_at(self._last, self._arrive)
 
+    before_datagrams = UdpStack.arrival
+
+    def arrival(self: UdpStack, path: Path, packet: Any) -> float:
+        return director.datagram(self.host.name, packet, self.host.network.now) + 1e-6
+
     wire.Pipe._fly = fly  # type: ignore[method-assign]
+    UdpStack.arrival = arrival  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
         wire.Pipe._fly = before  # type: ignore[method-assign]
+        UdpStack.arrival = before_datagrams  # type: ignore[method-assign]
 
 
 KEYS = sorted((Identity() for _ in range(2)), key=lambda identity: identity.public_key)
@@ -141,6 +192,8 @@ KEYS = sorted((Identity() for _ in range(2)), key=lambda identity: identity.publ
 async def play(script: Script) -> None:
     stage = Stage()
     stage.network.default_latency = (0.0, 0.0)
+    for host, by in zip((stage.a, stage.b), script.by, strict=True):
+        host.offers = tuple(dict.fromkeys([by, *script.by]))
     director = Director(script, stage)
     keys = dict(zip("ab" if script.greater == "b" else "ba", KEYS, strict=True))
     config: dict[str, Any] = {"max_idle_timeout": 6.0, "backoff_max": 2.0}
@@ -184,8 +237,8 @@ def check(script: Script, a: Node, b: Node) -> None:
     assert same_one(a, b), f"{a.connections()} and {b.connections()}"
     assert [c.state for c in (*a.connections(), *b.connections())] == [State.LIVE] * 2
     if script.crash is None:
-        # Both have come up; the one that the node with the greater key has initiated stays.
-        assert (a.connections()[0].endpoint.direction == "outbound") == (script.greater == A)
+        # Both have come up.
+        assert (a.connections()[0].endpoint.direction == "outbound") == (script.stays == A)
     rounds = range(4) if script.crash else (0, 3)
     expected = [f"{round}-{number}" for round in rounds for number in range(2)]
     for node in (a, b):
@@ -228,18 +281,20 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
 # What there is to be played -----------------------------------------------------------------------
 
 
-def merges(steps: int) -> list[str]:
+def merges(steps: int, others: int) -> list[str]:
     """All orders of so many steps of each link."""
-    places = itertools.combinations(range(2 * steps), steps)
-    return ["".join(A if place in mine else B for place in range(2 * steps)) for mine in map(set, places)]
+    total = steps + others
+    places = itertools.combinations(range(total), steps)
+    return ["".join(A if place in mine else B for place in range(total)) for mine in map(set, places)]
 
 
 def crashes(steps: int) -> list[Crash]:
-    after = range(2 * steps + 1)
+    """At any moment of so many steps."""
+    after = range(steps + 1)
     return [Crash(*each) for each in itertools.product(KINDS, LINKS, after)]
 
 
-MERGES = merges(STEPS)
+MERGES = merges(STEPS, STEPS)
 
 
 @pytest.mark.parametrize("greater", LINKS)
@@ -252,10 +307,40 @@ def test_two_dials_at_once(greater: str) -> None:
 @pytest.mark.parametrize("greater", LINKS)
 def test_two_dials_and_a_crash(greater: str, kind: str) -> None:
     scripts = [
-        Script(order, greater, crash) for order in MERGES for crash in crashes(STEPS) if crash.kind == kind
+        Script(order, greater, crash)
+        for order in MERGES
+        for crash in crashes(2 * STEPS)
+        if crash.kind == kind
     ]
     first = (LINKS.index(greater) + 2 * KINDS.index(kind)) % ONE_IN
     perform_all(scripts[first::ONE_IN])
+
+
+# By QUIC, and by both ------------------------------------------------------------------------------
+
+PAIRS = ((QUIC, QUIC), (QUIC, TCP), (TCP, QUIC))
+# There are many more of these, and each takes longer.
+SOME, SOME_CRASHES = (1, 1) if ALL else (21, 800)
+
+
+@pytest.mark.timeout(3600 if ALL else 60)
+@pytest.mark.parametrize("by", PAIRS, ids="-".join)
+@pytest.mark.parametrize("greater", LINKS)
+def test_two_dials_by_quic(greater: str, by: tuple[str, str]) -> None:
+    orders = merges(STEPS_OF[by[0]], STEPS_OF[by[1]])
+    perform_all([Script(order, greater, None, by) for order in orders][LINKS.index(greater) :: SOME])
+
+
+@pytest.mark.timeout(3600 if ALL else 60)
+@pytest.mark.parametrize("by", PAIRS, ids="-".join)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("greater", LINKS)
+def test_two_dials_by_quic_and_a_crash(greater: str, kind: str, by: tuple[str, str]) -> None:
+    steps = STEPS_OF[by[0]], STEPS_OF[by[1]]
+    moments = [crash for crash in crashes(sum(steps)) if crash.kind == kind]
+    every = [Script(order, greater, crash, by) for order in merges(*steps) for crash in moments]
+    spread = SOME_CRASHES if by == (QUIC, QUIC) else SOME_CRASHES // 4
+    perform_all(every[LINKS.index(greater) + 2 * KINDS.index(kind) :: max(1, spread)])
 
 
 # A process dies, and another one with its identity begins ------------------------------------------

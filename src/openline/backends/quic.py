@@ -161,7 +161,7 @@ class _Call:
         self._datagrams = self._new_datagrams()
 
     def _new_datagrams(self) -> Datagrams:
-        return Datagrams(self._on_datagrams, self._on_error, self._on_writable)
+        return Datagrams(self._on_datagrams, self._on_error, self._engine.set_blocked)
 
     async def begin(self, sock: socket.socket) -> None:
         await self._datagrams.start(sock)
@@ -214,7 +214,8 @@ class _Call:
         if error is None:
             self.answered.set_result(None)
         else:
-            self.answered.set_exception(error)
+            # Its traceback holds frames that hold the socket.
+            self.answered.set_exception(error.with_traceback(None))
             _ = self.answered.exception()  # nobody may be waiting any more
 
     def _failed(self, code: int, by_program: bool, reason: str) -> None:
@@ -305,9 +306,6 @@ class _Call:
     def _is_from_here(self, sock: socket.socket) -> bool:
         """Would it send from the address that the present one sends from?"""
         return ip_of(sock.getsockname()) == ip_of(self._datagrams.socket.getsockname())
-
-    def _on_writable(self) -> None:
-        self._engine.transmit()
 
     def _on_ticket(self, ticket: Any) -> None:
         if self._certificate:

@@ -168,7 +168,7 @@ class _Port:
 
     def __init__(self, door: QuicDoor) -> None:
         self._door = door
-        self._datagrams = Datagrams(self._on_datagrams, self._on_error, self._on_writable)
+        self._datagrams = Datagrams(self._on_datagrams, self._on_error, self._on_full)
 
     async def start(self, sock: socket.socket) -> None:
         self.socket = sock
@@ -289,9 +289,9 @@ class _Port:
     def _on_error(self, error: OSError) -> None:
         log.debug("udp port %d: %s", self.number, error)
 
-    def _on_writable(self) -> None:
+    def _on_full(self, full: bool) -> None:
         for engine in list(self._door.live):
-            engine.transmit()
+            engine.set_blocked(full)
 
 
 class _Visit:

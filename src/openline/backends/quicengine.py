@@ -49,13 +49,49 @@ _LOOKS = 20
 
 
 class Quic(QuicConnection):
-    """A connection that can be told to hand nothing over."""
+    """A connection that can be told to hand nothing over, and hands stream data over directly."""
 
     holding = False
+    # Takes stream data, once the handshake is done.
+    sink: Callable[[int, bytes, bool], None] | None = None
 
     def _drain_core(self) -> None:
-        if not self.holding:
+        core, sink = self._core, self.sink
+        if sink is None or core is None:
+            if not self.holding:
+                super()._drain_core()
+            return
+        while not self.holding:
+            native = core.next_event()
+            if native is None:
+                return
+            if native[0] == "stream_data" and not self._events:
+                sink(native[1], native[2], native[3])
+            else:
+                self._drain_one(native)
+
+    def _drain_one(self, native: tuple[Any, ...]) -> None:
+        """Have qh3 handle one event that has been taken from its core."""
+        core = self._core
+        self._core = _Before(core, native)  # type: ignore[assignment]
+        try:
             super()._drain_core()
+        finally:
+            self._core = core
+
+
+class _Before:
+    """A core whose next event is this one, and then none for now."""
+
+    def __init__(self, core: Any, native: tuple[Any, ...]) -> None:
+        self._rest = [native]
+        self._real = core
+
+    def next_event(self) -> Any:
+        return self._rest.pop() if self._rest else None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
 
 
 class User(Protocol):
@@ -110,7 +146,8 @@ class Engine:
         self._stalled = 0.0
         self._last = self._heard_at = 0.0
         self._busy = False
-        self._soon = False
+        # Something has left in this loop turn; and what has been written since waits for its end.
+        self._soon = self._more = False
         # Our streams that exist: to these the core may be written without more ado.
         self._open: set[int] = set()
         self._established = False
@@ -134,6 +171,7 @@ class Engine:
             if self._established:
                 assert quic._core is not None
                 alive = quic._core.receive_many_datagrams(batch, addr, now)[_ACCEPTED] > 0
+                self._busy = True
                 quic._drain_core()
             else:
                 alive = True
@@ -144,6 +182,7 @@ class Engine:
         except (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError):
             raise
         except BaseException as error:  # hostile bytes may make qh3 panic, which is no Exception
+            self._busy = False
             self._give_up(error)
             return
         self._handle(alive)
@@ -184,10 +223,15 @@ class Engine:
         if quic._close_event is not None and not self.over and not quic.holding:
             self._ended(quic._close_event)
 
+    def _on_data(self, stream: int, data: bytes, end: bool) -> None:
+        if not self.over:
+            self.user.on_stream_data(stream, data, end)
+
     def _on_other(self, event: Any) -> None:
         if isinstance(event, events.HandshakeCompleted):
             self._established = True
             self._look_more_often()
+            self.quic.sink = self._on_data
             if not self.over:
                 self.user.on_handshake(event)
         elif isinstance(event, events.ConnectionIdIssued | events.ConnectionIdRetired):
@@ -236,6 +280,7 @@ class Engine:
 
     def _catch_up(self) -> None:
         if self.quic._core is not None and not self._dead:
+            self._busy = True
             self.quic._drain_core()
             self._handle()
 
@@ -276,21 +321,26 @@ class Engine:
         """Something waits to leave."""
         if self._busy:
             return
-        if not self._soon:
+        if self._soon:
+            self._more = True
+        else:
             self._soon = True
             self._loop.call_soon(self._end_of_turn)
             self._transmit()
 
     def _end_of_turn(self) -> None:
         self._soon = False
-        self.transmit()
+        if self._more:
+            self._more = False
+            self.transmit()
+        elif not self.over and self.quic._core is not None:
+            self.user.on_sent(self.quic._core.get_send_buffer_size(None))
 
     def transmit(self) -> None:
         """Let leave what may; only from callbacks of the loop."""
         self._transmit()
         if not self.over and self.quic._core is not None:
             if self._moved:
-                self._moved = False
                 self._look_where_it_is()
             self.user.on_sent(self.quic._core.get_send_buffer_size(None))
 
@@ -299,6 +349,7 @@ class Engine:
         core = self.quic._core
         assert core is not None
         place = core.active_path[2]
+        self._moved = place != self.remote
         if place != self._place:
             before, self._place = self._place, place
             if before:
@@ -324,7 +375,14 @@ class Engine:
             if len(batch) >= BURST and not self._soon:
                 self._soon = True
                 self._loop.call_soon(self._end_of_turn)
+            self._more = self._more or len(batch) >= BURST
         self._arm(now)
+
+    def set_blocked(self, blocked: bool) -> None:
+        """The system takes no more datagrams, or takes them again."""
+        self.blocked = blocked
+        if not blocked:
+            self.transmit()
 
     @property
     def stream_limit(self) -> int:

@@ -77,6 +77,8 @@ class QuicLink(Link):
         # Bytes of units that have not come whole.
         self._held = 0
         self._sent = self._received = 0
+        # Bytes that may not have left, at most: what had not when it was last looked, and all since.
+        self._unsent = 0
         # Large units that wait their turn, and whatever comes behind them on their tracks.
         self._outbox: deque[tuple[int, bytearray, int]] = deque()
         self._large: set[int] = set()
@@ -243,6 +245,10 @@ class QuicLink(Link):
             engine, streams = self._engine, self._tracks
             self._large = {track for track in self._large if engine.waiting_on(streams[track])}
             self._pump()
+        self._unsent = waiting
+        if not waiting and not self.congested and not self._outbox:
+            self.backlog = False
+            return
         self.backlog = waiting > 0
         small = waiting - self._large_waiting() if self._large else waiting
         crowded = len(self._outbox) > MAX_LARGE
@@ -371,7 +377,10 @@ class QuicLink(Link):
             # The core is over, which its next event tells.
             log.debug("%r: %s", self, error)
             return
-        waiting = engine.waiting
+        self._unsent += len(buffer)
+        if self._unsent <= self._high_water:
+            return
+        self._unsent = waiting = engine.waiting
         if waiting > self._high_water:
             self.backlog = True
             if waiting - self._large_waiting() > self._high_water:

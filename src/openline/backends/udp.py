@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from qh3.asyncio._transport import create_optimized_datagram_transport
+from qh3.asyncio._transport import OptimizedDatagramTransport, enable_gro, has_gso
 
 from .sockets import SockAddr, prepare_udp
 
@@ -33,26 +33,79 @@ async def open_udp(family: socket.AddressFamily, sockaddr: SockAddr) -> socket.s
     return sock
 
 
+# The size that qh3 takes for that of received segments where the system does not say.
+GRO_SEGMENT = 1280
+
+
+class _Transport(OptimizedDatagramTransport):
+    """qh3's, with less work per datagram: it reads until there is nothing more, which costs a call
+    and an exception each time, where the loop would call again anyway."""
+
+    def _recv_rust(self, state: Any) -> None:
+        try:
+            received = state.recv()
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._report_error(error)
+            return
+        protocol: Any = self._protocol
+        batch: list[bytes] = []
+        sender: Any = None
+        for data, addr in received:
+            if addr != sender and batch:
+                protocol.datagrams_received(batch, sender)
+                batch = []
+            sender = addr
+            batch.append(data)
+        if batch and not self._closing:
+            protocol.datagrams_received(batch, sender)
+
+    def sendto(self, data: Any, addr: Any = None) -> None:
+        if self._closing or not self._write_ready or self._send_queue:
+            super().sendto(data, addr)
+            return
+        try:
+            if self._connected_addr is not None:
+                self._sock.send(data)
+            else:
+                self._sock.sendto(data, addr)
+        except (BlockingIOError, InterruptedError):
+            super().sendto(data, addr)
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE:  # a probe for larger packets (RFC 8899), which found its limit
+                self._report_error(error)
+
+
 class Datagrams(asyncio.DatagramProtocol):
-    """One UDP socket in use. ``on_datagrams(batch, addr)``, ``on_error(error)``, ``on_writable()``."""
+    """One UDP socket in use. ``on_datagrams(batch, addr)``, ``on_error(error)``, ``on_full(is_it)``."""
 
     def __init__(
         self,
         on_datagrams: Callable[[list[bytes], Addr], None],
         on_error: Callable[[OSError], None],
-        on_writable: Callable[[], None],
+        on_full: Callable[[bool], None],
     ) -> None:
         self._on_datagrams = on_datagrams
         self._on_error = on_error
-        self._on_writable = on_writable
+        # The system takes no more just now; and then it does again.
+        self._on_full = on_full
         self._transport: Any = None
-        # The system takes no more just now.
-        self.blocked = False
 
     async def start(self, sock: socket.socket) -> None:
         """From now on it is this object's to close. Raises ``OSError``."""
         loop = asyncio.get_running_loop()
-        await create_optimized_datagram_transport(loop, lambda: self, sock)
+        if sys.platform != "linux":
+            await loop.create_datagram_endpoint(lambda: self, sock=sock)
+            return
+        transport = _Transport(loop, sock, self, None, enable_gro(sock), has_gso(sock), GRO_SEGMENT)
+        started = loop.create_future()
+        transport._start(started)
+        try:
+            await started
+        except BaseException:
+            transport.abort()
+            raise
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -69,11 +122,10 @@ class Datagrams(asyncio.DatagramProtocol):
             self._on_error(exc.with_traceback(None))
 
     def pause_writing(self) -> None:
-        self.blocked = True
+        self._on_full(True)
 
     def resume_writing(self) -> None:
-        self.blocked = False
-        self._on_writable()
+        self._on_full(False)
 
     def send(self, batch: Sequence[bytes], addr: Addr) -> None:
         transport = self._transport

@@ -79,6 +79,7 @@ class Endpoint:
         "certificate",
         "crowded",
         "direction",
+        "doubtful",
         "hello",
         "hint",
         "ip",
@@ -107,6 +108,8 @@ class Endpoint:
         self.hello = hello
         self.bound_port: int | None = None
         self.crowded = False
+        # Suspect or draining: what it claims contradicts nobody who is there.
+        self.doubtful = False
         self.hint = ""
         self.aliases: tuple[Address, ...] = ()
         # The far side's TLS certificate (DER), until the hello has been judged.
@@ -273,6 +276,7 @@ def _match_hello(address: Address, end: Endpoint, all_ends: Sequence[Endpoint]) 
         other.hello.node_id
         for other in all_ends
         if other.hello is not None and other.ip == end.ip and address.port in other.hello.ports
+        if end.doubtful or not other.doubtful
     }
     return Rank.HELLO if len(claims) == 1 else Reject.TWO_CLAIMS
 

@@ -1,0 +1,35 @@
+"""What all tables are made of."""
+
+from collections.abc import Sequence
+
+from benchmarks.contenders import TABLE
+from benchmarks.runner import Row
+from benchmarks.targets import always_acked
+
+Cells = list[str]
+
+
+def sender(name: str) -> str:
+    """Without how it answers, which matters to the echo only."""
+    return TABLE[name].who
+
+
+def numbers(row: Row, keys: Sequence[str], form: str) -> Cells:
+    if not row.median:
+        return [row.note, *["–"] * (len(keys) - 1)]
+    return [format(row.median[key], form) if key in row.median else "–" for key in keys]
+
+
+def acked(row: Row) -> str:
+    if not row.rounds:
+        return "–"
+    return "yes" if always_acked(row) else "no"
+
+
+def shown(number: float | None) -> str:
+    return "–" if number is None else f"{number:.2f} ×"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))

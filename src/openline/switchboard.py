@@ -152,8 +152,10 @@ class Switchboard:
                 other.poke()
 
     def _bury_predecessors(self, address: Address, connection: Connection) -> None:
-        """Somebody else answers there now, and what was dialed there before does not: that is gone."""
-        for other in list(self.table.dialed_to(address)):
+        """Somebody else answers there now, and what was dialed there before, or said that it listens
+        there, does not: that is gone."""
+        claims = [c for c in self.table.at_ip(connection.endpoint.ip) if c.endpoint.claims(address.port)]
+        for other in {*self.table.dialed_to(address), *claims}:
             if other.state is State.SUSPECT and other.peer is not connection.peer:
                 other.link.abort()
                 other.on_closed("somebody else answers where it was dialed")

@@ -78,10 +78,10 @@ class Agent:
                     await self._news.wait()
         return self.received
 
-    async def dial(self, host: str, port: int) -> str:
+    async def dial(self, host: str, port: int, udp: bool = False) -> str:
         """What becomes of a plain connect, without openline."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family) as sock:
+        with socket.socket(family, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM) as sock:
             sock.setblocking(False)
             try:
                 await asyncio.wait_for(asyncio.get_running_loop().sock_connect(sock, (host, port)), 5)
@@ -98,6 +98,17 @@ class Agent:
 
     async def explain(self, to: str) -> str:
         return str(self.transport.explain(to))
+
+    async def lines(self) -> list[list[str]]:
+        """The live connections: whose, over what, who opened it, and where its far end is now."""
+        return sorted(
+            [peer.name, line.link.backend, line.endpoint.direction, line.endpoint.remote]
+            for peer in self.transport.peers()
+            for line in peer.connections
+        )
+
+    async def node_id(self) -> str:
+        return self.transport.node_id
 
 
 def tell(**what: Any) -> None:

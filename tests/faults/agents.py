@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import signal
 import time
 from typing import Any, Self
 
@@ -10,6 +12,12 @@ from processes import PATIENCE, Child
 from openline.testing.netns import ADDRESS, HostName, TwoHosts
 
 PORT = 8770
+# The ways to reach a peer: one backend, or whichever of them is up first.
+WAYS: dict[str, tuple[str, ...]] = {
+    "websocket": ("websocket",),
+    "quic": ("quic",),
+    "race": ("quic", "websocket"),
+}
 IDLE_TIMEOUT = 3.0
 INTERVAL = IDLE_TIMEOUT / 6
 # Verdicts fall on ticks; reading them from outside adds a look every 10 ms and some scheduling.
@@ -124,3 +132,38 @@ class Agent(Child):
     def stat(self, *names: str) -> list[int]:
         stats = self.ask("stats")
         return [stats[name] for name in names]
+
+    @property
+    def backends(self) -> dict[str, int]:
+        """How many live connections each of them carries."""
+        backends: dict[str, int] = self.ask("stats")["backends"]
+        return {name: count for name, count in backends.items() if count}
+
+    @property
+    def lines(self) -> list[list[str]]:
+        lines: list[list[str]] = self.ask("lines")
+        return lines
+
+    def freeze(self) -> None:
+        os.kill(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.process.pid, signal.SIGCONT)
+
+
+Pair = tuple[Agent, Agent]
+
+
+def two(lab: TwoHosts, addresses: dict[HostName, str] = ADDRESS, **config: Any) -> Pair:
+    a, b = (Agent(lab, host, addresses[host], **config) for host in ("A", "B"))
+    return a.ready(), b.ready()
+
+
+def introduce(a: Agent, b: Agent, keep: bool) -> None:
+    a.ask("connect", to=b.address, keep=keep)
+    a.becomes("live")
+    b.becomes("live")
+
+
+def connections(agent: Agent) -> list[int]:
+    return agent.stat("created", "accepted", "closed", "active")

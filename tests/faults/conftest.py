@@ -3,12 +3,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from openline.testing.netns import TwoHosts, availability
+from openline.testing.netns import Feature, TwoHosts, availability
 
 
-def require_lab() -> None:
+def require_lab(feature: Feature = "hosts") -> None:
     """Skip where the lab cannot be had, but fail where somebody counts on it."""
-    if here := availability():
+    if here := availability(feature):
         return
     if os.environ.get("OPENLINE_REQUIRE_FAULTS") == "1":
         pytest.fail(f"OPENLINE_REQUIRE_FAULTS=1, but: {here.reason}")

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from agents import PORT, Agent
+from agents import PORT, WAYS, Agent
 from audit import Account, Times, flows, violations
 from processes import PATIENCE, wait_until
 
 from openline import Identity
-from openline.testing.netns import ADDRESS, Direction, HostName, TwoHosts
+from openline.testing.firewall import Refusal
+from openline.testing.netns import Direction, HostName, TwoHosts
 
 # Dead after 0.75 s, so that a scenario takes seconds.
 IDLE_TIMEOUT = 1.5
@@ -25,8 +26,24 @@ SETTLE_WITHIN = 40.0
 # One that lost against another connection is read for a second before it is closed.
 QUIET_WITHIN = 5.0
 # How moments end: something breaks, and after which of them things can go on.
-FAULTS = (" both", "-to-a", "-to-b", "frozen", "reset", "killed", "leaves", "shrunk", "loses its route")
+FAULTS = (
+    " both",
+    "-to-a",
+    "-to-b",
+    "frozen",
+    "reset",
+    "killed",
+    "leaves",
+    "shrunk",
+    "loses its route",
+    "drop",
+    "reject",
+    "rebound",
+    "moved",
+)
 REPAIRS = ("healed", "thawed", "reset", "restarted", "shrunk")
+HOSTS: tuple[HostName, HostName] = ("A", "B")
+OPPOSITE = {"inbound": "outbound", "outbound": "inbound"}
 # Counters that stay 0, and what is never in a log. `malformed` is counted as well where a dial breaks
 # off halfway; the log tells that from bad input.
 TROUBLE = ("in_doubt", "undelivered", "handler_errors", "conflicts")
@@ -43,12 +60,6 @@ class Talker(Agent):
         self.arguments = (name, str(journal))
         super().__init__(lab, host, **{"name": name, "max_idle_timeout": IDLE_TIMEOUT, **config})
 
-    def freeze(self) -> None:
-        os.kill(self.process.pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        os.kill(self.process.pid, signal.SIGCONT)
-
 
 class Scene:
     """Talkers in a lab: "A" and "B" on the hosts of that name; others, if any, beside B.
@@ -58,11 +69,18 @@ class Scene:
     """
 
     def __init__(
-        self, lab: TwoHosts, folder: Path, names: str = "AB", identities: bool = True, **config: Any
+        self,
+        lab: TwoHosts,
+        folder: Path,
+        way: str = "race",
+        names: str = "AB",
+        identities: bool = True,
+        **config: Any,
     ) -> None:
         self.lab = lab
+        self.way = way
         self._folder = folder
-        self._config = config
+        self._config = {"backends": WAYS[way], **config}
         # Without, each process is a node of its own.
         self._identities = identities
         self.talkers: dict[str, Talker] = {}
@@ -73,6 +91,7 @@ class Scene:
         self.moments: list[tuple[str, float]] = []
         self._orders: dict[str, int] = {}
         self._talk: dict[str, Any] = {}
+        self._by_node: dict[str, str] = {}
         for name in names:
             self.talkers[name] = self._start(name)
         for talker in self.talkers.values():
@@ -105,14 +124,18 @@ class Scene:
         for name in (dialer, to):
             wait_until(lambda talker=self.talkers[name]: talker.stat("active") != [0])
 
-    def talk(self, count: int = 1000, seconds: float = 2.0, size: int = 0) -> None:
-        """All begin to talk to all others."""
+    def talk(
+        self, count: int = 1000, seconds: float = 2.0, size: int = 0, by_node: Sequence[str] = ()
+    ) -> None:
+        """All begin to talk to all others; to those in `by_node` by their node id, wherever they are."""
         self._talk = {"count": count, "seconds": seconds, "size": size}
+        self._by_node = {name: self.talkers[name].ask("node_id") for name in by_node}
         for name in self.talkers:
             self._begin(name)
 
     def _begin(self, name: str) -> None:
-        others = {other: talker.address for other, talker in self.talkers.items() if other != name}
+        addresses = {other: talker.address for other, talker in self.talkers.items() if other != name}
+        others = {other: self._by_node.get(other, address) for other, address in addresses.items()}
         self._orders[name] = self.talkers[name].post("talk", to=others, **self._talk)
 
     def _keep(self, dialer: str, to: str) -> None:
@@ -163,6 +186,22 @@ class Scene:
     def heal_route(self, host: HostName) -> None:
         self.lab.heal_route(host)
         self.note(f"{host} has its route again")
+
+    def readdress(self, host: HostName, address: str) -> None:
+        self.note(f"{host} at {address}: moved")
+        self.lab.readdress(host, address)
+
+    def rebind_nat(self, host: HostName) -> None:
+        self.note(f"{host} rebound")
+        self.lab.rebind_nat(host)
+
+    def block_udp(self, how: Refusal = "drop") -> None:
+        self.note(f"udp blocked: {how}")
+        self.lab.block_udp(how=how)
+
+    def unblock_udp(self) -> None:
+        self.lab.unblock_udp()
+        self.note("udp healed")
 
     def reset(self) -> None:
         self.note("reset")
@@ -227,23 +266,40 @@ class Scene:
         return violations(self._accounts(), self.deaths, self.departures, self._identities)
 
     def _wait_for_one_connection_per_pair(self) -> None:
-        """As the kernels on both sides see it, and as each of them says itself."""
-        others = len(self.talkers) - 1
+        """As both ends of each say, and as the kernels on both sides see it."""
         try:
-            wait_until(lambda: self._lines("A") == {line[::-1] for line in self._lines("B")}, QUIET_WITHIN)
-            wait_until(lambda: len(self._lines("A")) == others, QUIET_WITHIN)
-            for talker in self.talkers.values():
-                wait_until(lambda talker=talker: talker.stat("active") == [others], QUIET_WITHIN)
+            wait_until(self._is_paired, QUIET_WITHIN)
         except AssertionError:
-            active = {name: talker.stat("active") for name, talker in self.talkers.items()}
-            lines = f"A sees {self._lines('A')}, B sees {self._lines('B')}"
-            raise AssertionError(f"not one connection per pair: active {active}, {lines}") from None
+            said = {name: (talker.lines, talker.stat("active")) for name, talker in self.talkers.items()}
+            seen = {f"{host} {kind}": self._seen(host, kind) for host in HOSTS for kind in "tu"}
+            raise AssertionError(f"not one connection per pair: {said}, {seen}") from None
 
-    def _lines(self, host: HostName) -> set[tuple[str, ...]]:
-        """TCP connections over the cable: this host's end, and the other."""
-        said = self.lab.run(host, ["ss", "-Htn", "state", "established"]).stdout
+    def _is_paired(self) -> bool:
+        said = {name: talker.lines for name, talker in self.talkers.items()}
+        ends = {(name, peer): end for name, lines in said.items() for peer, *end, _ in lines}
+        others = len(said) - 1
+        return (
+            ends.keys() == set(permutations(said, 2))
+            and all(len(lines) == others for lines in said.values())
+            and all(ends[pair[::-1]] == [end[0], OPPOSITE[end[1]]] for pair, end in ends.items())
+            and all(talker.stat("active") == [others] for talker in self.talkers.values())
+            and self._is_seen(said["A"])
+        )
+
+    def _is_seen(self, lines: list[list[str]]) -> bool:
+        """The kernels know just the connections of A: TCP at both ends, and the dialers' UDP sockets."""
+        tcp = self._seen("A", "t")
+        dialers = [*self._seen("A", "u"), *self._seen("B", "u")]
+        backends = [backend for _, backend, *_ in lines]
+        mirrored = tcp == {line[::-1] for line in self._seen("B", "t")}
+        return mirrored and [len(tcp), len(dialers)] == [backends.count("websocket"), backends.count("quic")]
+
+    def _seen(self, host: HostName, kind: str) -> set[tuple[str, ...]]:
+        """Connected TCP or UDP sockets over the cable: this host's end, and the other."""
+        said = self.lab.run(host, ["ss", f"-Hn{kind}", "state", "established"]).stdout
         ends = [tuple(line.split()[2:4]) for line in said.splitlines()]
-        return {line for line in ends if any(end.startswith(ADDRESS["A"] + ":") for end in line)}
+        here = self.lab.address["A"] + ":"
+        return {line for line in ends if any(end.startswith(here) for end in line)}
 
     @property
     def story(self) -> str:

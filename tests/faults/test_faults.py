@@ -4,23 +4,29 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from agents import INTERVAL, Agent
+from agents import INTERVAL, Agent, Pair, connections, introduce, two
 from processes import wait_until
 
-from openline.testing.netns import ADDRESS, ADDRESS6, DEVICE, LINK_LOCAL, Direction, HostName, TwoHosts
+from openline.testing.netns import ADDRESS6, DEVICE, LINK_LOCAL, Direction, TwoHosts
 
 pytestmark = pytest.mark.faults
 
-Pair = tuple[Agent, Agent]
+OVER_TCP = pytest.mark.parametrize("backend", ["websocket"])
+
+
+@pytest.fixture(params=["websocket", "quic"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """What carries all connections."""
+    name: str = request.param
+    return name
 
 
 @pytest.fixture
-def strangers(lab: TwoHosts) -> Iterator[Pair]:
+def strangers(lab: TwoHosts, backend: str) -> Iterator[Pair]:
     """A and B listen, and do not know each other."""
-    agents = two(lab)
+    agents = two(lab, backends=[backend])
     yield agents
     for agent in agents:
         print(f"--- log of {agent.host}\n{agent.complaints}")
@@ -40,21 +46,6 @@ def loose_pair(strangers: Pair) -> Pair:
     return strangers
 
 
-def two(lab: TwoHosts, addresses: dict[HostName, str] = ADDRESS, **config: Any) -> Pair:
-    a, b = (Agent(lab, host, addresses[host], **config) for host in ("A", "B"))
-    return a.ready(), b.ready()
-
-
-def introduce(a: Agent, b: Agent, keep: bool) -> None:
-    a.ask("connect", to=b.address, keep=keep)
-    a.becomes("live")
-    b.becomes("live")
-
-
-def connections(agent: Agent) -> list[int]:
-    return agent.stat("created", "accepted", "closed", "active")
-
-
 # The stale route
 
 
@@ -72,24 +63,26 @@ def test_stale_route(lab: TwoHosts, pair: Pair) -> None:
     assert_answers_on_the_open_line(lab, *pair)
 
 
-def test_stale_route_over_ipv6(lab: TwoHosts) -> None:
+def test_stale_route_over_ipv6(lab: TwoHosts, backend: str) -> None:
     if not lab.ipv6:
         pytest.skip("no IPv6 here")
-    a, b = two(lab, ADDRESS6)
+    a, b = two(lab, ADDRESS6, backends=[backend])
     introduce(a, b, keep=True)
     assert_answers_on_the_open_line(lab, a, b)
 
 
-def test_a_link_local_address_answers_on_the_open_line(lab: TwoHosts) -> None:
+def test_a_link_local_address_answers_on_the_open_line(lab: TwoHosts, backend: str) -> None:
     if not lab.ipv6:
         pytest.skip("no IPv6 here")
-    a, b = two(lab, {host: f"{address}%{DEVICE}" for host, address in LINK_LOCAL.items()})
+    addresses = {host: f"{address}%{DEVICE}" for host, address in LINK_LOCAL.items()}
+    a, b = two(lab, addresses, backends=[backend])
     introduce(a, b, keep=True)
     assert b.send(a, 5) == [[1, "inbound"]] * 5
     assert b.stat("dials") == [0]
     assert "<inbound" in b.ask("explain", to=a.address)
 
 
+@OVER_TCP
 def test_stale_route_batch(lab: TwoHosts, pair: Pair) -> None:
     a, b = pair
     lab.break_route("B", to="A", port=8770)
@@ -125,10 +118,10 @@ def test_silent_cut_is_suspected_then_dead_then_heals(lab: TwoHosts, pair: Pair)
     assert a.received(20) == list(range(20))
 
 
-def test_a_short_cut_costs_no_connection(lab: TwoHosts) -> None:
+def test_a_short_cut_costs_no_connection(lab: TwoHosts, backend: str) -> None:
     # A ping is sent again by TCP after 0.2, 0.6 and 1.4 s. The last must fall between suspect, when the
     # cable is healed, and dead: at this setting 1.26 s and 2 s.
-    a, b = two(lab, max_idle_timeout=4.2)
+    a, b = two(lab, max_idle_timeout=4.2, backends=[backend])
     introduce(a, b, keep=False)
     before = connections(a), connections(b)
     lab.cut()
@@ -155,8 +148,8 @@ def test_a_short_cut_costs_no_message(lab: TwoHosts, loose_pair: Pair) -> None:
     assert a.stat("in_doubt") == [0]
 
 
-def test_a_peer_that_stays_away_leaves_in_doubt_what_it_did_not_confirm(lab: TwoHosts) -> None:
-    a, b = two(lab, resume_timeout=1.0)
+def test_a_peer_that_stays_away_leaves_in_doubt_what_it_did_not_confirm(lab: TwoHosts, backend: str) -> None:
+    a, b = two(lab, resume_timeout=1.0, backends=[backend])
     introduce(a, b, keep=False)
     assert a.send(b, 5) == [[1, "outbound"]] * 5
     lab.cut()
@@ -204,6 +197,7 @@ def test_one_way_cut(lab: TwoHosts, pair: Pair, direction: Direction) -> None:
     assert a.received(5) == list(range(5))
 
 
+@OVER_TCP
 def test_connections_reset_in_the_middle(lab: TwoHosts, pair: Pair) -> None:
     a, b = pair
     assert lab.reset_connections("A") == 1
@@ -272,16 +266,20 @@ def test_our_own_freeze_kills_nothing(pair: Pair) -> None:
     assert connections(b) == before
 
 
-def test_a_killed_peer_is_gone_at_once_and_found_again(lab: TwoHosts, pair: Pair) -> None:
+def test_a_killed_peer_is_noticed_and_found_again(lab: TwoHosts, pair: Pair, backend: str) -> None:
     a, b = pair
     b.kill()
     started = time.monotonic()
-    a.becomes("gone")
-    assert time.monotonic() - started < INTERVAL
+    if backend == "quic":
+        # No packet tells of its end: the next ones have to be answered by nobody.
+        a.becomes_within(3, "gone", started)
+    else:
+        a.becomes("gone")
+        assert time.monotonic() - started < INTERVAL
     [[kind, text]] = a.send(b, 1)
     assert kind == "Unreachable"
     assert "ECONNREFUSED" in text
-    reborn = Agent(lab, "B").ready()
+    reborn = Agent(lab, "B", backends=[backend]).ready()
     assert [attempts for attempts, _ in a.send(reborn, 5)] == [1] * 5
     assert reborn.received(5) == list(range(5))
 

@@ -120,6 +120,10 @@ class Endpoint:
         """Proven: a connection is not open before its hello's proof is right."""
         return self.hello.node_id if self.hello is not None else None
 
+    def claims(self, port: int) -> bool:
+        """Does its hello say that it listens there?"""
+        return self.hello is not None and port in self.hello.ports
+
     @property
     def connection_id(self) -> bytes | None:
         """What both sides know this connection by; None for a plain peer's."""

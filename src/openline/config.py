@@ -140,12 +140,18 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             if not is_node_id(node_id):
                 raise ValueError(f"allow: {node_id!r} is not a node id (52 characters of a-z and 2-7)")
         names = get_args(BackendName)
-        if not self.backends or isinstance(self.backends, str) or not set(self.backends) <= set(names):
-            raise ValueError(f"backends must be a tuple of at least one of {names}, not {self.backends!r}")
+        given = self.backends
+        if isinstance(given, str) or not given or not set(given) <= set(names) or len({*given}) < len(given):
+            raise ValueError(f"backends must hold one or both of {names}, each once, not {given!r}")
         if self.plain_reuse not in get_args(PlainReuse):
             raise ValueError(f"plain_reuse must be one of {get_args(PlainReuse)}, not {self.plain_reuse!r}")
         if self.backoff_max < self.backoff_min:
             raise ValueError("backoff_max must not be smaller than backoff_min")
+
+    @property
+    def certified(self) -> bool:
+        """Are there pins or a CA that certificates have to satisfy?"""
+        return self.tls is not None and bool(self.tls.ca or self.tls.pins)
 
     @property
     def ping_interval(self) -> float:

@@ -114,8 +114,7 @@ class Delivery:
         halts = connection.halts or {}
         for stream_id in [*peer.stopped, *halts]:
             peer.heed(halts, stream_id)
-        # Never weaker than asked (rule 3.1).
-        connection.resume(lambda p: not _picky(p.address) or answers(p.address, connection))
+        connection.resume(lambda parcel: self._may_travel(parcel, connection))
         if connection.barred:
             self._stranded(peer)
 
@@ -167,10 +166,14 @@ class Delivery:
     def _carrier_for(self, peer: Peer, chosen: Connection, parcel: Parcel) -> Connection:
         carrier = peer.carrier
         good = carrier is not None and carrier.usable and not carrier.link.closing
-        if carrier is not None and good and (not _picky(parcel.address) or answers(parcel.address, carrier)):
+        if carrier is not None and good and self._may_travel(parcel, carrier):
             return carrier
         self._carry(chosen, peer)
         return chosen
+
+    def _may_travel(self, parcel: Parcel, connection: Connection) -> bool:
+        """Never weaker than asked (rule 3.1)."""
+        return not _picky(parcel.address) or answers(parcel.address, connection, self._board.config.certified)
 
     def on_notes(self, connection: Connection, batch: Batched) -> None:
         """Streams that go on over this connection, and acknowledgements. Raises ``Malformed``."""
@@ -347,9 +350,9 @@ def _picky(address: Address | None) -> bool:
     return address is not None and address.scheme in ("wss", "quic")
 
 
-def answers(address: Address | None, connection: Connection) -> bool:
+def answers(address: Address | None, connection: Connection, certified: bool) -> bool:
     """Would a send to ``address`` be allowed to take this connection, as it is?"""
     if address is None:
         return True
     end = connection.endpoint
-    return isinstance(match(Want(address, (end.ip,)), end, [end]), Rank)
+    return isinstance(match(Want(address, (end.ip,), certified=certified), end, [end]), Rank)

@@ -15,6 +15,7 @@ from .address import Address
 from .backends.choice import Choice
 from .backends.sockets import ip_of, numeric, resolve
 from .book import Book
+from .config import Config
 from .connection import Connection
 from .core.selection import RANK_TEXT, Plan, Quality, Rank, Reject, Want, best_of
 from .dialing import Dialer
@@ -58,14 +59,15 @@ class Router:
         self,
         table: PeerTable,
         dialer: Dialer,
-        plain_reuse: str,
+        config: Config,
         loop: asyncio.AbstractEventLoop,
         backends: Choice,
     ) -> None:
         self._backends = backends
         self._table = table
         self._dialer = dialer
-        self._plain_reuse = plain_reuse
+        self._plain_reuse = config.plain_reuse
+        self._certified = config.certified
         self._loop = loop
         self._routes: dict[str | Address, tuple[int, Connection, Address]] = {}
         self._lookups: OrderedDict[str, tuple[float, tuple[str, ...]]] = OrderedDict()
@@ -182,7 +184,9 @@ class Router:
         others = [ip for ip in ips if self._ephemeral.has(ip, port) or self._named.has(ip, port)]
         dialed = [ip for ip in ips if self._dialed.has(ip, port)]
         hints = {ip: hint for ip in ips if (hint := self._hints.note(ip, port))}
-        return Want(address, ips, self._plain_reuse, frozenset(others), frozenset(dialed), hints)
+        return Want(
+            address, ips, self._plain_reuse, self._certified, frozenset(others), frozenset(dialed), hints
+        )
 
     def explain(self, address: Address) -> Explanation:
         try:
@@ -236,7 +240,7 @@ class Router:
     async def _plan(self, address: Address) -> Plan[Connection]:
         """Plan without a look-up where a connection dialed to that very name is good."""
         if not address.dialable:
-            return self._table.plan(Want(address, ()))
+            return self._table.plan(self._want(address, ()))
         if not address.is_ip and any(c.usable for c in self._table.dialed_to(address)):
             plan = self._table.plan(self._want(address, ()))
             if plan.chosen is not None and plan.chosen.usable:

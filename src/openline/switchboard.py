@@ -98,10 +98,12 @@ class Switchboard:
         self.closing = self.closed = False
         # Going away: what openline peers send from now on is the next process's.
         self.leaving = False
-        self.backends = Choice(*environment.backends(config, self.door, self._on_bad_handshake))
+        self.backends = Choice(
+            *environment.backends(config, self.door, self._on_bad_handshake), config.dial_timeout
+        )
         self.table = PeerTable(self._make_peer, self.node_id, self.door.instance)
         self.dialer = Dialer(self._dial)
-        self.router = Router(self.table, self.dialer, config.plain_reuse, self.loop, self.backends)
+        self.router = Router(self.table, self.dialer, config, self.loop, self.backends)
         self.runner = Runner(self.loop)
         self.inbox = Inbox(
             config, self.counters, self.runner, self.table.matches, self._regulate, self.table.forget
@@ -127,12 +129,7 @@ class Switchboard:
     async def _dial(self, address: Address) -> Connection:
         self.counters.dials += 1
         try:
-            async with asyncio.timeout(self.config.dial_timeout):
-                connection = await self.backends.dial(address)
-        except TimeoutError:
-            self.counters.dial_failures += 1
-            reason = f"no answer within dial_timeout={self.config.dial_timeout:g} s"
-            raise Unreachable(str(address), [(f"dial {address}", reason)], no_route=True) from None
+            connection = await self.backends.dial(address)
         except (Unreachable, Refused, IdentityConflict):
             self.counters.dial_failures += 1
             raise

@@ -53,7 +53,7 @@ class Listener:
         return f"{scheme}://{join(self.host, self.port)}"
 
     def __repr__(self) -> str:
-        return f"<listening on {self.address}>"
+        return f"<listening on {self.address} ({', '.join(self.backends)})>"
 
     async def close(self) -> None:
         """Stop accepting; connections that are open stay."""

@@ -44,9 +44,12 @@ class Agent:
     async def connect(self, to: str, keep: bool) -> None:
         await self.transport.connect(to, keep=keep)
 
-    async def send(self, to: str, numbers: list[int], size: int = 0, batch: bool = False) -> list[Any]:
+    async def send(
+        self, to: str, numbers: list[int], size: int = 0, batch: bool = False, stream: str = "default"
+    ) -> list[Any]:
         """Receipts as [attempts, direction]; the error's kind and text in the place of one that failed."""
-        messages = [openline.Message(payload={"n": number, "fill": "x" * size}) for number in numbers]
+        payloads = [{"n": number, "fill": "x" * size} for number in numbers]
+        messages = [openline.Message(payload=payload, stream_id=stream) for payload in payloads]
         if batch:
             return [[r.attempts, r.direction] for r in await self.transport.send_batch(to, messages)]
         return [await self._send_one(to, message) for message in messages]

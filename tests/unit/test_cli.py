@@ -261,7 +261,7 @@ async def test_listen_says_why_it_is_without_quic(start: Start) -> None:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         program = await start("listen", port, "--host", "127.0.0.1")
-        why = f"without quic: UDP port {port} cannot be had"
+        why = f"without quic: udp port {port}: EADDRINUSE: Address already in use"
         assert await program.line() == f"listening on ws://127.0.0.1:{port}, {why}  (Ctrl-C ends)\n"
     code, _, err = await program.end(signal.SIGTERM)
     assert (code, "Address already in use" in err) == (0, True)
@@ -416,7 +416,7 @@ async def test_tls_files_that_cannot_be_used_are_wrong_usage(start: Start, tmp_p
     (tmp_path / "junk.pem").write_text("junk")
     junk = tmp_path / "junk.pem"
     wrong = [("--cert", cert, "--key", junk), ("--cert", junk, "--key", key), ("--ca", junk)]
-    for program in [await start("send", "127.0.0.1:1", 1, *options) for options in wrong]:
+    for program in [await start("send", "quic://127.0.0.1:1", 1, *options) for options in wrong]:
         code, out, err = await program.end()
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert err.startswith("openline: cannot use the TLS files: ")

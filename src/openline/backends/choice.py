@@ -71,7 +71,8 @@ class Doors:
 class Choice:
     """``backends`` in the order of preference; ``missing`` says why others cannot be had."""
 
-    def __init__(self, backends: Sequence[Backend], missing: dict[str, str]) -> None:
+    def __init__(self, backends: Sequence[Backend], missing: dict[str, str], dial_timeout: float) -> None:
+        self._timeout = dial_timeout
         self.backends = tuple(backends)
         self._missing = missing
         self._loop = asyncio.get_running_loop()
@@ -96,24 +97,35 @@ class Choice:
         return sorted(self.backends, key=lambda backend: backend.name != worked)
 
     async def dial(self, address: Address) -> LinkEvents:
-        """Open a link; the caller bounds the time.
+        """Open a link within ``Config.dial_timeout``, whichever and however many ways are tried.
 
         Raises ``Unreachable``, ``Refused`` or ``IdentityConflict``.
         """
         self.check(address)
         order = self.order(address)
-        if len(order) == 1:
-            return await order[0].dial(address)
-        race: Race[LinkEvents] = Race(_hang_up)
         began = self._loop.time()
+        ways = [partial(self._attempt, backend, address, began + self._timeout) for backend in order]
+        if len(ways) == 1:
+            return await ways[0]()
+        race: Race[LinkEvents] = Race(_hang_up)
         try:
-            number, events = await race.run([partial(backend.dial, address) for backend in order])
+            number, events = await race.run(ways)
         except AllFailed as failed:
             self._worked.pop((address.host, address.port), None)
             raise merged(address, failed.errors) from None
         if self._loop.time() < began + FAIR:
             self._remember(address, order[number])
         return events
+
+    async def _attempt(self, backend: Backend, address: Address, until: float) -> LinkEvents:
+        try:
+            async with asyncio.timeout_at(until):
+                return await backend.dial(address)
+        except TimeoutError:
+            doubt = "; is UDP blocked?" if backend.name == "quic" else ""
+            reason = f"no answer within dial_timeout={self._timeout:g} s{doubt}"
+            tried = [(f"{backend.name} {address.netloc}", reason)]
+            raise Unreachable(str(address), tried, no_route=True) from None
 
     def _remember(self, address: Address, winner: Backend) -> None:
         key = address.host, address.port

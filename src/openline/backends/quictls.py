@@ -96,7 +96,7 @@ def server_configuration(config: Config, identity: Identity) -> tuple[QuicConfig
     """For listening; and the DER certificate that clients are shown.
 
     ``Config.tls``'s certificate where there is one, else one made of the identity. Raises ``OSError``
-    (``ssl.SSLError`` is one) where the files cannot be used.
+    where the files cannot be used.
     """
     quic = _configuration(config, is_client=False)
     if config.tls is not None and config.tls.cert is not None:
@@ -104,7 +104,7 @@ def server_configuration(config: Config, identity: Identity) -> tuple[QuicConfig
             chain, der = Path(config.tls.cert).read_bytes(), certificate_in(config.tls)
             quic.load_cert_chain(chain, _key(config.tls))
         except (ValueError, TypeError) as error:
-            raise ssl.SSLError(f"{config.tls.cert}, {config.tls.key}: {error}") from None
+            raise OSError(f"{config.tls.cert}, {config.tls.key}: {error}") from None
         return quic, der
     pem = certificate_of(identity)
     quic.load_cert_chain(pem, identity.to_pem())
@@ -146,7 +146,7 @@ class Trust:
             try:
                 found = x509.load_pem_x509_certificates(self._ca)
             except ValueError as error:
-                raise ssl.SSLError(f"{config.ca}: {error}") from None
+                raise OSError(f"{config.ca} holds no certificate: {error}") from None
             self._known = {certificate.public_bytes(Encoding.DER) for certificate in found}
 
     def check(self, address: Address, shown: bytes, chain: list[Any]) -> None:

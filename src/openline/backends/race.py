@@ -30,7 +30,7 @@ def merged(address: object, errors: Sequence[Exception]) -> Exception:
         if not isinstance(error, Unreachable):
             return error
     unreachable = [error for error in errors if isinstance(error, Unreachable)]
-    tried = [path for error in unreachable for path in error.tried]
+    tried = list(dict.fromkeys(path for error in unreachable for path in error.tried))
     return Unreachable(str(address), tried, no_route=all(error.no_route for error in unreachable))
 
 

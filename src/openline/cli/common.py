@@ -162,12 +162,13 @@ def make_config(
 
 
 def check_address(config: openline.Config, text: str) -> None:
-    """An address that can be parsed and dialed, and to which the pins that were given mean something."""
+    """An address that can be parsed and dialed, and to which a pin or CA that was given means something."""
     address = openline.Address.parse(text)
     check_backend(config, address)
-    if config.tls is not None and config.tls.pins and address.scheme not in ("wss", "quic"):
+    if config.tls is not None and config.certified and address.scheme not in ("wss", "quic"):
+        which = "pins hold" if config.tls.pins else "a CA holds"
         what = " or ".join(_with_scheme(address, scheme) for scheme in ("wss", "quic"))
-        raise Failure(f"pins hold for wss:// and quic:// addresses only: not {text}, but {what}", USAGE)
+        raise Failure(f"{which} for wss:// and quic:// addresses only: not {text}, but {what}", USAGE)
 
 
 def check_backend(config: openline.Config, address: openline.Address) -> None:

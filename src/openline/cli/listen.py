@@ -114,12 +114,10 @@ def addresses(listener: openline.Listener) -> list[str]:
 
 def left_out(listener: openline.Listener, config: openline.Config) -> dict[str, str]:
     """Why the other backends do not listen."""
-    here = openline.capabilities().unavailable
     reasons = {}
     for name in get_args(BackendName):
         if name not in config.backends:
             reasons[name] = "not asked for"
         elif name not in listener.backends:
-            # The log has said what the system says of it.
-            reasons[name] = here.get(name, f"UDP port {listener.port} cannot be had")
+            reasons[name] = listener.unavailable.get(name, "not usable here")
     return reasons

@@ -150,6 +150,8 @@ class Want(msgspec.Struct, frozen=True):
     address: Address
     ips: tuple[str, ...]
     plain_reuse: str = "unambiguous"
+    # Does quic:// ask for a certificate here (pins, a CA)? Else it asks for QUIC, and for no more.
+    certified: bool = True
     others: frozenset[str] = frozenset()
     dialed: frozenset[str] = frozenset()
     hints: dict[str, str] = {}
@@ -212,6 +214,14 @@ def _why_not(other: Candidate, best: Candidate) -> str:
 
 def match(want: Want, end: Endpoint, all_ends: Sequence[Endpoint]) -> Rank | Reject:
     """Does ``end`` answer for ``want``? ``all_ends`` are all connections that might, for ambiguity."""
+    verdict = _match(want, end, all_ends)
+    if verdict is Reject.NOT_PROVEN and want.address.scheme == end.backend == "quic" and not want.certified:
+        bare = msgspec.structs.replace(want.address, scheme=None)
+        return _match(msgspec.structs.replace(want, address=bare), end, all_ends)
+    return verdict
+
+
+def _match(want: Want, end: Endpoint, all_ends: Sequence[Endpoint]) -> Rank | Reject:
     address = want.address
     if address.node_id is not None and end.node_id != address.node_id:
         if end.ip not in want.ips:

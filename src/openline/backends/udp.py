@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import ipaddress
 import re
@@ -91,11 +92,14 @@ class Datagrams(asyncio.DatagramProtocol):
         # The system takes no more just now; and then it does again.
         self._on_full = on_full
         self._transport: Any = None
+        self._connected = False
 
     async def start(self, sock: socket.socket) -> None:
         """From now on it is this object's to close. Raises ``OSError``."""
         loop = asyncio.get_running_loop()
         if sys.platform != "linux":
+            with contextlib.suppress(OSError):
+                self._connected = bool(sock.getpeername())  # then BSD wants no address with what is sent
             await loop.create_datagram_endpoint(lambda: self, sock=sock)
             return
         transport = _Transport(loop, sock, self, None, enable_gro(sock), has_gso(sock), GRO_SEGMENT)
@@ -132,12 +136,12 @@ class Datagrams(asyncio.DatagramProtocol):
         if transport is None or transport.is_closing():
             return
         if len(batch) == 1:
-            transport.sendto(batch[0], addr)
+            transport.sendto(batch[0], None if self._connected else addr)
         elif hasattr(transport, "sendto_many"):
             transport.sendto_many(list(batch), addr)
         else:
             for data in batch:
-                transport.sendto(data, addr)
+                transport.sendto(data, None if self._connected else addr)
 
     def close(self) -> None:
         """What has been sent leaves all the same."""

@@ -179,6 +179,12 @@ class _Port:
 
     def _on_datagrams(self, batch: list[bytes], addr: Addr) -> None:
         """Nearly always all are one connection's."""
+        if len(batch) == 1:
+            only = self._find(batch[0], addr)
+            if only is not None:
+                only.send = self._datagrams.send
+                only.received(batch, addr)
+            return
         engine: Engine | None = None
         run: list[bytes] = []
         for data in batch:

@@ -29,6 +29,8 @@ log = logging.getLogger("openline")
 
 # A binary frame may carry other messages, its kind and a count besides a message of full size.
 _FRAME_OVERHEAD = FRAME_BYTES + 64
+# Bytes that come to one or two units: these take a shorter way.
+SHORT = 1200
 # Before the hello has come, no unit is longer.
 HELLO_BYTES = 4096
 # What a visitor may send on other streams before its proof has come: a first window's worth (some
@@ -154,10 +156,15 @@ class QuicLink(Link):
         if self._ended:
             return
         try:
+            reader = self._readers.get(stream)
             if self._early is not None and stream != self._theirs:
                 self._keep(stream, data)
-            else:
+            elif reader is None or reader.held or len(data) > SHORT:
                 self._feed(stream, data)
+            else:
+                take = self._on_unit if stream != self._theirs else self._on_control
+                reader.feed(data, self._limit, take)
+                self._held += reader.held
         except Malformed as error:
             self._fail(TOO_BIG if isinstance(error, TooBig) else PROTOCOL_ERROR, str(error))
         except Exception:

@@ -1282,8 +1282,9 @@ async def test_a_node_that_crashes_and_comes_back_while_both_dial_is_no_conflict
         await eventually(lambda: live(third, process) == live(process, third))  # noqa: B023
         assert len(live(third, process)) == 1
         assert at_process.payloads == [number]
-        # A crash: nothing is said, and nothing answers any more.
+        # A crash: nothing is said, and nothing answers any more, nor is anything still being dialed.
         await process._keeper.close()
+        await process._board.dialer.close()
         for listener in list(process._listeners):
             await listener.close()
         for connection in between(process, third):

@@ -11,6 +11,7 @@ import msgspec
 from .errors import InvalidAddress
 
 SCHEMES = ("ws", "wss", "quic")
+TLS_SCHEMES = ("wss", "quic")
 _DEFAULT_PORTS = {"ws": 80, "wss": 443}
 # 32 bytes in base32: the last character holds one bit of them, so that each key has one text.
 _NODE_ID = re.compile(r"[a-z2-7]{51}[aq]")
@@ -53,7 +54,12 @@ class Address(msgspec.Struct, frozen=True):
     @property
     def authenticated(self) -> bool:
         """Only a connection that has proven an identity may answer for this address (rule 3.1)."""
-        return self.scheme in ("wss", "quic") or self.node_id is not None
+        return self.tls or self.node_id is not None
+
+    @property
+    def tls(self) -> bool:
+        """Its scheme asks for TLS, and with that for a certificate where ``Config.tls`` names any."""
+        return self.scheme in TLS_SCHEMES
 
     @property
     def dial_key(self) -> tuple[object, ...]:

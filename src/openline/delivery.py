@@ -347,7 +347,7 @@ def _move(old: Outgoing[Parcel], parcels: list[Parcel], new: Outgoing[Parcel]) -
 
 def _picky(address: Address | None) -> bool:
     """Does this address ask for more than any connection to the right node?"""
-    return address is not None and address.scheme in ("wss", "quic")
+    return address is not None and address.tls
 
 
 def answers(address: Address | None, connection: Connection, certified: bool) -> bool:

@@ -305,7 +305,7 @@ class PeerTable:
     def alias(self, connection: Connection, target: Address) -> None:
         """``target`` was dialed to the same node, by a connection that this one has replaced."""
         end = connection.endpoint
-        if target in end.aliases or (target.scheme in ("wss", "quic") and not end.secure):
+        if target in end.aliases or (target.tls and not end.secure):
             return
         end.aliases = (*end.aliases, target)[-MAX_ALIASES:]
         self._aliased.setdefault((target.host, target.port), {})[connection] = None

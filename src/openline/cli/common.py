@@ -21,6 +21,7 @@ import msgspec
 import typer
 
 import openline
+from openline.address import TLS_SCHEMES
 from openline.backends.sockets import describe
 
 FAILED, USAGE = 1, 2
@@ -165,9 +166,9 @@ def check_address(config: openline.Config, text: str) -> None:
     """An address that can be parsed and dialed, and to which a pin or CA that was given means something."""
     address = openline.Address.parse(text)
     check_backend(config, address)
-    if config.tls is not None and config.certified and address.scheme not in ("wss", "quic"):
+    if config.tls is not None and config.certified and not address.tls:
         which = "pins hold" if config.tls.pins else "a CA holds"
-        what = " or ".join(_with_scheme(address, scheme) for scheme in ("wss", "quic"))
+        what = " or ".join(_with_scheme(address, scheme) for scheme in TLS_SCHEMES)
         raise Failure(f"{which} for wss:// and quic:// addresses only: not {text}, but {what}", USAGE)
 
 

@@ -231,7 +231,7 @@ def _match(want: Want, end: Endpoint, all_ends: Sequence[Endpoint]) -> Rank | Re
         return Rank.DIALED
     if any(_same(address, alias) for alias in end.aliases):
         return Rank.ALIAS
-    if address.scheme in ("wss", "quic"):
+    if address.tls:
         # Never weaker than asked: an inbound connection has not proven a certificate.
         return Reject.NOT_PROVEN if end.ip in want.ips else Reject.OTHER_ADDRESS
     if address.node_id is not None and address.path == "/":
@@ -271,7 +271,7 @@ def _dialed(address: Address, end: Endpoint, ips: tuple[str, ...]) -> bool:
     # Another spelling of the same end. Not for TLS, whose certificate names a host, and not
     # between two names, which one server may tell apart.
     same_end = end.ip in ips and end.port == address.port
-    return same_end and address.scheme not in ("wss", "quic") and (address.is_ip or target.is_ip)
+    return same_end and not address.tls and (address.is_ip or target.is_ip)
 
 
 def _same(address: Address, target: Address) -> bool:

@@ -96,6 +96,8 @@ class Inbox:
         lane.carry_on = partial(self._carry_on_alone, lane)
         lane.ended = partial(self._ended_alone, lane)
         lane.uses = [use for use in (*self._received.values(), *self._iterating) if self._fits(use, lane)]
+        if any(use.want is not None for use in lane.uses):
+            lane.peer.known = True  # this program waits for it
         lane.only = lane.handlers[0] if len(lane.handlers) == 1 and not lane.uses else None
 
     def _fits(self, use: Use, lane: Lane) -> bool:

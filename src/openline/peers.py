@@ -71,6 +71,9 @@ class Peer:
         self.witness: Connection | None = None
         # It said goodbye: nothing dials it by itself before then, on the loop's clock.
         self.not_before = 0.0
+        # Has this program a reason to know it: dialed it, sent to it of its own accord, or allows it by
+        # name? Else what it takes is paid from the strangers' share (rule 3.10).
+        self.known = False
         self._sender = sender
 
     def stop(self, stream_id: StreamId, answers: bool = False) -> None:

@@ -73,6 +73,7 @@ class Sender:
         if route is None or route[1].peer.stopped or self._lines.has(route[2], message):
             return await self._send(self._target(address), message, timeout)
         connection = route[1]
+        connection.peer.known = True
         if not connection.plain:
             if connection.peer.carrier is not connection:
                 return await self._send(route[2], message, timeout)
@@ -95,6 +96,8 @@ class Sender:
 
     async def send_to(self, peer: Peer, message: Message, *, timeout: float | None = None) -> Receipt:
         """``send`` for a peer in hand; ``peer.send`` and ``peer.reply`` come here."""
+        if not peer.known and message.reply_to is None:
+            peer.known = True
         connections = peer.connections
         idle = not (peer.stopped or self._board.closed or self._lines.has(peer, message))
         if idle and len(connections) == 1:
@@ -156,6 +159,8 @@ class Sender:
                 # Several that were open may have died at once; that is no reason not to dial.
                 while dialed < most and attempts < DEAD_ONES + most:
                     connection, reused = await self._ready(to, cargo.stream_id, line)
+                    if not cargo.answer:
+                        connection.peer.known = True  # to answer whoever asks is no reason to know it
                     try:
                         written = cargo.write(connection, attempts + 1)
                     except Blocked:

@@ -116,7 +116,9 @@ class Switchboard:
             raise Closed("the transport is closed")
 
     def _make_peer(self, key: object, end: Endpoint) -> Peer:
-        return Peer(self.sender, key, end, self.table.is_own(end))
+        peer = Peer(self.sender, key, end, self.table.is_own(end))
+        peer.known = peer.node_id in (self.config.allow or ())
+        return peer
 
     def _lost_to(self, node_id: str) -> list[bytes]:
         """Connections to that node that we have lost, or give up now, and that it may still hold."""

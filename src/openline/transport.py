@@ -127,6 +127,7 @@ class Transport:
 
     async def _reach(self, address: Address) -> Connection:
         connection, _ = await self._router.find(address)
+        connection.peer.known = True
         return connection
 
     async def ping(self, address: str | Address, *, timeout: float = 5.0) -> float:

@@ -588,7 +588,11 @@ async def test_peers_of_a_node_id_are_looked_up_by_the_whole_of_it(make: Make) -
         assert isinstance(await nothing(a.send(other, task("secret"))), openline.Unreachable)
 
 
-@pytest.mark.parametrize("wrong", [ABSENT.upper(), ABSENT[:-1], ABSENT + "a", f"{ABSENT}@", f"1{ABSENT[1:]}"])
+@pytest.mark.parametrize(
+    "wrong",
+    [ABSENT.upper(), ABSENT[:-1], ABSENT + "a", f"{ABSENT}@", f"1{ABSENT[1:]}"],
+    ids=["upper case", "too short", "too long", "nothing behind the at", "a digit too low"],
+)
 async def test_what_is_no_node_id_is_an_invalid_address(make: Make, wrong: str) -> None:
     a = await make("a")
     with pytest.raises(openline.InvalidAddress):

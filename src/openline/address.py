@@ -113,6 +113,14 @@ def canonical_ip(text: str) -> str | None:
     return None if percent else str(ip)
 
 
+def parse_place(text: str) -> tuple[str, int]:
+    """``host`` or ``host:port``, also behind ``wss://``, in the form that addresses have.
+
+    Port 0 where there is none. Raises ``InvalidAddress``.
+    """
+    return _split_port(text, text.removeprefix("wss://"), 0)
+
+
 def is_node_id(text: str) -> bool:
     return _NODE_ID.fullmatch(text) is not None
 

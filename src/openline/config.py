@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta
 
-from .address import is_node_id
+from .address import is_node_id, parse_place
 from .identity import Identity
 
 Positive = Annotated[float, Meta(gt=0)]
@@ -59,6 +59,19 @@ def check_pin(pin: str) -> None:
         raise ValueError(f"pin {pin!r} is not sha256/<base64 of 32 bytes>")
 
 
+def check_proxies(names: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` unless each is a pin, a host, or a host and its port."""
+    if isinstance(names, str):
+        raise ValueError("tls_proxy must be a tuple of certificates and addresses, not one text")
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"tls_proxy: {name!r} is not a text")
+        if name.startswith("sha256/"):
+            check_pin(name)
+        else:
+            parse_place(name)  # its InvalidAddress is a ValueError
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything a transport can be told. All fields have defaults."""
 
@@ -70,6 +83,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     # Node ids that may connect or be connected to; None is anybody, plain peers too.
     allow: tuple[str, ...] | None = None
     tls: Tls | None = None
+    # Proxies that end TLS and may stand between this node and those it dials as wss://: their
+    # certificates (sha256/<base64>) or places (host, host:port). Through these, a node's proof need
+    # not be bound to the certificate that this side saw. Such a proxy reads and may change everything.
+    tls_proxy: tuple[str, ...] = ()
     # What may be used, the preferred one first: a bare host:port is dialed by the first of them, and
     # by the next where that has not answered within 250 ms. Those that cannot be used here are
     # left out (``capabilities()`` says why).
@@ -139,6 +156,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         for node_id in self.allow or ():
             if not is_node_id(node_id):
                 raise ValueError(f"allow: {node_id!r} is not a node id (52 characters of a-z and 2-7)")
+        check_proxies(self.tls_proxy)
         names = get_args(BackendName)
         given = self.backends
         if isinstance(given, str) or not given or not set(given) <= set(names) or len({*given}) < len(given):

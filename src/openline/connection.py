@@ -48,6 +48,7 @@ class Connection(Outlet):
         "_pings",
         "_probed_at",
         "_unanswered",
+        "double",
         "endpoint",
         "halts",
         "heard",
@@ -77,6 +78,8 @@ class Connection(Outlet):
         self.halts: dict[StreamId, bool] | None = None
         # Not used any more, because another process with that key has come.
         self.set_aside = False
+        # Another one that cannot be of the same process, if the process behind this one is still there.
+        self.double: Connection | None = None
         # A ping that came while there was no room for the pong.
         self._unanswered: bytes | None = None
         self._answered_at = 0.0

@@ -72,19 +72,19 @@ class Delivery:
         self._back(peer)
         session = peer.session
         if session is None:
-            session = peer.session = Session(hello.instance, self._limits, self._floor)
-        elif session.instance != hello.instance:
-            session = self._restarted(peer, session, hello.instance)
+            session = peer.session = Session(hello.process, self._limits, self._floor)
+        elif session.process != hello.process:
+            session = self._restarted(peer, session, hello.process)
         # A sender that was cut off for longer than it says has given up.
         session.remembered_for = 2.0 * hello.resume
         connection.session = session
         connection.positions = {}
 
-    def _restarted(self, peer: Peer, old: Session[Parcel], instance: str) -> Session[Parcel]:
+    def _restarted(self, peer: Peer, old: Session[Parcel], process: str) -> Session[Parcel]:
         """Another process with that identity: what the old one has not acknowledged is the new one's."""
         log.info("%r is another process than before", peer)
-        session = peer.former.pop(instance, None) or Session(instance, self._limits, old.floor)
-        peer.former[old.instance] = old
+        session = peer.former.pop(process, None) or Session(process, self._limits, old.floor)
+        peer.former[old.process] = old
         if len(peer.former) > MAX_FORMER:
             del peer.former[next(iter(peer.former))]
         peer.session, peer.carrier = session, None

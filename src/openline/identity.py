@@ -138,10 +138,15 @@ def public_key_of(node_id: str) -> bytes:
     # Base32 decoding is lenient about case and about the unused bits at the end; encoding is not.
     if len(key) != KEY_BYTES or node_id_of(key) != node_id:
         raise InvalidIdentity(f"{node_id[:80]!r} is not a node id: 52 characters of a-z and 2-7, of 32 bytes")
-    y = int.from_bytes(key, "little") & _Y_BITS
-    if y >= _PRIME or y in _SMALL_ORDER:
+    if not is_safe(key):
         raise InvalidIdentity(f"{node_id!r} is not a node id: no safe Ed25519 key has it")
     return key
+
+
+def is_safe(public_key: bytes) -> bool:
+    """Does a signature under this public key prove anything? Not where the point is of small order."""
+    y = int.from_bytes(public_key, "little") & _Y_BITS
+    return y < _PRIME and y not in _SMALL_ORDER
 
 
 def verify(node_id: str, signature: bytes, data: bytes) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from .backends.base import CONFLICT, NORMAL, REPLACED
@@ -22,6 +23,19 @@ log = logging.getLogger("openline")
 CONFLICT_HOLD = 30.0
 MAX_CONFLICT_HOLD = 3600.0
 MAX_CONFLICTS = 1024
+# Attempts with a stolen key: each node's are logged once in this time, with their number.
+COPY_LOG_EVERY = 60.0
+_CUT = "identity conflict"
+
+
+class _Copies:
+    """Attempts to pass for a process of one node."""
+
+    __slots__ = ("quiet_until", "unsaid")
+
+    def __init__(self) -> None:
+        self.quiet_until = float("-inf")
+        self.unsaid = 0
 
 
 class Pairing:
@@ -31,13 +45,16 @@ class Pairing:
         self._board = board
         # Node id → until when, and how long it was held.
         self._conflicts: dict[str, tuple[float, float]] = {}
+        self._copies: OrderedDict[str, _Copies] = OrderedDict()
 
     def joined(self, connection: Connection, lost: list[bytes]) -> None:
         """A connection to a proven node is open. ``lost``: those that its far end says are dead."""
         peer = connection.peer
         self.far_end_lost(peer, lost)
         for other in list(peer.connections):
-            if other.session is not peer.session and other.state is not State.DRAINING:
+            if other is not connection and _is_copy(other, connection):
+                self._expose(other)
+            elif other.session is not peer.session and other.state is not State.DRAINING:
                 # A process that is gone, or one too many. Only its answer to this tells.
                 other.set_state(State.DRAINING)
                 other.challenge()
@@ -47,6 +64,9 @@ class Pairing:
                 # taken up again, and its far end has to know.
                 other.set_aside = False
                 self._board.loop.call_later(DRAIN_GRACE, _close, other)
+            elif other is not connection and _dialed_twice(other, connection):
+                other.double = connection
+                other.challenge()
         self.settle(peer)
 
     def settle(self, peer: Peer) -> None:
@@ -114,6 +134,10 @@ class Pairing:
         peer = connection.peer
         if peer.node_id is None:
             return
+        double, connection.double = connection.double, None
+        if double is not None and double.state is not State.CLOSED:
+            self._conflict(peer)
+            return
         if connection.session is not peer.session:
             peer.witness = connection
             if peer.carrier is not None:
@@ -122,13 +146,58 @@ class Pairing:
         witness = peer.witness
         if witness is None or witness.state is State.CLOSED or witness.session is peer.session:
             return
+        self._conflict(peer)
+
+    def _conflict(self, peer: Peer) -> None:
+        """Two processes are there, and nobody can tell which of them it should be."""
+        assert peer.node_id is not None
         self._remember(peer.node_id)
         self._board.counters.conflicts += 1
         log.error("two processes present node id %s (%r): closing both", peer.node_id, peer)
         for each in list(peer.connections):
             each.set_state(State.DRAINING)
-            each.link.close(CONFLICT, "identity conflict: another process has this key")
+            each.link.close(CONFLICT, f"{_CUT}: another process has this key")
         self._fail(peer, f"two processes present node id {peer.node_id}")
+
+    def knows(self, node_id: str, process: str) -> bool:
+        """Is there a session with that process, though it may be gone?"""
+        peer = self._board.table.node(node_id)
+        if peer is None or peer.session is None:
+            return False
+        return peer.session.process == process or process in peer.former
+
+    def on_copy(self, node_id: str, where: str) -> None:
+        """Somebody at ``where`` has that node's key and repeats the instance of a process that he is not.
+
+        Here it is certain who is genuine, so nothing happens to that one.
+        """
+        self._board.counters.conflicts += 1
+        seen = self._copies.setdefault(node_id, _Copies())
+        self._copies.move_to_end(node_id)
+        if len(self._copies) > MAX_CONFLICTS:
+            self._copies.popitem(last=False)
+        now = self._board.loop.time()
+        seen.unsaid += 1
+        if now >= seen.quiet_until:
+            seen.quiet_until = now + COPY_LOG_EVERY
+            log.error(
+                "%s has the key of node %s and pretends to be a process of it that is known here: turned "
+                "away (%d times since this was last said). That key is stolen: replace it",
+                where,
+                node_id,
+                seen.unsaid,
+            )
+            seen.unsaid = 0
+
+    def _expose(self, connection: Connection) -> None:
+        """It came before the process whose instance it repeats, and which has signed for it now."""
+        peer, hello = connection.peer, connection.endpoint.hello
+        assert hello is not None
+        peer.former.pop(hello.process, None)
+        self.on_copy(hello.node_id, connection.endpoint.remote)
+        connection.set_state(State.DRAINING)
+        connection.link.close(CONFLICT, f"{_CUT}: another process has signed for this instance")
+        connection.link.abort()
 
     def orphaned(self, peer: Peer) -> None:
         """What has replaced an older process is gone: if that one is still connected, it may begin anew."""
@@ -158,6 +227,26 @@ class Pairing:
         self._conflicts[node_id] = now + hold, hold
         if len(self._conflicts) > MAX_CONFLICTS:
             del self._conflicts[next(iter(self._conflicts))]
+
+
+def _is_copy(one: Connection, other: Connection) -> bool:
+    """Does ``one`` only say that it is the process that ``other`` has proven to be?"""
+    claimed, proven = one.endpoint.hello, other.endpoint.hello
+    assert claimed is not None
+    assert proven is not None
+    return proven.proven and not claimed.proven and claimed.instance == proven.instance
+
+
+def _dialed_twice(one: Connection, other: Connection) -> bool:
+    """Are these two connections of a process that cannot prove itself (an older version) with one number?
+
+    A process never uses a number of its dials again, so if both are there, they are two processes.
+    """
+    before, now = one.endpoint.hello, other.endpoint.hello
+    assert before is not None
+    assert now is not None
+    inbound = one.endpoint.direction == other.endpoint.direction == "inbound"
+    return inbound and not now.proven and before.process == now.process and before.dial == now.dial > 0
 
 
 def _close(connection: Connection) -> None:

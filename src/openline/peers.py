@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .address import Address, join
 from .connection import Connection
+from .core.handshake import Hello
 from .core.selection import Endpoint, Plan, Rank, Want, crowd, match, plan
 from .core.session import Session
 from .message import Message, Receipt, StreamId
@@ -62,7 +63,7 @@ class Peer:
         # Openline peers: what is unacknowledged and what has been received, and the connection
         # that carries it.
         self.session: Session[Parcel] | None = None
-        # Those of other processes with its key, by instance: one of them may come back.
+        # Those of other processes with its key, by ``Hello.process``: one of them may come back.
         self.former: dict[str, Session[Parcel]] = {}
         self.carrier: Connection | None = None
         # Connections to it that we have lost without a goodbye; it may not have noticed.
@@ -200,9 +201,11 @@ class Gate:
 class PeerTable:
     """Live connections, indexed by what a send may ask for."""
 
-    def __init__(self, make_peer: Callable[[object, Endpoint], Peer], node_id: str, instance: str) -> None:
+    def __init__(
+        self, make_peer: Callable[[object, Endpoint], Peer], is_own: Callable[[Hello], bool]
+    ) -> None:
         self._make_peer = make_peer
-        self._own = node_id, instance
+        self._is_own = is_own
         self._peers: dict[object, Peer] = {}
         # A program may keep a Peer; if its node comes back, so does that very object.
         self._kept: weakref.WeakValueDictionary[object, Peer] = weakref.WeakValueDictionary()
@@ -250,8 +253,7 @@ class PeerTable:
         return end.ip, end.port
 
     def is_own(self, end: Endpoint) -> bool:
-        """This very process: the instance alone is something that others can repeat."""
-        return end.hello is not None and (end.node_id, end.hello.instance) == self._own
+        return end.hello is not None and self._is_own(end.hello)
 
     def remove(self, connection: Connection) -> None:
         end, peer = connection.endpoint, connection.peer

@@ -90,6 +90,8 @@ class Switchboard:
             self._lost_to,
             self.pairing.in_conflict,
             self._on_bad_handshake,
+            self.pairing.knows,
+            self.pairing.on_copy,
         )
         self.unacked: dict[Peer, None] = {}
         self.recovery = Recovery(self)
@@ -101,7 +103,7 @@ class Switchboard:
         self.backends = Choice(
             *environment.backends(config, self.door, self._on_bad_handshake), config.dial_timeout
         )
-        self.table = PeerTable(self._make_peer, self.node_id, self.door.instance)
+        self.table = PeerTable(self._make_peer, self.door.is_own)
         self.dialer = Dialer(self._dial)
         self.router = Router(self.table, self.dialer, config, self.loop, self.backends)
         self.runner = Runner(self.loop)

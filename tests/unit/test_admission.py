@@ -196,15 +196,15 @@ def wrong(server: Door, visitor: Visitor, proof: Proof) -> str:
     return str(caught.value)
 
 
-@given(st.integers(0, 511))
+@given(st.integers(0, 1023))
 def test_any_bit_of_the_clients_proof_matters(bit: int) -> None:
     client, server = Door(ALICE), Door(BOB)
     visitor, hello = greet(client, server)
     number = int.from_bytes(proof_of(client, hello).signature, "big") ^ 1 << bit
-    assert ALICE.node_id in wrong(server, visitor, Proof(number.to_bytes(64, "big")))
+    assert ALICE.node_id in wrong(server, visitor, Proof(number.to_bytes(128, "big")))
 
 
-@given(st.binary(max_size=80))
+@given(st.binary(max_size=140))
 def test_noise_is_no_proof(signature: bytes) -> None:
     client, server = Door(ALICE), Door(BOB)
     visitor, _ = greet(client, server)

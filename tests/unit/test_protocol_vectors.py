@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from pathlib import Path
@@ -34,14 +35,19 @@ from openline.core.frames import (
 from openline.core.handshake import HEADER, Hello, Transcript, parse_hello, split_proof, with_proof
 from openline.core.units import ANSWER, GOODBYE, UnitReader, goodbye, header, read_goodbye
 from openline.identity import verify
+from openline.instance import Instance, signed_for
 
 DOC = Path(__file__).parents[2] / "docs" / "protocol.md"
 VECTORS = dict(re.findall(r"```vector ([\w-]+)\n(.*?)\n```", DOC.read_text(encoding="utf-8"), re.DOTALL))
 
 CLIENT = Identity(Ed25519PrivateKey.from_private_bytes(b"\x01" * 32))
 SERVER = Identity(Ed25519PrivateKey.from_private_bytes(b"\x02" * 32))
-CHECKED = """client-hello server-hello proof proof-tls connection-id plain first next piggyback acks
-    welcome flow listening collision deflate quic-headers quic-goodbye quic-answer"""
+# The keys of the two processes.
+CLIENT_PROCESS = Instance(Ed25519PrivateKey.from_private_bytes(b"\x03" * 32))
+SERVER_PROCESS = Instance(Ed25519PrivateKey.from_private_bytes(b"\x04" * 32))
+CHECKED = """client-hello server-hello proof server-hello-tls proof-tls proof-node-only connection-id
+    plain first next piggyback acks welcome flow listening collision deflate quic-headers quic-goodbye
+    quic-answer"""
 
 
 def from_hex(name: str) -> memoryview:
@@ -55,7 +61,12 @@ def value_of(name: str) -> str:
 
 
 def transcript(certificate: bytes | None = None) -> Transcript:
-    return Transcript(value_of("client-hello"), split_proof(value_of("server-hello"))[0], certificate)
+    answer = "server-hello-tls" if certificate else "server-hello"
+    return Transcript(value_of("client-hello"), split_proof(value_of(answer))[0], certificate)
+
+
+def both(node: Identity, process: Instance, data: bytes) -> bytes:
+    return node.sign(data) + process.sign(data)
 
 
 def test_no_vector_is_left_unchecked() -> None:
@@ -63,26 +74,42 @@ def test_no_vector_is_left_unchecked() -> None:
 
 
 def test_client_hello() -> None:
-    hello = Hello(CLIENT.node_id, "A" * 32, (8770, 8771), "böb", "a" * 22, 1)
+    hello = Hello(CLIENT.node_id, "A" * 32, (8770, 8771), "böb", CLIENT_PROCESS.name, 1, ("instance",))
     assert hello.to_header() == value_of("client-hello")
     assert parse_hello(value_of("client-hello")) == hello
 
 
-def test_server_hello() -> None:
-    hello, signature = split_proof(value_of("server-hello"))
-    assert parse_hello(hello) == Hello(SERVER.node_id, "B" * 32, instance="b" * 22)
-    signed = transcript().signed_by("server")
-    assert with_proof(hello, SERVER.sign(signed)) == value_of("server-hello")
-    assert verify(SERVER.node_id, signature, signed)
+@pytest.mark.parametrize(
+    ("name", "certificate"), [("server-hello", b""), ("server-hello-tls", b"certificate")]
+)
+def test_server_hello(name: str, certificate: bytes) -> None:
+    hello, proof = split_proof(value_of(name))
+    digest = hashlib.sha256(certificate).digest() if certificate else b""
+    said = Hello(
+        SERVER.node_id, "B" * 32, instance=SERVER_PROCESS.name, caps=("instance",), certificate=digest
+    )
+    assert said.to_header() == hello
+    assert parse_hello(hello) == said
+    signed = transcript(certificate).signed_by("server")
+    assert with_proof(hello, both(SERVER, SERVER_PROCESS, signed)) == value_of(name)
+    assert verify(SERVER.node_id, proof[:64], signed)
+    assert signed_for(SERVER_PROCESS.name, proof[64:], signed)
 
 
 @pytest.mark.parametrize(("name", "certificate"), [("proof", None), ("proof-tls", b"certificate")])
 def test_client_proof(name: str, certificate: bytes | None) -> None:
     signed = transcript(certificate).signed_by("client")
-    assert encode_proof(CLIENT.sign(signed), [])[HEADROOM:] == from_hex(name)
+    assert encode_proof(both(CLIENT, CLIENT_PROCESS, signed), [])[HEADROOM:] == from_hex(name)
     frame = decode_frame(from_hex(name))
     assert isinstance(frame, Proof)
-    assert verify(CLIENT.node_id, frame.signature, signed)
+    assert verify(CLIENT.node_id, frame.signature[:64], signed)
+    assert signed_for(CLIENT_PROCESS.name, frame.signature[64:], signed)
+
+
+def test_proof_of_a_node_that_proves_no_instance() -> None:
+    client = value_of("client-hello").replace(CLIENT_PROCESS.name, "a" * 22).replace("; caps=instance", "")
+    signed = Transcript(client, split_proof(value_of("server-hello"))[0], None).signed_by("client")
+    assert encode_proof(CLIENT.sign(signed), [])[HEADROOM:] == from_hex("proof-node-only")
 
 
 def test_connection_id() -> None:

@@ -171,10 +171,11 @@ class Doorkeeper(Protocol):
         ...
 
     def greeted(
-        self, address: Address, mine: str, theirs: str | None, certificate: bytes | None
+        self, address: Address, mine: str, theirs: str | None, certificate: bytes | None, ip: str = ""
     ) -> Hello | None:
         """A client: judge the server's answer to ``mine``. None for a plain peer.
 
+        ``ip`` is where it was found, and matters where TLS may be ended by a proxy there.
         Raises ``Refused``, ``IdentityConflict``, ``Malformed``.
         """
         ...

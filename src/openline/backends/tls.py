@@ -41,7 +41,12 @@ def certificate(tls: Tls) -> bytes:
 
 def fingerprint(der: bytes) -> str:
     """``sha256/<base64>`` of a DER certificate, the form that pins take."""
-    return "sha256/" + base64.b64encode(hashlib.sha256(der).digest()).decode()
+    return pin_of(hashlib.sha256(der).digest())
+
+
+def pin_of(digest: bytes) -> str:
+    """The same of a SHA-256."""
+    return "sha256/" + base64.b64encode(digest).decode()
 
 
 def check_pins(tls: Tls | None, der: bytes | None, address: str) -> None:

@@ -240,7 +240,8 @@ class WebSocketBackend:
     def _connected(self, response: WSUpgradeResponse, endpoint: Endpoint, hello: str) -> WebSocketLink:
         assert endpoint.target is not None
         theirs = response.headers.get(HEADER)
-        endpoint.hello = self._door.greeted(endpoint.target, hello, theirs, endpoint.certificate)
+        certificate = endpoint.certificate
+        endpoint.hello = self._door.greeted(endpoint.target, hello, theirs, certificate, endpoint.ip)
         endpoint.certificate = None
         extensions = ", ".join(response.headers.getall(_EXTENSIONS, []))
         compressed = deflate.check_answer(extensions)

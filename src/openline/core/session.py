@@ -114,12 +114,12 @@ class Outgoing(Generic[P]):
 class Session(Generic[P]):
     """What one process knows of its exchange with one other process, over all connections."""
 
-    __slots__ = ("_floor", "_limits", "expected", "instance", "out", "remembered_for")
+    __slots__ = ("_floor", "_limits", "expected", "out", "process", "remembered_for")
 
-    def __init__(self, instance: str, limits: Limits, floor: int = 1) -> None:
+    def __init__(self, process: str, limits: Limits, floor: int = 1) -> None:
         self._limits = limits
         # The other process.
-        self.instance = instance
+        self.process = process
         self.out: dict[StreamId, Outgoing[P]] = {}
         # Seconds after the last connection.
         self.remembered_for = 0.0

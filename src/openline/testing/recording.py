@@ -157,7 +157,7 @@ class RecordingDoorkeeper:
         return Visitor(self._hello, "answer from server", Transcript("", "", certificate))
 
     def greeted(
-        self, address: Address, mine: str, theirs: str | None, certificate: bytes | None
+        self, address: Address, mine: str, theirs: str | None, certificate: bytes | None, ip: str = ""
     ) -> Hello | None:
         expect(mine == "hello from client", f"greeted() was given {mine!r} as ours")
         expect(theirs == "answer from server", f"greeted() was given {theirs!r} as theirs")

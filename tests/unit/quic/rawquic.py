@@ -282,7 +282,7 @@ class RawQuic:
         self.said, self.signature = (mine, theirs), signature
         self.transcript = Transcript(mine, theirs, self.certificate)
         self.actor, self.far_end = actor, parse_hello(theirs)
-        assert verify(self.far_end.node_id, signature, self.transcript.signed_by("server"))
+        assert verify(self.far_end.node_id, signature[:64], self.transcript.signed_by("server"))
         return self.transcript
 
     async def enter(self, actor: Actor) -> None:
@@ -315,7 +315,7 @@ class RawQuic:
         proof = await self.decoded(0)
         assert isinstance(proof, Proof), proof
         assert self.far_end is not None
-        assert verify(self.far_end.node_id, proof.signature, self.transcript.signed_by("client"))
+        assert verify(self.far_end.node_id, proof.signature[:64], self.transcript.signed_by("client"))
         self.say(self.control, bytes(encode_welcome([]))[HEADROOM:])
 
     # Messages ------------------------------------------------------------------------------------

@@ -328,7 +328,7 @@ class Raw:
         theirs, signature = split_proof(header(head, HEADER))
         transcript = self._introduced(actor, mine, theirs, theirs)
         assert self.far_end is not None
-        assert verify(self.far_end.node_id, signature, transcript.signed_by("server"))
+        assert verify(self.far_end.node_id, signature[:64], transcript.signed_by("server"))
         return transcript
 
     async def welcome(self, actor: Actor, lost: Iterable[bytes] = ()) -> None:
@@ -337,7 +337,7 @@ class Raw:
         proof = await self.decoded()
         assert isinstance(proof, Proof), proof
         assert self.far_end is not None
-        assert verify(self.far_end.node_id, proof.signature, transcript.signed_by("client"))
+        assert verify(self.far_end.node_id, proof.signature[:64], transcript.signed_by("client"))
         self.lost = proof.lost
         await self.frame(BINARY, bytes(encode_welcome(list(lost)))[HEADROOM:])
 

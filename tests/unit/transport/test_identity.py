@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 import openline
 from openline.backends import deflate
+from openline.core.handshake import parse_hello
 
 from .certificates import Certificate
 from .conftest import Make, Open
@@ -125,7 +126,7 @@ async def test_a_client_proves_itself_first_and_its_messages_follow_without_wait
     assert theirs.signed_by("client").startswith(b"openline hello 1\n" + len(mine).to_bytes(4, "big"))
     assert (await raw.take())[0].payload == "first"
     assert (await within(sending)).acked
-    assert len(signature) == 64
+    assert len(signature) == 128  # the node's, and its instance's
 
 
 async def test_the_servers_proof_is_in_the_upgrade_and_the_clients_first_message_right_behind_its_proof(
@@ -139,7 +140,11 @@ async def test_the_servers_proof_is_in_the_upgrade_and_the_clients_first_message
     said = await speak(raw, actor)
     public = openline.public_key_of(t.node_id)
     Ed25519PublicKey.from_public_bytes(public).verify(
-        out_of_base64(said.text), signed("server", said.client, said.server)
+        out_of_base64(said.text)[:64], signed("server", said.client, said.server)
+    )
+    instance = out_of_base64(parse_hello(said.server).instance)
+    Ed25519PublicKey.from_public_bytes(instance).verify(
+        out_of_base64(said.text)[64:], signed("server", said.client, said.server)
     )
     first = frame(BINARY, proof_frame(said.proof())) + frame(BINARY, FIRST)
     await raw.send(first)
@@ -155,8 +160,8 @@ async def test_between_transports_there_are_two_proofs_and_one_welcome_and_no_ot
         await b.connect(middle.address)
         await eventually(lambda: a.peers())
         await asyncio.sleep(0.1)
-        # 6 bytes of header and mask, kind, array of two, bin8 header, signature, empty array.
-        assert len(middle.said) == 6 + 1 + 1 + 2 + 64 + 1
+        # 8 bytes of header and mask, kind, array of two, bin8 header, signature, empty array.
+        assert len(middle.said) == 8 + 1 + 1 + 2 + 128 + 1
 
 
 async def test_every_connection_has_its_own_nonces_on_both_sides_and_one_instance(
@@ -875,7 +880,9 @@ async def test_a_proof_is_of_no_use_toward_somebody_else(
     said = header(toward_a.request, HELLO)
     toward_b = await tcp(port_of(address))
     b_said = await speak(toward_b, m, said)
-    mine = altered(b_said.server, "node", m.node_id) if alike else m.hello()
+    # Without the capability: he cannot sign for the other's instance.
+    alike_said = altered(altered(b_said.server, "node", m.node_id), "caps", "none")
+    mine = alike_said if alike else m.hello()
     await answer(toward_a, value(mine, m.identity.sign(signed("server", said, mine))))
     assert (await within(connecting)).node_id == m.node_id
     kind, proof = await toward_a.whole()

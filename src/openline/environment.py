@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from .backends.base import Backend, Doorkeeper, OnBad
+from .backends.certificates import TlsFiles
 from .backends.sockets import Opener, open_socket
 from .backends.websocket import WebSocketBackend
 from .capabilities import why_no_quic
@@ -39,13 +40,14 @@ class RealEnvironment:
             name: _LEFT_OUT.format(name) for name in ("quic", "websocket") if name not in config.backends
         }
         found: list[Backend] = []
+        files = TlsFiles(config.tls)
         for name in dict.fromkeys(config.backends):
             if name == "websocket":
-                found.append(WebSocketBackend(config, door, on_bad, self._opener or open_socket))
+                found.append(WebSocketBackend(config, door, on_bad, self._opener or open_socket, files))
             elif (why := self._why_no_quic()) is not None:
                 missing["quic"] = why
             else:
-                found.append(self._quic(config, door, on_bad))
+                found.append(self._quic(config, door, on_bad, files))
         if not found:
             raise RuntimeError(f"no backend is usable: {missing}")
         return found, missing
@@ -55,12 +57,12 @@ class RealEnvironment:
             return _OTHER_OPENER
         return why_no_quic()
 
-    def _quic(self, config: Config, door: Doorkeeper, on_bad: OnBad) -> Backend:
+    def _quic(self, config: Config, door: Doorkeeper, on_bad: OnBad, files: TlsFiles) -> Backend:
         # qh3 takes 70 ms to import: not before it is needed, and not without need.
         from .backends.quic import QuicBackend
         from .backends.udp import open_udp
 
-        return QuicBackend(config, door, on_bad, self._udp_opener or open_udp)
+        return QuicBackend(config, door, on_bad, self._udp_opener or open_udp, files)
 
     def stopwatch(self) -> float:
         return time.perf_counter()

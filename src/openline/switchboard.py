@@ -111,7 +111,12 @@ class Switchboard:
             config, self.counters, self.runner, self.table.matches, self._regulate, self.table.forget
         )
         self.sender = Sender(self)
-        self.watch = Watch(self, environment.wall_clock, self.delivery.tick)
+        self.watch = Watch(self, environment.wall_clock, self._tick)
+
+    def _tick(self, now: float, wall: float) -> None:
+        self.delivery.tick(now, wall)
+        if self.backends.files is not None:
+            self.backends.files.look()
 
     def check_open(self) -> None:
         if self.closing:

@@ -55,6 +55,14 @@ class Listener:
     def __repr__(self) -> str:
         return f"<listening on {self.address} ({', '.join(self.backends)})>"
 
+    def reload_tls(self) -> None:
+        """Read the certificate and key of ``Config.tls`` again now, for connections that begin from now on.
+
+        A change of the files is noticed without this, at the next connection. Raises ``OSError`` where they
+        cannot be used; then nothing has changed.
+        """
+        self._transport._reload_certificate()
+
     async def close(self) -> None:
         """Stop accepting; connections that are open stay."""
         await self._transport._stop_listening(self)
@@ -109,6 +117,23 @@ class Transport:
 
     def _announce(self) -> None:
         self._board.announce(tuple(dict.fromkeys(listener.port for listener in self._listeners)))
+
+    def _reload_certificate(self) -> None:
+        files = self._board.backends.files
+        if files is not None:
+            files.shown.reload()
+
+    def reload_tls(self) -> None:
+        """Read all files of ``Config.tls`` again now: what listeners show, and the CA that dialing trusts.
+
+        A change of the files is noticed without this. Open connections stay as they are. Raises ``OSError``
+        where one cannot be used; then what was read of it before stays in use.
+        """
+        try:
+            self._reload_certificate()
+        finally:
+            if (files := self._board.backends.files) is not None:
+                files.trusted.reload()
 
     async def connect(self, address: str | Address, *, keep: bool = False) -> Peer | None:
         """Make sure that a live connection reaches ``address``; returns the peer there.
@@ -253,6 +278,7 @@ class Transport:
         connections = self._table.connections
         idle = sum(c.heard != self._board.now and c.tx == c.tx_heard for c in connections)
         acceptors = [listener._acceptor for listener in self._listeners]
+        files = self._board.backends.files
         return Stats(
             **{name: getattr(self._board.counters, name) for name in Counters.__struct_fields__},
             active=len(connections),
@@ -260,6 +286,7 @@ class Transport:
             pending_handshakes=sum(a.pending for a in acceptors),
             handshakes_evicted=sum(a.evicted for a in acceptors),
             backends=dict(Counter(connection.link.backend for connection in connections)),
+            certificate_days=files.shown.days if files is not None else None,
         )
 
     def peers(self) -> list[Peer]:

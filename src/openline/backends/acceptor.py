@@ -47,14 +47,15 @@ ProtocolFactory = Callable[[Done], asyncio.BaseProtocol]
 class Acceptor:
     """Listening sockets of one port.
 
-    ``factory(done)`` makes a protocol that calls ``done`` once its handshake has ended.
+    ``factory(done)`` makes a protocol that calls ``done`` once its handshake has ended. ``context()`` is
+    asked for each TLS handshake, as certificates may be renewed; None where TLS is not spoken.
     ``on_bad(peer, reason)`` is told of every handshake that brought something else than one.
     """
 
     def __init__(
         self,
         factory: ProtocolFactory,
-        context: ssl.SSLContext | None,
+        context: Callable[[], ssl.SSLContext] | None,
         handshake_timeout: float,
         max_pending: int,
         on_bad: Callable[[str, str], None],
@@ -141,7 +142,7 @@ class Acceptor:
                 pending.transport, _ = await loop.connect_accepted_socket(
                     lambda: self._factory(lambda good: self._end(pending, good)),
                     pending.sock,
-                    ssl=self._context,
+                    ssl=self._context() if self._context is not None else None,
                     ssl_handshake_timeout=self._timeout if self._context else None,
                 )
         except TimeoutError:

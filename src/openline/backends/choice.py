@@ -18,6 +18,7 @@ from ..address import Address
 from ..errors import Unreachable
 from .acceptor import PICKS
 from .base import NORMAL, Backend, Door, LinkEvents
+from .certificates import TlsFiles
 from .race import AllFailed, Race, merged
 from .sockets import describe
 
@@ -76,6 +77,8 @@ class Choice:
         self.backends = tuple(backends)
         self._missing = missing
         self._loop = asyncio.get_running_loop()
+        # Those of ``Config.tls``, where the backends have any.
+        self.files: TlsFiles | None = next(filter(None, (getattr(b, "files", None) for b in backends)), None)
         self._worked: OrderedDict[tuple[str, int], tuple[float, str]] = OrderedDict()
 
     # Dialing -------------------------------------------------------------------------------------

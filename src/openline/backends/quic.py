@@ -18,10 +18,11 @@ from ..core.selection import Endpoint
 from ..errors import Error, IdentityConflict, Refused, Unreachable
 from .acceptor import bind
 from .base import CONFLICT, REFUSED, Doorkeeper, LinkEvents, OnBad
+from .certificates import TlsFiles
 from .quicdoor import QuicDoor
 from .quicengine import IDLE, Engine, Quic
 from .quiclink import QuicLink
-from .quictls import ClientTickets, ServerTickets, Trust, client_configuration, server_configuration
+from .quictls import ClientTickets, Trust, client_configuration, shown_by
 from .race import AllFailed, Race, merged
 from .sockets import NO_ROUTE, SockAddr, describe, ip_of, resolve
 from .udp import REFUSED as PORT_CLOSED
@@ -46,31 +47,34 @@ class QuicBackend:
     secure = True
 
     def __init__(
-        self, config: Config, doorkeeper: Doorkeeper, on_bad: OnBad, opener: UdpOpener = open_udp
+        self,
+        config: Config,
+        doorkeeper: Doorkeeper,
+        on_bad: OnBad,
+        opener: UdpOpener = open_udp,
+        files: TlsFiles | None = None,
     ) -> None:
         self.config = config
         self.doorkeeper = doorkeeper
         self.opener = opener
         self.tickets = ClientTickets()
-        self.trust = Trust(config.tls)
+        self.files = files or TlsFiles(config.tls)
+        self._trust = self.files.trusted.use(lambda contents: Trust(config.tls, contents))
         self._on_bad = on_bad
         X25519KeyExchange()  # the first one of a process takes 30 ms, which the first dial would wait for
-        self._quic, self._certificate = server_configuration(config, doorkeeper.identity)
-        self._server_tickets = ServerTickets()
+        identity = doorkeeper.identity
+        self._shown = self.files.shown.use(lambda contents: shown_by(config, identity, contents))
+
+    @property
+    def trust(self) -> Trust:
+        return self._trust.current()
 
     # Listening -----------------------------------------------------------------------------------
 
     async def listen(self, host: str | None, port: int) -> QuicDoor:
         """Raises ``OSError`` where the port cannot be had."""
         sockets = await bind(host, port, socket.SOCK_DGRAM)
-        door = QuicDoor(
-            self.config,
-            self._quic,
-            self._certificate,
-            self.doorkeeper,
-            self._server_tickets,
-            self._on_bad,
-        )
+        door = QuicDoor(self.config, self._shown, self.doorkeeper, self._on_bad)
         try:
             await door.start(sockets)
         except BaseException:

@@ -14,7 +14,6 @@ import socket
 from typing import Any
 
 from qh3._hazmat import pull_quic_header
-from qh3.quic.configuration import QuicConfiguration
 from qh3.quic.packet import QuicPacketType, encode_quic_retry, encode_quic_version_negotiation
 
 from ..address import join
@@ -23,9 +22,10 @@ from ..core.frames import Malformed
 from ..core.selection import Endpoint
 from ..errors import Error, IdentityConflict
 from .base import CONFLICT, PROTOCOL_ERROR, REFUSED, Doorkeeper, OnBad
+from .certificates import Made
 from .quicengine import IDLE, Engine, Quic
 from .quiclink import QuicLink
-from .quictls import RetryTokens, ServerTickets
+from .quictls import RetryTokens, ServerTickets, Shown
 from .sockets import ip_of, prepare_udp
 from .udp import Addr, Datagrams, local_addresses
 
@@ -49,17 +49,14 @@ class QuicDoor:
     def __init__(
         self,
         config: Config,
-        quic: QuicConfiguration,
-        certificate: bytes,
+        shown: Made[Shown],
         doorkeeper: Doorkeeper,
-        tickets: ServerTickets,
         on_bad: OnBad,
     ) -> None:
         self.config = config
-        self.quic = quic
-        self.certificate = certificate
+        self._shown = shown
+        self.supported_versions = shown.now.quic.supported_versions
         self.doorkeeper = doorkeeper
-        self.tickets = tickets
         self.on_bad = on_bad
         self.evicted = 0
         self.tokens = RetryTokens()
@@ -102,6 +99,19 @@ class QuicDoor:
         loop = asyncio.get_running_loop()
         if loop.time() >= self._looked_at + LOOK_EVERY and (self._looking is None or self._looking.done()):
             self._looking = loop.create_task(self.look_around())
+
+    @property
+    def shown(self) -> Shown:
+        """What the next new connection is shown."""
+        return self._shown.current()
+
+    @property
+    def certificate(self) -> bytes:
+        return self._shown.now.certificate
+
+    @property
+    def tickets(self) -> ServerTickets:
+        return self._shown.now.tickets
 
     @property
     def port(self) -> int:
@@ -222,8 +232,8 @@ class _Port:
         version, kind, _, destination, source, token = header[:6]
         if not version or len(data) < MIN_INITIAL or len(destination) < CID_BYTES:
             return None
-        if version not in self._door.quic.supported_versions:
-            versions = self._door.quic.supported_versions
+        versions = self._door.supported_versions
+        if version not in versions:
             answer = encode_quic_version_negotiation(
                 source_cid=destination, destination_cid=source, supported_versions=versions
             )
@@ -256,14 +266,15 @@ class _Port:
     def _accept(self, destination: bytes, original: bytes, chosen: bytes | None, addr: Addr) -> Engine:
         door = self._door
         door.make_room()
+        shown = door.shown
         if self.wildcard:
             door.came_to_all()
         quic = Quic(
-            configuration=door.quic,
+            configuration=shown.quic,
             original_destination_connection_id=original,
             retry_source_connection_id=chosen,
-            session_ticket_fetcher=door.tickets.take,
-            session_ticket_handler=door.tickets.add,
+            session_ticket_fetcher=shown.tickets.take,
+            session_ticket_handler=shown.tickets.add,
         )
         engine = Engine(quic, self._datagrams.send)
         ids = {destination, quic.host_cid}
@@ -289,7 +300,7 @@ class _Port:
 
         engine.on_id, engine.on_finished, engine.on_gone = on_id, finished, gone
         door.live[engine] = None
-        _Visit(door, engine, addr)
+        _Visit(door, engine, addr, shown.certificate)
         return engine
 
     def _on_error(self, error: OSError) -> None:
@@ -303,8 +314,10 @@ class _Port:
 class _Visit:
     """One client whose handshake is not finished."""
 
-    def __init__(self, door: QuicDoor, engine: Engine, addr: Addr) -> None:
+    def __init__(self, door: QuicDoor, engine: Engine, addr: Addr, certificate: bytes) -> None:
         self._door = door
+        # That of its own handshake, whatever is shown to others by the time its hello comes.
+        self._certificate = certificate
         self._engine = engine
         self._over = False
         endpoint = Endpoint("inbound", ip_of(addr), addr[1], secure=True, backend="quic")
@@ -322,7 +335,7 @@ class _Visit:
     def _on_hello(self, text: str) -> None:
         door, link = self._door, self._link
         try:
-            visitor = door.doorkeeper.answer(text, door.certificate)
+            visitor = door.doorkeeper.answer(text, self._certificate)
         except Malformed as error:
             self._turn_away(PROTOCOL_ERROR, error)
             return

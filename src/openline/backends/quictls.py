@@ -12,7 +12,6 @@ import ssl
 import struct
 import time
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -34,8 +33,8 @@ from ..address import Address, canonical_ip
 from ..config import Config, Tls
 from ..errors import Refused
 from ..identity import Identity
-from .tls import certificate as certificate_in
-from .tls import check_pins
+from .certificates import private_key_in
+from .tls import check_pins, first_certificate
 
 ALPN = "openline/1"
 # What a client that goes by the node's proof puts into SNI; it tells nobody whom it dials.
@@ -92,29 +91,37 @@ def certificate_of(identity: Identity) -> bytes:
     return builder.sign(key, None).public_bytes(Encoding.PEM)  # type: ignore[arg-type]
 
 
-def server_configuration(config: Config, identity: Identity) -> tuple[QuicConfiguration, bytes]:
-    """For listening; and the DER certificate that clients are shown.
+class Shown:
+    """What a new connection is shown, and may be resumed by: one certificate.
 
-    ``Config.tls``'s certificate where there is one, else one made of the identity. Raises ``OSError``
-    where the files cannot be used.
+    ``certificate`` (DER) is what the proofs of its connections are bound to. A ticket is good only for
+    the certificate of the connection that it came over, because a resumed one shows none.
+    """
+
+    def __init__(self, quic: QuicConfiguration, certificate: bytes) -> None:
+        self.quic = quic
+        self.certificate = certificate
+        self.tickets = ServerTickets()
+
+
+def shown_by(config: Config, identity: Identity, files: tuple[bytes, ...]) -> Shown:
+    """For listening: the certificate and key of ``files``, else one made of the identity.
+
+    Raises ``ValueError`` and ``TypeError``.
     """
     quic = _configuration(config, is_client=False)
-    if config.tls is not None and config.tls.cert is not None:
-        try:
-            chain, der = Path(config.tls.cert).read_bytes(), certificate_in(config.tls)
-            quic.load_cert_chain(chain, _key(config.tls))
-        except (ValueError, TypeError) as error:
-            raise OSError(f"{config.tls.cert}, {config.tls.key}: {error}") from None
-        return quic, der
+    if files:
+        chain, key = files
+        quic.load_cert_chain(chain, _key(key))
+        return Shown(quic, first_certificate(chain.decode()))
     pem = certificate_of(identity)
     quic.load_cert_chain(pem, identity.to_pem())
-    return quic, ssl.PEM_cert_to_DER_cert(pem.decode())
+    return Shown(quic, first_certificate(pem.decode()))
 
 
-def _key(config: Tls) -> bytes:
+def _key(pem: bytes) -> bytes:
     """The private key in the one form that qh3 reads whatever it is."""
-    assert config.key is not None
-    key = load_pem_private_key(Path(config.key).read_bytes(), None)
+    key = load_pem_private_key(private_key_in(pem), None)
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
@@ -133,20 +140,20 @@ def client_configuration(config: Config, ticket: SessionTicket | None) -> QuicCo
 class Trust:
     """What a certificate must be where an address says ``quic://`` (rule 3.6): pinned, or from the CA.
 
-    Where there are neither pins nor a CA the node's proof is all that counts. Raises ``OSError``
-    where the CA's file cannot be used.
+    Where there are neither pins nor a CA the node's proof is all that counts. ``files`` is the CA's, if
+    any. Raises ``ValueError`` where it holds no certificate.
     """
 
-    def __init__(self, config: Tls | None) -> None:
+    def __init__(self, config: Tls | None, files: tuple[bytes, ...]) -> None:
         self._tls = config
         self._ca = b""
         self._known: set[bytes] = set()
-        if config is not None and config.ca and not config.pins:
-            self._ca = Path(config.ca).read_bytes()
+        if config is not None and files and not config.pins:
+            self._ca = files[0]
             try:
                 found = x509.load_pem_x509_certificates(self._ca)
             except ValueError as error:
-                raise OSError(f"{config.ca} holds no certificate: {error}") from None
+                raise ValueError(f"it holds no certificate: {error}") from None
             self._known = {certificate.public_bytes(Encoding.DER) for certificate in found}
 
     def check(self, address: Address, shown: bytes, chain: list[Any]) -> None:

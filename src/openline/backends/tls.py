@@ -11,13 +11,25 @@ from ..config import Tls
 from ..errors import Refused
 
 
-def server_context(tls: Tls) -> ssl.SSLContext:
+class ServerContext(ssl.SSLContext):
+    """``certificate`` (DER) is what it shows: a connection's proof is bound to that of its own context."""
+
+    certificate: bytes
+
+
+def server_context(tls: Tls) -> ServerContext:
     """For ``listen()``: needs ``cert`` and ``key``."""
     assert tls.cert is not None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(tls.cert, tls.key)
+    context.load_cert_chain(tls.cert, tls.key, password=_no_password)
+    context.certificate = certificate(tls)
     return context
+
+
+def _no_password() -> str:
+    """OpenSSL would ask at the terminal, and the program would stand still."""
+    raise ValueError("the key is encrypted")
 
 
 def client_context(tls: Tls | None) -> ssl.SSLContext:
@@ -32,9 +44,13 @@ def client_context(tls: Tls | None) -> ssl.SSLContext:
 
 
 def certificate(tls: Tls) -> bytes:
-    """The DER certificate that ``server_context`` shows: the first one in the file."""
+    """The DER certificate that ``server_context`` shows."""
     assert tls.cert is not None
-    pem = Path(tls.cert).read_text(encoding="utf-8")
+    return first_certificate(Path(tls.cert).read_text(encoding="utf-8"))
+
+
+def first_certificate(pem: str) -> bytes:
+    """The DER form of the first one in the text, which is the one shown. Raises ``ValueError``."""
     begin = pem.index(ssl.PEM_HEADER)
     return ssl.PEM_cert_to_DER_cert(pem[begin : pem.index(ssl.PEM_FOOTER, begin) + len(ssl.PEM_FOOTER)])
 

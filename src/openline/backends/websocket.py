@@ -26,6 +26,7 @@ from ..errors import Error, IdentityConflict, Refused, Unreachable
 from . import deflate, tls
 from .acceptor import Acceptor, Done, bind
 from .base import Doorkeeper, Link, LinkEvents, OnBad
+from .certificates import Made, TlsFiles
 from .sockets import Opener, connect, describe, ip_of, open_socket
 from .wslink import WebSocketLink
 
@@ -88,16 +89,21 @@ class WebSocketBackend:
         door: Doorkeeper,
         on_bad: OnBad,
         opener: Opener = open_socket,
+        files: TlsFiles | None = None,
     ) -> None:
         self._config = config
         self._door = door
         self._on_bad = on_bad
         self._opener = opener
-        self._server_context = tls.server_context(config.tls) if config.tls and config.tls.cert else None
-        # What clients see, and what their proof and ours are bound to.
-        self._certificate = tls.certificate(config.tls) if config.tls and config.tls.cert else None
+        self.files = files or TlsFiles(config.tls)
+        settings = config.tls
+        self._server_context: Made[tls.ServerContext] | None = None
+        if settings is not None and settings.cert is not None:
+            self._server_context = self.files.shown.use(lambda _: tls.server_context(settings))
         # Loading the trust store takes 20 ms, so only where it is configured or first needed.
-        self._client_context = tls.client_context(config.tls) if config.tls else None
+        self._client_context: Made[ssl.SSLContext] | None = None
+        if settings is not None:
+            self._client_context = self.files.trusted.use(lambda _: tls.client_context(settings))
 
     @property
     def secure(self) -> bool:
@@ -111,7 +117,7 @@ class WebSocketBackend:
         config = self._config
         acceptor = Acceptor(
             self._server_protocol,
-            self._server_context,
+            self._server_context.current if self._server_context is not None else None,
             config.handshake_timeout,
             config.max_pending_handshakes,
             self._on_bad,
@@ -138,7 +144,7 @@ class WebSocketBackend:
         if "upgrade" in (token.strip().lower() for token in headers.get("connection", "").split(",")):
             headers["Connection"] = "upgrade"
         try:
-            visitor = self._door.answer(headers.get(HEADER), self._certificate)
+            visitor = self._door.answer(headers.get(HEADER), _shown_to(protocol))
         except Malformed as error:
             return _turn_away(400, f"{error}\n")
         except Error as error:
@@ -209,7 +215,7 @@ class WebSocketBackend:
             _, protocol = await loop.create_connection(make, sock=sock)
             return protocol
         if self._client_context is None:
-            self._client_context = tls.client_context(None)
+            self._client_context = self.files.trusted.use(lambda _: tls.client_context(None))
         transport = await self._start_tls(address, sock, endpoint)
         try:
             certificate = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
@@ -224,10 +230,11 @@ class WebSocketBackend:
         return protocol
 
     async def _start_tls(self, address: Address, sock: Any, endpoint: Endpoint) -> asyncio.Transport:
-        host = address.host.partition("%")[0]
+        assert self._client_context is not None
+        host, context = address.host.partition("%")[0], self._client_context.current()
         try:
             transport, _ = await asyncio.get_running_loop().create_connection(
-                asyncio.Protocol, sock=sock, ssl=self._client_context, server_hostname=host
+                asyncio.Protocol, sock=sock, ssl=context, server_hostname=host
             )
         except ssl.SSLCertVerificationError:
             raise
@@ -296,6 +303,12 @@ def _told(good: bool | None) -> None:
 def _peername(protocol: WSProtocol) -> tuple[str, int]:
     name = protocol.transport.underlying_transport.get_extra_info("peername")
     return ip_of(name), name[1]
+
+
+def _shown_to(protocol: WSProtocol) -> bytes | None:
+    """The certificate that this client saw: that of the context its TLS began with."""
+    tunnel = protocol.transport.underlying_transport.get_extra_info("ssl_object")
+    return tunnel.context.certificate if tunnel is not None else None
 
 
 def _turn_away(

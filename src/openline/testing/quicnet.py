@@ -157,7 +157,7 @@ class SimulatedDoor:
         self._engines[link] = engine
         self._live[engine] = None
         likeness: Any = self
-        _Visit(likeness, engine, source)
+        _Visit(likeness, engine, source, CERTIFICATE)
         return engine
 
     def _close_if_unused(self) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
+from transport.certificates import Certificate
 from transport.helpers import DEADLINE, Actor, Box, batch, eventually, task
 from transport.proofs import FIELDS, altered, proof_frame, signed
 
@@ -329,3 +332,23 @@ async def test_a_proof_over_websocket_is_none_over_quic(make: Make, dial: Dial) 
     await bad.greet(Actor())
     bad.prove(Said(bad).proof(certificate=b""))
     await refused(t, box, port, dial, bad, 1002)
+
+
+async def test_a_handshake_that_began_before_the_certificate_was_renewed(
+    make: Make, dial: Dial, certificate: Certificate, stranger: Certificate, tmp_path: Path
+) -> None:
+    """Its hello comes after the change: proofs are bound to the certificate that it was shown."""
+    files = tmp_path / "live.pem", tmp_path / "live.key"
+    for source, target in zip((certificate.cert, certificate.key), files, strict=True):
+        shutil.copy(source, target)
+    t, box, port = await serving(make, tls=openline.Tls(cert=str(files[0]), key=str(files[1])))
+    before = await dial(port)
+    for source, target in zip((stranger.cert, stranger.key), files, strict=True):
+        shutil.copy(source, target)
+    t.reload_tls()
+    after = await dial(port)
+    assert before.certificate != after.certificate
+    for number, end in enumerate((before, after)):
+        await end.enter(Actor())
+        end.post(task(number))
+    await eventually(lambda: sorted(box.payloads) == [0, 1])

@@ -55,9 +55,9 @@ class Admission:
     ``up(link, lost)`` is called for a link whose far end may enter, with the connections that end
     says it has lost; ``lost(node_id)`` names those to a node that we have lost;
     ``in_conflict(node_id)`` says whether two processes have lately presented that identity;
-    ``on_bad`` is told of visitors whose proof did not come or was wrong; ``knows(node_id, process)``
-    says whether there is, or lately was, a session with that process, and ``on_copy(node_id, where)``
-    is told of somebody who has a node's key and repeats the instance of a process that he is not.
+    ``on_bad`` is told of visitors whose proof did not come or was wrong; ``is_copy(hello)``
+    says whether it repeats the instance of a process with which there is, or lately was, a session, and
+    ``on_copy(node_id, where)`` is told of somebody with a node's key who has done that.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Admission:
         lost: Callable[[str], list[bytes]],
         in_conflict: Callable[[str], bool],
         on_bad: OnBad,
-        knows: Callable[[str, str], bool] = lambda node_id, process: False,
+        is_copy: Callable[[Hello], bool] = lambda hello: False,
         on_copy: Callable[[str, str], None] = lambda node_id, where: None,
     ) -> None:
         self.identity = identity
@@ -76,7 +76,7 @@ class Admission:
         self.ports: tuple[int, ...] = ()
         self._config = config
         self._proxies = Proxies(config.tls_proxy)
-        self._knows = knows
+        self._is_copy = is_copy
         self._on_copy = on_copy
         self._up = up
         self._lost = lost
@@ -207,7 +207,7 @@ class Admission:
         its = proof[SIGNATURE_BYTES:]
         if its and signed_for(hello.instance, its, signed):
             return proven
-        if self.is_own(proven) or self._knows(hello.node_id, proven.process):
+        if self.is_own(proven) or self._is_copy(hello):
             self._on_copy(hello.node_id, where)
             raise IdentityConflict(
                 f"{CONFLICT}: {where} has the key of node {hello.node_id} and repeats the instance of "

@@ -71,6 +71,10 @@ class Delivery:
         self._look_at_the_clock(self._wall_clock())  # nothing goes out again that peers may have forgotten
         self._back(peer)
         session = peer.session
+        if session is not None and hello.is_copy(session.process, *peer.former):
+            # Its process has come while it was dialed: this one shares nothing, and is cut (``Pairing``).
+            connection.session, connection.positions = Session(hello.process, self._limits), {}
+            return
         if session is None:
             session = peer.session = Session(hello.process, self._limits, self._floor)
         elif session.process != hello.process:

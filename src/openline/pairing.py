@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from .backends.base import CONFLICT, NORMAL, REPLACED
 from .connection import Connection, State
 from .core.collision import DRAIN_GRACE
+from .core.handshake import Hello
 from .errors import IdentityConflict
 from .identity import public_key_of
 from .peers import Peer
@@ -50,9 +51,12 @@ class Pairing:
     def joined(self, connection: Connection, lost: list[bytes]) -> None:
         """A connection to a proven node is open. ``lost``: those that its far end says are dead."""
         peer = connection.peer
+        if connection.session is not peer.session:
+            self._expose(connection)
+            return
         self.far_end_lost(peer, lost)
         for other in list(peer.connections):
-            if other is not connection and _is_copy(other, connection):
+            if _is_copy(other, connection):
                 self._expose(other)
             elif other.session is not peer.session and other.state is not State.DRAINING:
                 # A process that is gone, or one too many. Only its answer to this tells.
@@ -159,12 +163,14 @@ class Pairing:
             each.link.close(CONFLICT, f"{_CUT}: another process has this key")
         self._fail(peer, f"two processes present node id {peer.node_id}")
 
-    def knows(self, node_id: str, process: str) -> bool:
-        """Is there a session with that process, though it may be gone?"""
-        peer = self._board.table.node(node_id)
-        if peer is None or peer.session is None:
-            return False
-        return peer.session.process == process or process in peer.former
+    def is_copy(self, hello: Hello) -> bool:
+        """Does it repeat the instance of a process whose session is here, though that may be gone?"""
+        peer = self._board.table.node(hello.node_id)
+        return (
+            peer is not None
+            and peer.session is not None
+            and hello.is_copy(peer.session.process, *peer.former)
+        )
 
     def on_copy(self, node_id: str, where: str) -> None:
         """Somebody at ``where`` has that node's key and repeats the instance of a process that he is not.
@@ -190,14 +196,18 @@ class Pairing:
             seen.unsaid = 0
 
     def _expose(self, connection: Connection) -> None:
-        """It came before the process whose instance it repeats, and which has signed for it now."""
+        """It was up, or nearly, before the process whose instance it repeats had signed for that."""
         peer, hello = connection.peer, connection.endpoint.hello
         assert hello is not None
         peer.former.pop(hello.process, None)
         self.on_copy(hello.node_id, connection.endpoint.remote)
         connection.set_state(State.DRAINING)
-        connection.link.close(CONFLICT, f"{_CUT}: another process has signed for this instance")
-        connection.link.abort()
+
+        def cut() -> None:
+            connection.link.close(CONFLICT, f"{_CUT}: another process has signed for this instance")
+            connection.link.abort()
+
+        self._board.loop.call_soon(cut)  # its link may be on its way up
 
     def orphaned(self, peer: Peer) -> None:
         """What has replaced an older process is gone: if that one is still connected, it may begin anew."""
@@ -234,7 +244,7 @@ def _is_copy(one: Connection, other: Connection) -> bool:
     claimed, proven = one.endpoint.hello, other.endpoint.hello
     assert claimed is not None
     assert proven is not None
-    return proven.proven and not claimed.proven and claimed.instance == proven.instance
+    return claimed.is_copy(proven.process)
 
 
 def _dialed_twice(one: Connection, other: Connection) -> bool:

@@ -90,7 +90,7 @@ class Switchboard:
             self._lost_to,
             self.pairing.in_conflict,
             self._on_bad_handshake,
-            self.pairing.knows,
+            self.pairing.is_copy,
             self.pairing.on_copy,
         )
         self.unacked: dict[Peer, None] = {}

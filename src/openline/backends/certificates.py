@@ -76,10 +76,10 @@ class Files:
         """``make(contents)`` now, and again whenever the contents have changed. Raises ``OSError``."""
         try:
             contents, (now,) = self._build([make])
+            if self._making and self._tried != _digest(contents):
+                self._replace()  # what was made a moment ago is of files that have changed since
         except (ValueError, TypeError) as error:
             raise OSError(f"{self}: {error}") from None
-        if self._making and self._tried != _digest(contents):
-            self._replace()  # what was made a moment ago is of files that have changed since
         made = Made(self, now)
         self._making.append((make, made))
         self._tried = _digest(contents)
@@ -130,11 +130,18 @@ class Files:
         """What they make of one state of the files, which they may read by themselves."""
         contents = self._read()
         for _ in range(READS):
-            fresh = [make(contents) for make in makers]
+            failure: Exception | None = None
+            try:
+                fresh = [make(contents) for make in makers]
+            except (OSError, ValueError, TypeError) as error:
+                failure = error  # perhaps because one file was read before a change, and one after it
             again = self._read()
-            if again == contents:
+            if again != contents:
+                contents = again
+            elif failure is not None:
+                raise failure
+            else:
                 return contents, fresh
-            contents = again
         raise OSError("they change while they are read")
 
     def _replace(self) -> None:

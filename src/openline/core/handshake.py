@@ -81,6 +81,10 @@ class Hello(msgspec.Struct, frozen=True):
         """What tells the processes of one node apart: a claim to an instance is not that instance."""
         return f"={self.instance}" if self.proven else self.instance
 
+    def is_copy(self, *processes: str) -> bool:
+        """Does it only say that it is one of these, which have proven themselves?"""
+        return not self.proven and f"={self.instance}" in processes
+
     def to_header(self) -> str:
         parts = [VERSION, f"node={self.node_id}", f"nonce={self.nonce}", f"instance={self.instance}"]
         if self.dial:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from transport.helpers import DEADLINE, Box, eventually, task
@@ -10,6 +11,7 @@ from transport.proofs import between, nothing, signed
 from transport.thief import FORGED, Thief
 
 import openline
+from openline.backends import quic
 from openline.core.handshake import Hello, with_proof
 from openline.core.units import HELLO
 
@@ -85,3 +87,36 @@ async def test_a_thief_who_came_first_is_cut(make: Make, dial: Dial) -> None:
     await genuine.send(f"quic://127.0.0.1:{port}", task("hello"), timeout=SLOW)
     await bad.gone()
     await undisturbed(genuine, server, box)
+
+
+async def test_a_thief_who_was_dialed_just_before_the_genuine_process_came(
+    make: Make, listen: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """His hello was good as long as nobody knew the process; his connection is not up yet."""
+    genuine, server = await make("genuine"), await make("server")
+    box, at_genuine = Box(server), Box(genuine)
+    port = (await server.listen(0, host="127.0.0.1")).port
+    process = Hello(genuine.node_id, "", instance=genuine._board.door.instance)
+    thief, trap, gate = Thief(genuine._board.door.identity, process), listen(), asyncio.Event()
+    run = quic.Race.run
+
+    async def later(*arguments: Any) -> Any:
+        result = await run(*arguments)
+        await gate.wait()
+        return result
+
+    monkeypatch.setattr(quic.Race, "run", later)
+    sending = asyncio.ensure_future(server.send(trap.url, task("secret"), timeout=SLOW))
+    end = await trap.end()
+    await end.answer(thief, trap.certificate)
+    await asyncio.sleep(0.1)
+    monkeypatch.undo()
+    await genuine.send(f"quic://127.0.0.1:{port}", task("hello"), timeout=SLOW)
+    gate.set()
+    await end.gone()
+    assert not isinstance(await nothing(asyncio.wait_for(sending, SLOW)), TimeoutError)
+    assert (await server.send(genuine.node_id, task("for the genuine one"))).attempts == 1
+    assert at_genuine.payloads == ["for the genuine one"]
+    assert server.stats().conflicts >= 1
+    assert (genuine.stats().created, genuine.stats().conflicts, box.payloads) == (1, 0, ["hello"])
+    assert len(between(server, genuine)) == 1

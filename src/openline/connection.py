@@ -15,7 +15,7 @@ from .core.handshake import check_ports
 from .core.liveness import Liveness
 from .core.selection import Endpoint, Quality
 from .core.session import MAX_STREAM_NAME, too_long
-from .message import Receipt, StreamId
+from .message import Receipts, StreamId
 from .outlet import Hub, Outlet
 
 log = logging.getLogger("openline")
@@ -56,7 +56,7 @@ class Connection(Outlet):
         "number",
         "positions",
         "reading_paused",
-        "receipt",
+        "receipts",
         "set_aside",
         "state",
     )
@@ -71,7 +71,7 @@ class Connection(Outlet):
         # The last inbound unit, to the tick of the liveness clock.
         self.heard = hub.loop.time()
         self.reading_paused = False
-        self.receipt = Receipt(1, not self.plain, link.backend, link.endpoint.direction)
+        self.receipts = Receipts(not self.plain, link.backend, link.endpoint.direction)
         # Where the peer's streams are on this connection; None where nothing is taken in.
         self.positions: dict[StreamId, int] | None = None
         # Streams that the peer has stopped over this connection; True where answers pass all the same.
@@ -266,8 +266,7 @@ class Connection(Outlet):
             waiting[1].set_result(self._hub.stopwatch() - waiting[0])
 
     def _measured(self, rtt: float) -> None:
-        last = self.receipt
-        self.receipt = Receipt(1, last.acked, last.backend, last.direction, rtt)
+        self.receipts.measured(rtt)
 
     def on_writable(self) -> None:
         if self._unanswered is not None:

@@ -296,8 +296,13 @@ class Delivery:
         self._board.table.forget(peer)
 
     def move(self, peer: Peer, target: Address, new: Peer) -> None:
-        """Another node answers at ``target`` now, and ``peer`` is gone: what was sent there is its."""
+        """A dial of ``target`` has reached another node, and ``peer`` is gone: what was sent there is its.
+
+        Unless both are alive and answer there in turn: then each gets its own.
+        """
         if peer.session is None or new.session is None or peer is new or peer.connections:
+            return
+        if self._board.router.shared(target):
             return
         moved = False
         for stream_id, out in list(peer.session.unacked()):

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from .address import Address
 from .connection import Connection, State
-from .errors import Closed, Unreachable
+from .errors import Closed, Error, Unreachable
+
+log = logging.getLogger("openline")
+
+# Looks at a time: each is for a plain peer that a send has just gone to.
+MAX_LOOKS = 64
 
 
 class _Flight:
@@ -34,9 +41,17 @@ class Dialer:
     A connection that comes in from the same peer meanwhile is a result too.
     """
 
-    def __init__(self, dial: Callable[[Address], Awaitable[Connection]]) -> None:
+    def __init__(
+        self,
+        dial: Callable[[Address], Awaitable[Connection]],
+        try_out: Callable[[Address], Awaitable[object]],
+    ) -> None:
+        """``try_out`` dials for nobody who waits: its failure is no news."""
         self._dial = dial
+        self._try_out = try_out
         self._closed = False
+        # Where to look soon, and where a look is under way.
+        self._looking: dict[Address, asyncio.TimerHandle | asyncio.Task[None]] = {}
         self._flying: dict[tuple[object, ...], _Flight] = {}
         self._waiting: dict[asyncio.Future[Connection], Address] = {}
 
@@ -93,9 +108,34 @@ class Dialer:
             self._waiting.pop(flight.result, None)
             flight.result.set_result(connection)
 
+    def look(self, address: Address, after: float, wanted: Callable[[], bool]) -> None:
+        """Dial in so many seconds, once, if it is still wanted then; a connection that opens is kept."""
+        if address not in self._looking and len(self._looking) < MAX_LOOKS and not self._closed:
+            loop = asyncio.get_running_loop()
+            self._looking[address] = loop.call_later(after, self._begin_look, address, wanted)
+
+    def _begin_look(self, address: Address, wanted: Callable[[], bool]) -> None:
+        if not wanted() or address.dial_key in self._flying:
+            del self._looking[address]
+            return
+        task = asyncio.ensure_future(self._look(address))
+        self._looking[address] = task
+        task.add_done_callback(lambda _: self._looking.pop(address, None))
+
+    async def _look(self, address: Address) -> None:
+        try:
+            await self._try_out(address)
+        except Error as error:
+            log.debug("looked whether somebody listens at %s: %s", address, error)
+
     async def close(self) -> None:
         self._closed = True
-        tasks = [flight.task for flight in self._flying.values()]
+        tasks: list[asyncio.Task[Any]] = [flight.task for flight in self._flying.values()]
+        for look in list(self._looking.values()):
+            if isinstance(look, asyncio.Task):
+                tasks.append(look)
+            else:
+                look.cancel()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

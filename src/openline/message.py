@@ -12,6 +12,12 @@ DEFAULT_STREAM = "default"
 
 StreamId = str | int
 
+# How a peer was recognised (rule 3.1): what ``Receipt.matched`` and ``explain()`` say.
+BY_NODE_ID = "node id"
+BY_ADDRESS = "exact address"
+BY_CLAIM = "claimed port"
+BY_IP = "ip alone"
+
 # A random prefix per process and a counter: unique across machines, far cheaper than a UUID each.
 _prefix = secrets.token_hex(8)
 _next = itertools.count(1).__next__
@@ -54,6 +60,9 @@ class Receipt(msgspec.Struct, frozen=True):
     taken responsibility (never toward a plain peer, which cannot confirm), ``backend`` such as
     ``"websocket"``, ``direction`` ``"inbound"`` or ``"outbound"``: who opened the connection it
     rode. ``rtt`` is the connection's last measured round trip in seconds, None where not measured.
+    ``matched`` says how the peer was recognised: by its ``"node id"``, which it has proven; by the
+    ``"exact address"``, dialed or its remote end; by a ``"claimed port"`` in its hello; or by its
+    ``"ip alone"``, a plain peer's.
     """
 
     attempts: int
@@ -61,3 +70,28 @@ class Receipt(msgspec.Struct, frozen=True):
     backend: str
     direction: str
     rtt: float | None = None
+    matched: str = BY_ADDRESS
+
+
+class Receipts(dict[str, Receipt]):
+    """Of one connection, for messages that left at the first attempt: by how the peer was recognised.
+
+    Made when they are first asked for, as most connections need one kind.
+    """
+
+    __slots__ = ("_acked", "_backend", "_direction", "rtt")
+
+    def __init__(self, acked: bool, backend: str, direction: str) -> None:
+        self._acked, self._backend, self._direction = acked, backend, direction
+        self.rtt: float | None = None
+
+    def __missing__(self, matched: str) -> Receipt:
+        made = self[matched] = self.after(1, matched)
+        return made
+
+    def after(self, attempts: int, matched: str) -> Receipt:
+        return Receipt(attempts, self._acked, self._backend, self._direction, self.rtt, matched)
+
+    def measured(self, rtt: float) -> None:
+        self.rtt = rtt
+        self.clear()

@@ -6,6 +6,7 @@ import logging
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from .address import Address
 from .backends.base import CONFLICT, NORMAL, REPLACED
 from .connection import Connection, State
 from .core.collision import DRAIN_GRACE
@@ -108,8 +109,22 @@ class Pairing:
         """What was dialed to reach the old one is reached by the new one."""
         targets = (*old.endpoint.aliases, *((old.endpoint.target,) if old.endpoint.target else ()))
         for target in targets:
-            self._board.table.alias(new, target)
+            if self._may_answer(target, new):
+                self._board.table.alias(new, target)
         self._board.delivery.carry_on(new)
+
+    def _may_answer(self, target: Address, connection: Connection) -> bool:
+        """Never weaker than asked (rule 3.1): the certificate that ``target`` asks for has to have been
+        shown on this very connection. That the node has shown it on another is not enough."""
+        config, end = self._board.config, connection.endpoint
+        if not target.tls:
+            return True
+        if target.scheme == "quic" and not config.certified:
+            return end.secure
+        if not end.certified or end.target is None:
+            return False
+        # A pin holds for every host; what a CA has signed names one.
+        return bool(config.tls and config.tls.pins) or end.target.host == target.host
 
     def far_end_lost(self, peer: Peer, lost: list[bytes]) -> None:
         """The far ends of these connections are gone, which this side may not have noticed."""

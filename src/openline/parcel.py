@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .address import Address
 from .core.session import Outgoing
 from .errors import NotConfirmed
-from .message import Message, Receipt
+from .message import BY_NODE_ID, Message, Receipt
 from .waiter import Waiter
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ class Parcel(Waiter[Receipt]):
 
     # Connections it was written to.
     attempts = 1
+    # How the peer was recognised; a peer in hand is known by its node id.
+    matched = BY_NODE_ID
     # Its numbers in the stream, and bytes as encoded.
     first = end = size = 0
     out: Outgoing[Parcel] | None = None
@@ -47,10 +49,9 @@ class Parcel(Waiter[Receipt]):
     def arrived(self, connection: Connection) -> None:
         """The peer has it."""
         if self.attempts == 1:
-            self.set_result(connection.receipt)
+            self.set_result(connection.receipts[self.matched])
         else:
-            last = connection.receipt
-            self.set_result(Receipt(self.attempts, True, last.backend, last.direction, last.rtt))
+            self.set_result(connection.receipts.after(self.attempts, self.matched))
 
     def moved(self, old: Peer, new: Peer) -> None:
         """Another node has it to confirm now."""

@@ -75,6 +75,8 @@ class Peer:
         # Has this program a reason to know it: dialed it, sent to it of its own accord, or allows it by
         # name? Else what it takes is paid from the strangers' share (rule 3.10).
         self.known = False
+        # quic:// asks for a certificate here, so that its address is written with its node id instead.
+        self.by_name = False
         self._sender = sender
 
     def stop(self, stream_id: StreamId, answers: bool = False) -> None:
@@ -121,14 +123,18 @@ class Peer:
             return str(end.target)
         if end.hello is not None and end.hello.ports:
             return join(end.ip, end.hello.ports[0])
-        return end.remote
+        if end.protocol == "tcp":
+            return end.remote
+        # A UDP port: a bare ip:port would mean TCP's of that number.
+        return f"{self.node_id}@{end.remote}" if self.by_name else f"quic://{end.remote}"
 
     @property
     def dial_address(self) -> Address | None:
         """Where a new connection could be made; None for one that only ever dialed in."""
-        if self.endpoint.target is not None:
-            return self.endpoint.target
-        return Address.parse(self.address) if self.address != self.endpoint.remote else None
+        end = self.endpoint
+        if end.target is not None:
+            return end.target
+        return Address(end.ip, end.hello.ports[0]) if end.hello is not None and end.hello.ports else None
 
     @property
     def proven(self) -> bool:
@@ -211,7 +217,8 @@ class PeerTable:
         self._kept: weakref.WeakValueDictionary[object, Peer] = weakref.WeakValueDictionary()
         self._by_ip: dict[str, dict[Connection, None]] = {}
         self._by_target: dict[tuple[str, int], dict[Connection, None]] = {}
-        self._by_remote: dict[tuple[str, int], Connection] = {}
+        # Of connections that came in, by protocol.
+        self._by_remote: dict[tuple[str, str, int], Connection] = {}
         self._aliased: dict[tuple[str, int], dict[Connection, None]] = {}
         self.connections: dict[Connection, None] = {}
         # Changes whenever a cached choice may have become wrong.
@@ -227,7 +234,7 @@ class PeerTable:
         if end.target is not None:
             self._by_target.setdefault((end.target.host, end.target.port), {})[connection] = None
         else:
-            self._by_remote[end.ip, end.port] = connection
+            self._by_remote[_remote(end)] = connection
         self.generation += 1
         key = self._key(end)
         peer = self._peers.get(key)
@@ -261,8 +268,8 @@ class PeerTable:
         _discard(self._by_ip, end.ip, connection)
         if end.target is not None:
             _discard(self._by_target, (end.target.host, end.target.port), connection)
-        elif self._by_remote.get((end.ip, end.port)) is connection:
-            del self._by_remote[end.ip, end.port]
+        elif self._by_remote.get(_remote(end)) is connection:
+            del self._by_remote[_remote(end)]
         for alias in end.aliases:
             _discard(self._aliased, (alias.host, alias.port), connection)
         crowd(end, [other.endpoint for other in self._by_ip.get(end.ip, ())])
@@ -275,12 +282,12 @@ class PeerTable:
         """Its far end is at another address now."""
         end = connection.endpoint
         _discard(self._by_ip, end.ip, connection)
-        if self._by_remote.get((end.ip, end.port)) is connection:
-            del self._by_remote[end.ip, end.port]
+        if self._by_remote.get(_remote(end)) is connection:
+            del self._by_remote[_remote(end)]
         end.ip, end.port = ip, port
         self._by_ip.setdefault(ip, {})[connection] = None
         if end.target is None:
-            self._by_remote[ip, port] = connection
+            self._by_remote[_remote(end)] = connection
 
     def forget(self, peer: Peer) -> None:
         """Drop a peer that is gone, has nothing left to read, and whose session is over."""
@@ -310,9 +317,14 @@ class PeerTable:
     def alias(self, connection: Connection, target: Address) -> None:
         """``target`` was dialed to the same node, by a connection that this one has replaced."""
         end = connection.endpoint
-        if target in end.aliases or (target.tls and not end.secure):
+        if target in end.aliases:
             return
-        end.aliases = (*end.aliases, target)[-MAX_ALIASES:]
+        end.aliases = (*end.aliases, target)
+        if len(end.aliases) > MAX_ALIASES:
+            oldest, *rest = end.aliases
+            end.aliases = tuple(rest)
+            if all((a.host, a.port) != (oldest.host, oldest.port) for a in rest):
+                _discard(self._aliased, (oldest.host, oldest.port), connection)
         self._aliased.setdefault((target.host, target.port), {})[connection] = None
         self.generation += 1
 
@@ -331,8 +343,8 @@ class PeerTable:
     def at_ip(self, ip: str) -> list[Connection]:
         return list(self._by_ip.get(ip, ()))
 
-    def at_remote(self, ip: str, port: int) -> Connection | None:
-        return self._by_remote.get((ip, port))
+    def at_remote(self, ip: str, port: int, *, udp: bool = False) -> Connection | None:
+        return self._by_remote.get(("udp" if udp else "tcp", ip, port))
 
     def matches(self, want: Want, peer: Peer) -> bool:
         """Is ``peer`` the one that ``want`` speaks of? Also for a peer that has gone since."""
@@ -340,6 +352,10 @@ class PeerTable:
         all_ends = [c.endpoint for c in self.candidates(want)]
         all_ends += [end for end in ends if end not in all_ends]
         return any(isinstance(match(want, end, all_ends), Rank) for end in ends)
+
+
+def _remote(end: Endpoint) -> tuple[str, str, int]:
+    return end.protocol, end.ip, end.port
 
 
 def _discard(index: dict[Any, dict[Connection, None]], key: object, connection: Connection) -> None:

@@ -70,7 +70,8 @@ class Recovery:
             except Exception:
                 log.exception("recovering %r: unexpected; will go on trying", peer)
                 continue
-            self._board.delivery.move(peer, address, connection.peer)
+            if self._board.router.answers_by_dial(address, connection):
+                self._board.delivery.move(peer, address, connection.peer)
             if not stranded(peer):
                 return
 

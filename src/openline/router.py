@@ -7,31 +7,38 @@ dials, and a cache for the common case that nothing has changed since the last s
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+import logging
 
 import msgspec
 
-from .address import Address
+from .address import Address, join
 from .backends.choice import Choice
-from .backends.sockets import ip_of, numeric, resolve
 from .book import Book
 from .config import Config
-from .connection import Connection
-from .core.selection import RANK_TEXT, Plan, Quality, Rank, Reject, Want, best_of
+from .connection import Connection, State
+from .core.endpoints import Endpoint, matched
+from .core.places import Kind, Places
+from .core.selection import RANK_TEXT, Plan, Quality, Rank, Reject, Want, best_of, match
 from .dialing import Dialer
 from .errors import Refused, Unreachable
+from .lookup import Lookup
+from .message import BY_ADDRESS, BY_NODE_ID
 from .peers import Peer, PeerTable
 
-# A look-up serves comparing addresses for this long; a dial always looks up afresh.
-LOOKUP_TTL = 10.0
-MAX_CACHED = 4096
-# What is remembered of the ports at an IP, for this long after it was last so; by then the number
-# may have another use. The remote end of a connection that came in is a client's port, which
-# nobody listens on, so it is not dialed.
-PORT_TTL = 600.0
+log = logging.getLogger("openline")
+
+# Addresses whose last choice is kept; they are this program's own.
+MAX_ROUTES = 4096
+# Seconds after the first send by IP alone that a dial looks whether somebody else listens there: the
+# answers to a peer that is there for a moment only cause no dial.
+LOOK_AFTER = 0.5
+# How an address may have reached a node so that what was sent there is that node's.
+_BY_DIAL = (Rank.DIALED, Rank.ALIAS, Rank.SAME_NODE)
 # Seconds that a probe of a silent QUIC connection takes at most until it is suspect, and how often to look.
 VERDICT = 3.0
 LOOK_AGAIN = 0.05
+# Ports at which a plain peer is known not to listen.
+MAX_NOT_AT = 16
 _UNKNOWN_NODE = "no live connection to that node, and no address of it is known; write NODEID@host:port"
 
 
@@ -39,16 +46,19 @@ class Explanation(msgspec.Struct, frozen=True):
     """What ``Transport.explain`` returns: the connection a send would take now, and why not the others.
 
     ``chosen`` is None where a send would dial, or fail; ``why`` says which. ``others`` holds
-    ``(connection, reason)`` pairs. All are texts; ``str()`` of the whole is readable.
+    ``(connection, reason)`` pairs, ``matched`` how the peer was recognised, as in ``Receipt``. All
+    are texts; ``str()`` of the whole is readable.
     """
 
     address: str
     chosen: str | None
     why: str
     others: tuple[tuple[str, str], ...] = ()
+    matched: str | None = None
 
     def __str__(self) -> str:
-        lines = [f"{self.address}: {self.chosen or 'no connection'} ({self.why})"]
+        by = f", matched by {self.matched}" if self.matched else ""
+        lines = [f"{self.address}: {self.chosen or 'no connection'} ({self.why}{by})"]
         return "\n".join(lines + [f"  not {other}: {reason}" for other, reason in self.others])
 
 
@@ -69,21 +79,15 @@ class Router:
         self._plain_reuse = config.plain_reuse
         self._certified = config.certified
         self._loop = loop
-        self._routes: dict[str | Address, tuple[int, Connection, Address]] = {}
-        self._lookups: OrderedDict[str, tuple[float, tuple[str, ...]]] = OrderedDict()
+        self._routes: dict[str | Address, tuple[int, Connection, Address, str]] = {}
+        self._lookup = Lookup(loop)
         self.book = Book(loop)
-        # Ports that were a client's far end, that an openline node listened on, and that a dial
-        # to a plain peer reached.
-        self._ephemeral = _Ports(loop)
-        self._named = _Ports(loop)
-        self._dialed = _Ports(loop)
-        # Who last stood for a port by IP alone, by what it called itself.
-        self._hints = _Ports(loop)
+        self._places = Places()
 
-    def quick(self, address: str | Address) -> tuple[int, Connection, Address] | None:
+    def quick(self, address: str | Address) -> tuple[int, Connection, Address, str] | None:
         """The last choice for this address, if it certainly still is the right one.
 
-        Generation, connection, parsed address.
+        Generation, connection, parsed address, how the peer was recognised.
         """
         route = self._routes.get(address)
         if route is None or route[0] != self._table.generation or not route[1].usable:
@@ -102,18 +106,34 @@ class Router:
         if chosen is not None and chosen.quality >= Quality.CONGESTED:
             self._remember(address, plan)
             return chosen, True
-        if self._is_ephemeral(address):
-            return _last_resort(chosen, str(address), _GONE_CLIENT), True
+        if self._is_remote_end(address):
+            return _last_resort(chosen, str(address), _CLIENT), True
         if not address.dialable:
             return await self._by_book(address, chosen)
         try:
-            return await self._dialer.connect(address), False
+            connection = await self._dialer.connect(address)
         except Unreachable as error:
             if chosen is None and error.no_route:
-                chosen = await self._by_ip_after_all(address) or await self._after_the_verdict(address)
+                chosen = await self._after_no_route(address) or await self._after_the_verdict(address)
             if chosen is None or chosen.link.closing:
-                raise
+                raise self._with_hint(address, error) from None
             return chosen, True  # a suspect connection beats none
+        if connection.endpoint.direction == "inbound":  # it came while the dial was under way
+            plan = self._table.plan(self.want_now(address))
+            if plan.chosen is connection:
+                self._remember(address, plan)
+        return connection, False
+
+    def _with_hint(self, address: Address, error: Unreachable) -> Unreachable:
+        if not self._was_client(address):
+            return error
+        return Unreachable(
+            error.address, [*error.tried, ("open connections", _WAS_CLIENT)], no_route=error.no_route
+        )
+
+    def _was_client(self, address: Address) -> bool:
+        place = address.host, address.port, self._loop.time()
+        return not address.tls and bool(self._places.lately(Kind.REMOTE, "tcp", *place))
 
     async def _by_book(self, address: Address, last: Connection | None) -> tuple[Connection, bool]:
         """A bare node id: dial where that node has been reached or said that it listens."""
@@ -128,13 +148,13 @@ class Router:
             raise Unreachable(str(address), tried or [("known addresses", _UNKNOWN_NODE)])
         return last, True
 
-    async def _by_ip_after_all(self, address: Address) -> Connection | None:
-        """Dialed before, and now there is no way there: may the one plain peer at that IP be it?
+    async def _after_no_route(self, address: Address) -> Connection | None:
+        """There is no way there now: what only a dial comes before may be it after all.
 
         A refused dial is another matter: then who listened there is gone, and nobody else is it.
         """
         want = await self.want(address)
-        plan = self._table.plan(msgspec.structs.replace(want, dialed=frozenset()))
+        plan = self._table.plan(msgspec.structs.replace(want, no_route=True))
         if plan.chosen is not None:
             self._remember(address, plan)
         return plan.chosen
@@ -158,10 +178,10 @@ class Router:
         if best is not None and best.quality >= Quality.CONGESTED:
             return best, True
         where = peer.dial_address
-        if where is None or self._is_ephemeral(where):
+        if where is None or (peer.node_id is None and self._is_remote_end(where)):
             if peer.node_id is not None:
                 return await self._by_book(Address("", 0, None, peer.node_id), best)
-            return _last_resort(best, peer.address, _GONE_CLIENT), True
+            return _last_resort(best, peer.address, _CLIENT), True
         if peer.node_id is not None and not peer.own:
             where = msgspec.structs.replace(where, node_id=peer.node_id)
         try:
@@ -173,19 +193,43 @@ class Router:
 
     async def want(self, address: Address) -> Want:
         """What a send to ``address`` asks for, looking its name up if need be."""
-        return self._want(address, await self._lookup(address))
+        return self._want(address, await self._lookup.of(address))
 
     def want_now(self, address: Address) -> Want:
         """The same from what is known already."""
-        return self._want(address, self._known_ips(address)[0])
+        return self._want(address, self._lookup.known(address)[0])
 
     def _want(self, address: Address, ips: tuple[str, ...]) -> Want:
-        port = address.port
-        others = [ip for ip in ips if self._ephemeral.has(ip, port) or self._named.has(ip, port)]
-        dialed = [ip for ip in ips if self._dialed.has(ip, port)]
-        hints = {ip: hint for ip in ips if (hint := self._hints.note(ip, port))}
+        """With what the memory of ports says of that place."""
+        now, port, places = self._loop.time(), address.port, self._places
+        protocol = "udp" if address.scheme == "quic" else "tcp"
+        answered = places.dialed(address, ips, now)
+        lately = {note.who for note, _, recent in answered if recent}
+        plain_at = {host for note, host, recent in answered if recent and not note.who}
+        nodes_at = {host for note, host, recent in answered if recent and note.who}
+        taken, others, hints = set(lately), set(), {}
+        for ip in ips:
+            taken |= places.lately(Kind.REMOTE, protocol, ip, port, now)
+            if any(
+                (
+                    places.lately(Kind.REMOTE, "tcp", ip, port, now),
+                    places.lately(Kind.CLAIMED, "", ip, port, now),
+                )
+            ):
+                others.add(ip)
+            for hint in places.lately(Kind.HINT, "", ip, port, now):
+                hints[ip] = hint
         return Want(
-            address, ips, self._plain_reuse, self._certified, frozenset(others), frozenset(dialed), hints
+            address,
+            ips,
+            self._plain_reuse,
+            self._certified,
+            others=frozenset(ips if address.host in nodes_at else others | nodes_at),
+            dialed=frozenset(ips if address.host in plain_at else plain_at),
+            hints=hints,
+            reached=frozenset(lately - {""}),
+            taken=frozenset(taken),
+            formerly=frozenset(note.who for note, _, recent in answered if not recent),
         )
 
     def explain(self, address: Address) -> Explanation:
@@ -193,15 +237,16 @@ class Router:
             self._backends.check(address)
         except Unreachable as error:
             return Explanation(str(address), None, str(error))
-        known = self._known_ips(address)[1]
+        known = self._lookup.known(address)[1]
         plan = self._table.plan(self.want_now(address))
         others = tuple((repr(other), reason) for other, reason in plan.passed_over)
         if plan.chosen is not None and plan.rank is not None:
             why = RANK_TEXT[plan.rank]
             if plan.chosen.quality < Quality.CONGESTED:
                 why += f"; {plan.chosen.status}, so a dial is tried first"
-            return Explanation(str(address), repr(plan.chosen), why, others)
-        why = _GONE_CLIENT if self._is_ephemeral(address) else self._would_dial(address)
+            by = matched(address, plan.rank)
+            return Explanation(str(address), repr(plan.chosen), why, others, by)
+        why = _CLIENT if self._is_remote_end(address) else self._would_dial(address)
         if not address.dialable:
             places = self.book.of(address.node_id or "")
             return Explanation(
@@ -213,27 +258,57 @@ class Router:
 
     def _would_dial(self, address: Address) -> str:
         order = self._backends.order(address)
-        return f"would dial, by {', then by '.join(backend.name for backend in order)}"
+        why = f"would dial, by {', then by '.join(backend.name for backend in order)}"
+        return f"{why}; {_WAS_CLIENT}" if self._was_client(address) else why
 
     def came(self, connection: Connection) -> None:
         """A connection has opened."""
         end = connection.endpoint
-        self.book.note(end)
-        if end.plain and end.direction == "outbound":
-            self._dialed.add(end.ip, end.port)
-        for port in end.hello.ports if end.hello else ():
-            self._ephemeral.discard(end.ip, port)  # a client's once, and a listener's now
+        self.told(connection)
+        if end.target is not None:
+            self._places.reached(end, self._loop.time())
+            self._is_somebody_elses(end)
+
+    def told(self, connection: Connection) -> None:
+        """It has said where it listens."""
+        self.book.note(connection.endpoint, connection.peer.known)
 
     def went(self, connection: Connection) -> None:
-        """A connection has ended; if it had come in, its far port is not one to dial."""
+        """A connection has ended, or is not used any more."""
         self._routes.clear()
-        end = connection.endpoint
-        for port in end.hello.ports if end.hello else ():
-            self._named.add(end.ip, port)
-        if end.direction == "inbound":
-            self._ephemeral.add(end.ip, end.port)
-        if end.bound_port is not None and end.hint:
-            self._hints.add(end.ip, end.bound_port, end.hint)
+        known = connection.peer.known
+        self._places.gone(connection.endpoint, self._loop.time(), known)
+        if known:
+            self.book.note(connection.endpoint, known)
+
+    def _is_somebody_elses(self, end: Endpoint) -> None:
+        """Somebody answers at that port: the plain peer that stood for it by its IP alone does not."""
+        for other in self._table.at_ip(end.ip):
+            if other.endpoint.bound_port == end.port:
+                other.endpoint.bound_port = None
+                other.endpoint.not_at = (*other.endpoint.not_at, end.port)[-MAX_NOT_AT:]
+
+    def matched(self, to: Address | Peer, connection: Connection) -> str:
+        """How the peer was recognised that gets a message over this connection; for receipts."""
+        if isinstance(to, Peer):
+            return BY_ADDRESS if to.plain else BY_NODE_ID
+        route = self._routes.get(to)
+        if route is not None and route[1] is connection:
+            return route[3]
+        verdict = self._verdict(to, connection)
+        return matched(to, verdict) if isinstance(verdict, Rank) else BY_ADDRESS
+
+    def answers_by_dial(self, address: Address, connection: Connection) -> bool:
+        """Has dialing ``address`` reached the node of this connection, and nobody else since?"""
+        return self._verdict(address, connection) in _BY_DIAL
+
+    def shared(self, address: Address) -> bool:
+        """Do several processes answer in turn where it is dialed?"""
+        return self._places.shared(address, self._loop.time())
+
+    def _verdict(self, address: Address, connection: Connection) -> Rank | Reject:
+        want = self.want_now(address)
+        return match(want, connection.endpoint, [c.endpoint for c in self._table.candidates(want)])
 
     # ---------------------------------------------------------------------------------------------
 
@@ -250,71 +325,45 @@ class Router:
     def _remember(self, address: Address, plan: Plan[Connection]) -> None:
         chosen = plan.chosen
         assert chosen is not None
+        assert plan.rank is not None
         if plan.rank is Rank.PLAIN_BY_IP and chosen.endpoint.bound_port is None:
             chosen.endpoint.bound_port = address.port
             self._table.generation += 1
-        if len(self._routes) >= MAX_CACHED:
+            self._by_ip_alone(address, chosen)
+        if len(self._routes) >= MAX_ROUTES:
             self._routes.clear()
-        self._routes[str(address)] = self._routes[address] = self._table.generation, chosen, address
+        route = self._table.generation, chosen, address, matched(address, plan.rank)
+        self._routes[str(address)] = self._routes[address] = route
 
-    def _known_ips(self, address: Address) -> tuple[tuple[str, ...], bool]:
-        if address.is_ip or not address.dialable:
-            return (numeric(address) if address.dialable else ()), True
-        cached = self._lookups.get(address.host)
-        return (cached[1], True) if cached else ((), False)
+    def _by_ip_alone(self, address: Address, connection: Connection) -> None:
+        """Say so, and look in the background whether somebody else listens there."""
+        end = connection.endpoint
+        where = Address(end.ip, address.port, address.scheme)
+        log.warning(_BY_IP_ALONE, address, connection, join(end.ip, address.port))
 
-    async def _lookup(self, address: Address) -> tuple[str, ...]:
-        """IPs of the host; none where the look-up fails, which only a dial has to report."""
-        if not address.dialable:
-            return ()
-        if address.is_ip:
-            return numeric(address)
-        cached = self._lookups.get(address.host)
-        if cached is not None and self._loop.time() < cached[0]:
-            return cached[1]
-        try:
-            ips = tuple(dict.fromkeys(ip_of(sockaddr) for _, sockaddr in await resolve(address)))
-        except OSError:
-            ips = ()
-        self._lookups[address.host] = self._loop.time() + LOOKUP_TTL, ips
-        if len(self._lookups) > MAX_CACHED:
-            self._lookups.popitem(last=False)
-        return ips
+        def in_doubt() -> bool:
+            return end.bound_port == address.port and connection.state is not State.CLOSED
 
-    def _is_ephemeral(self, address: Address) -> bool:
-        if not address.is_ip or address.scheme not in (None, "ws"):
+        self._dialer.look(where, LOOK_AFTER, in_doubt)
+
+    def _is_remote_end(self, address: Address) -> bool:
+        """Is it the far end of a connection that has come in? Then it is never dialed."""
+        if not address.is_ip or address.scheme == "wss" or (address.tls and self._certified):
             return False
-        gone = self._ephemeral.has(address.host, address.port)
-        return gone or self._table.at_remote(address.host, address.port) is not None
+        return self._table.at_remote(address.host, address.port, udp=address.tls) is not None
 
 
-_GONE_CLIENT = (
+_CLIENT = (
     "this is the far end of a connection that came in, so it is never dialed; the peer has to connect again"
 )
-
-
-class _Ports:
-    """Ports of IPs of which something was so lately. Bounded; the oldest is forgotten."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._until: OrderedDict[tuple[str, int], tuple[float, str]] = OrderedDict()
-
-    def add(self, ip: str, port: int, note: str = "") -> None:
-        self._until[ip, port] = self._loop.time() + PORT_TTL, note
-        self._until.move_to_end((ip, port))
-        if len(self._until) > MAX_CACHED:
-            self._until.popitem(last=False)
-
-    def discard(self, ip: str, port: int) -> None:
-        self._until.pop((ip, port), None)
-
-    def has(self, ip: str, port: int) -> bool:
-        return self.note(ip, port) is not None
-
-    def note(self, ip: str, port: int) -> str | None:
-        until, note = self._until.get((ip, port), (0.0, ""))
-        return note if self._loop.time() < until else None
+_WAS_CLIENT = (
+    "this was the far end of a connection that came in and is gone; a client has to connect again by itself"
+)
+_BY_IP_ALONE = (
+    "%s: goes to %r by its IP alone, as that is the one plain peer there, which says nothing of its "
+    'ports. If another program may listen at %s, set plain_reuse="never", write NODEID@ in front of the '
+    "address, or answer with peer.send and peer.reply"
+)
 
 
 def _last_resort(connection: Connection | None, address: str, reason: str) -> Connection:

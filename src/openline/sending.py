@@ -12,7 +12,7 @@ from .core.frames import FRAME_BYTES
 from .core.session import Blocked
 from .errors import Closed, Error, InvalidMessage, NotConfirmed, Unreachable
 from .lines import Lines, Place
-from .message import Message, Receipt, StreamId
+from .message import BY_ADDRESS, Message, Receipt, StreamId
 from .parcel import Parcel
 from .peers import Peer
 from .requests import Asked, Deadlines, Pending
@@ -79,6 +79,7 @@ class Sender:
                 return await self._send(route[2], message, timeout)
             limit = self._limit if timeout is None else timeout
             parcel = Parcel(self._loop, [message], route[2], limit, self._board.now + limit)
+            parcel.matched = route[3]
             try:
                 written = connection.post(parcel)
             except Blocked:
@@ -90,7 +91,7 @@ class Sender:
             self._counters.reuses += 1
             if not self._counters.messages_sent % SENDS_PER_TURN:
                 await asyncio.sleep(0)
-            return connection.receipt
+            return connection.receipts[route[3]]
         self._board.evict(connection)
         return await self._send(route[2], message, timeout, attempts=1)
 
@@ -107,7 +108,7 @@ class Sender:
             elif connection.plain:
                 if connection.send(message):
                     self._counters.reuses += 1
-                    return connection.receipt
+                    return connection.receipts[BY_ADDRESS]
             elif peer.carrier is connection:
                 limit = self._limit if timeout is None else timeout
                 parcel = Parcel(self._loop, [message], None, limit, self._board.now + limit)
@@ -134,15 +135,15 @@ class Sender:
     async def _send(
         self, to: Address | Peer, message: Message, timeout: float | None, attempts: int = 0
     ) -> Receipt:
-        cargo = _Load(self, [message], to if isinstance(to, Address) else None, timeout)
+        cargo = _Load(self, [message], to, timeout)
         connection, attempts = await self._hand_over(to, cargo, timeout, attempts)
         return await self._confirmed(cargo, connection, attempts)
 
     async def _confirmed(self, cargo: _Load, connection: Connection, attempts: int) -> Receipt:
         if cargo.parcel is not None:
             return await self._within(cargo.parcel, cargo.until)
-        first = connection.receipt
-        return first if attempts == 1 else Receipt(attempts, False, first.backend, first.direction, first.rtt)
+        receipts = connection.receipts
+        return receipts[cargo.matched] if attempts == 1 else receipts.after(attempts, cargo.matched)
 
     async def _hand_over(
         self, to: Address | Peer, cargo: Cargo, timeout: float | None, attempts: int = 0
@@ -292,13 +293,15 @@ class Sender:
 class _Load:
     """Messages of one stream on their way out."""
 
-    __slots__ = ("_limit", "_sender", "address", "messages", "parcel", "until")
+    __slots__ = ("_limit", "_sender", "_to", "matched", "messages", "parcel", "until")
 
     def __init__(
-        self, sender: Sender, messages: list[Message], address: Address | None, timeout: float | None
+        self, sender: Sender, messages: list[Message], to: Address | Peer, timeout: float | None
     ) -> None:
         self.messages = messages
-        self.address = address
+        # How the peer was recognised, once there is a connection.
+        self.matched = ""
+        self._to = to
         # What waits for the acknowledgement; None toward a plain peer, which gives none.
         self.parcel: Parcel | None = None
         self._sender = sender
@@ -315,11 +318,13 @@ class _Load:
         return len(self.messages) == 1 and self.messages[0].reply_to is not None
 
     def write(self, connection: Connection, attempts: int) -> bool:
+        to = self._to
+        self.matched = self._sender._router.matched(to, connection)
         if connection.plain:
             return connection.send_many(self.messages)
-        limit = self._limit
-        parcel = Parcel(self._sender._loop, self.messages, self.address, limit, self.until)
-        parcel.attempts = attempts
+        address = to if isinstance(to, Address) else None
+        parcel = Parcel(self._sender._loop, self.messages, address, self._limit, self.until)
+        parcel.attempts, parcel.matched = attempts, self.matched
         if not connection.post(parcel):
             return False
         self.parcel = parcel

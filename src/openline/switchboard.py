@@ -46,6 +46,7 @@ from .parcel import Parcel
 from .peers import MAX_LOST, Peer, PeerTable
 from .recovery import Recovery
 from .requests import Pending
+from .rivals import bury_predecessors, poke_rivals
 from .router import Router
 from .sending import Sender
 from .stats import Counters
@@ -104,7 +105,7 @@ class Switchboard:
             *environment.backends(config, self.door, self._on_bad_handshake), config.dial_timeout
         )
         self.table = PeerTable(self._make_peer, self.door.is_own)
-        self.dialer = Dialer(self._dial)
+        self.dialer = Dialer(self._dial, self._try_out)
         self.router = Router(self.table, self.dialer, config, self.loop, self.backends)
         self.runner = Runner(self.loop)
         self.inbox = Inbox(
@@ -125,6 +126,7 @@ class Switchboard:
     def _make_peer(self, key: object, end: Endpoint) -> Peer:
         peer = Peer(self.sender, key, end, self.table.is_own(end))
         peer.known = peer.node_id in (self.config.allow or ())
+        peer.by_name = self.config.certified
         return peer
 
     def _lost_to(self, node_id: str) -> list[bytes]:
@@ -139,32 +141,25 @@ class Switchboard:
         self.counters.dials += 1
         try:
             connection = await self.backends.dial(address)
+            assert isinstance(connection, Connection)
         except (Unreachable, Refused, IdentityConflict):
             self.counters.dial_failures += 1
             raise
+        self._dialed(address, connection)
+        return connection
+
+    async def _try_out(self, address: Address) -> None:
+        """A dial that no send waits for counts if it succeeds."""
+        connection = await self.backends.dial(address)
         assert isinstance(connection, Connection)
-        self._bury_predecessors(address, connection)
+        self.counters.dials += 1
+        self._dialed(address, connection)
+
+    def _dialed(self, address: Address, connection: Connection) -> None:
+        bury_predecessors(self.table, address, connection)
         if not connection.plain:
             for peer in self.delivery.unacked():
                 self.delivery.move(peer, address, connection.peer)
-        return connection
-
-    def _poke_rivals(self, connection: Connection) -> None:
-        """Another node at that IP says that it listens on the same port: one of them may be gone."""
-        ports = set(connection.endpoint.hello.ports) if connection.endpoint.hello else set()
-        for other in self.table.at_ip(connection.endpoint.ip) if ports else ():
-            hello = other.endpoint.hello
-            if hello is not None and other.peer is not connection.peer and ports & set(hello.ports):
-                other.poke()
-
-    def _bury_predecessors(self, address: Address, connection: Connection) -> None:
-        """Somebody else answers there now, and what was dialed there before, or said that it listens
-        there, does not: that is gone."""
-        claims = [c for c in self.table.at_ip(connection.endpoint.ip) if c.endpoint.claims(address.port)]
-        for other in {*self.table.dialed_to(address), *claims}:
-            if other.state is State.SUSPECT and other.peer is not connection.peer:
-                other.link.abort()
-                other.on_closed("somebody else answers where it was dialed")
 
     def _on_bad_handshake(self, peer: str, reason: str) -> None:
         self.counters.malformed += 1
@@ -189,7 +184,7 @@ class Switchboard:
         self.router.came(connection)
         self.inbox.peer_back(peer)
         self.watch.add(connection)
-        self._poke_rivals(connection)
+        poke_rivals(self.table, connection)
         self.inbox.rebind()
         if link.endpoint.direction == "outbound":
             self.counters.created += 1
@@ -306,7 +301,8 @@ class Switchboard:
         want = Want(address, (asked.endpoint.ip,))
         ends = [candidate.endpoint for candidate in self.table.candidates(want)]
         verdict = match(want, connection.endpoint, ends)
-        return isinstance(verdict, Rank) or verdict is Reject.DIAL_FIRST
+        # Some answer over a socket of their own although they were dialed.
+        return isinstance(verdict, Rank) or verdict in (Reject.DIAL_FIRST, Reject.PLAIN_NOT_THERE)
 
     def _flush_dirty(self) -> None:
         dirty, self.dirty = self.dirty, []
@@ -335,7 +331,7 @@ class Switchboard:
         hello = connection.endpoint.hello
         assert hello is not None
         connection.endpoint.hello = msgspec.structs.replace(hello, ports=ports)
-        self.router.came(connection)
+        self.router.told(connection)
         self._changed()
 
     def on_moved(self, connection: Connection, ip: str, port: int) -> None:
@@ -344,7 +340,7 @@ class Switchboard:
         self.table.moved(connection, ip, port)
         self.counters.migrations += 1
         log.info("moved: %r was at %s", connection, before)
-        self.router.came(connection)
+        self.router.told(connection)
         self._changed()
 
     def on_state(self, connection: Connection) -> None:
@@ -438,6 +434,7 @@ class Switchboard:
         self.counters.evictions += 1
         log.info("evicted: %r", connection)
         connection.set_state(State.DRAINING)
+        self.router.went(connection)
         self.table.remove(connection)
 
     def _regulate(self, peer: Peer, lane: Lane | None) -> None:

@@ -196,6 +196,7 @@ class _Call:
             shown = bytes(certificate.public_bytes()) if certificate is not None else b""
         if self._address.scheme == "quic":
             self._backend.trust.check(self._address, shown, self._engine.quic.get_issuercerts())
+            self._link.endpoint.certified = self._backend.config.certified
         return shown
 
     def _greeted(self, text: str) -> None:

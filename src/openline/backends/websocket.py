@@ -221,6 +221,7 @@ class WebSocketBackend:
             certificate = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
             tls.check_pins(self._config.tls, certificate, str(address))
             endpoint.certificate = certificate
+            endpoint.certified = True  # by a pin, or else by the context's CA
         except BaseException:
             transport.abort()
             raise

@@ -3,158 +3,50 @@
 An ``Endpoint`` is what is known of the far side of one connection, a ``Want`` what a send asks
 for. ``match`` says whether and why one answers for the other; ``plan`` picks the best and keeps
 the reason for every connection it passed over, which is what ``explain()`` shows.
+
+A claim never beats what is certain. Certain are a proven node id, an end that was dialed, and the
+exact remote end; a port in a hello is a claim, and a plain peer recognised by its IP a guess. Where
+somebody certain is, or lately was, nobody else's claim counts: docs/design.md has the table.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from enum import Enum, IntEnum
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
-from ..address import Address, join
-from .handshake import Hello
+from ..address import Address
+from .endpoints import (
+    RANK_TEXT,
+    Certainty,
+    Direction,
+    Endpoint,
+    Quality,
+    Rank,
+    Reject,
+    Want,
+    matched,
+)
 
-Direction = Literal["inbound", "outbound"]
-
-
-class Quality(IntEnum):
-    """How good a live connection is now; the best available is chosen."""
-
-    DRAINING = 0
-    SUSPECT = 1
-    CONGESTED = 2
-    GOOD = 3
-
-
-class Rank(IntEnum):
-    """Why a connection answers for an address; greater goes first."""
-
-    PLAIN_BY_IP = 1
-    EXACT_REMOTE = 2
-    HELLO = 3
-    ALIAS = 4
-    DIALED = 5
-    NODE = 6
-
-
-class Reject(Enum):
-    """Why a connection does not answer for an address."""
-
-    OTHER_ADDRESS = "reaches another address"
-    OTHER_NODE = "is not the node that the address names"
-    NOT_PROVEN = "has not proven the identity the address asks for"
-    OTHER_PORT = "its openline hello does not name that port"
-    TWO_CLAIMS = "two nodes at that IP claim that port"
-    PLAIN_AMBIGUOUS = "more than one plain peer at that IP"
-    PLAIN_STANDS_FOR_OTHER = "the plain peer at that IP may be another port's"
-    DIAL_FIRST = "that port has been dialed before, so that comes first"
-    PLAIN_NEVER = 'plain_reuse is "never"'
-
-
-RANK_TEXT = {
-    Rank.NODE: "has proven the node id that the address names",
-    Rank.ALIAS: "reaches the node that this address was dialed to",
-    Rank.DIALED: "outbound connection to this address",
-    Rank.HELLO: "openline peer at that IP that says it listens on that port",
-    Rank.EXACT_REMOTE: "this address is its remote end",
-    Rank.PLAIN_BY_IP: "the one plain peer at that IP",
-}
-
-
-class Endpoint:
-    """The far side of one connection.
-
-    ``bound_port`` is the port a plain inbound socket stands for: the first send by IP alone binds
-    it, as one socket cannot be two listeners. ``crowded``: another plain peer's socket from this IP
-    was open beside it. ``hint`` is the ``metadata.sourceNodeId`` it last sent. ``aliases`` are addresses
-    dialed to the same node by connections that this one has replaced (rule 3.3).
-    """
-
-    __slots__ = (
-        "aliases",
-        "backend",
-        "bound_port",
-        "certificate",
-        "crowded",
-        "direction",
-        "doubtful",
-        "hello",
-        "hint",
-        "ip",
-        "port",
-        "secure",
-        "target",
-    )
-
-    def __init__(
-        self,
-        direction: Direction,
-        ip: str,
-        port: int,
-        *,
-        target: Address | None = None,
-        secure: bool = False,
-        hello: Hello | None = None,
-        backend: str = "websocket",
-    ) -> None:
-        self.direction: Direction = direction
-        self.backend = backend
-        self.ip = ip
-        self.port = port
-        self.target = target
-        self.secure = secure
-        self.hello = hello
-        self.bound_port: int | None = None
-        self.crowded = False
-        # Suspect or draining: what it claims contradicts nobody who is there.
-        self.doubtful = False
-        self.hint = ""
-        self.aliases: tuple[Address, ...] = ()
-        # The far side's TLS certificate (DER), until the hello has been judged.
-        self.certificate: bytes | None = None
-
-    @property
-    def node_id(self) -> str | None:
-        """Proven: a connection is not open before its hello's proof is right."""
-        return self.hello.node_id if self.hello is not None else None
-
-    def claims(self, port: int) -> bool:
-        """Does its hello say that it listens there?"""
-        return self.hello is not None and port in self.hello.ports
-
-    @property
-    def connection_id(self) -> bytes | None:
-        """What both sides know this connection by; None for a plain peer's."""
-        return (self.hello.connection_id or None) if self.hello is not None else None
-
-    @property
-    def remote(self) -> str:
-        return join(self.ip, self.port)
-
-    @property
-    def plain(self) -> bool:
-        return self.hello is None
-
-
-class Want(msgspec.Struct, frozen=True):
-    """What a send asks for: the address, what its host resolves to now, and the policy.
-
-    ``others`` are IPs at which the wanted port is known to be somebody's who is not a plain client
-    from there: another client's far end, or an openline node's. ``dialed`` are those at which it
-    has lately been dialed with success: there a dial comes before recognising a peer by IP.
-    ``hints`` tell by IP what the socket that last stood for the port called itself.
-    """
-
-    address: Address
-    ips: tuple[str, ...]
-    plain_reuse: str = "unambiguous"
-    # Does quic:// ask for a certificate here (pins, a CA)? Else it asks for QUIC, and for no more.
-    certified: bool = True
-    others: frozenset[str] = frozenset()
-    dialed: frozenset[str] = frozenset()
-    hints: dict[str, str] = {}
+__all__ = [
+    "RANK_TEXT",
+    "Candidate",
+    "Certainty",
+    "Direction",
+    "Endpoint",
+    "Plan",
+    "Quality",
+    "Rank",
+    "Reject",
+    "Want",
+    "best_of",
+    "crowd",
+    "match",
+    "matched",
+    "plan",
+]
 
 
 class Candidate(Protocol):
@@ -182,19 +74,22 @@ class Plan(msgspec.Struct, Generic[C]):
 
 
 def plan(want: Want, candidates: Sequence[C]) -> Plan[C]:
-    """Choose for ``want`` among live connections."""
-    endpoints = [candidate.endpoint for candidate in candidates]
+    """Choose for ``want`` among live connections: by certainty, then quality, then rank.
+
+    Where the certain one is suspect the caller dials; nobody's claim takes its place.
+    """
+    around = _Around(want, [candidate.endpoint for candidate in candidates])
     fits: list[tuple[C, Rank]] = []
     passed: list[tuple[C, str]] = []
     for candidate in candidates:
-        verdict = match(want, candidate.endpoint, endpoints)
+        verdict = _match(want, candidate.endpoint, around)
         if isinstance(verdict, Rank):
             fits.append((candidate, verdict))
         else:
             passed.append((candidate, verdict.value))
     if not fits:
         return Plan(None, None, passed)
-    best, rank = max(fits, key=lambda fit: (fit[0].quality, fit[1], fit[0].number))
+    best, rank = max(fits, key=lambda fit: (fit[1].certainty, fit[0].quality, fit[1], fit[0].number))
     passed += [(other, _why_not(other, best)) for other, _ in fits if other is not best]
     return Plan(best, rank, passed)
 
@@ -214,15 +109,102 @@ def _why_not(other: Candidate, best: Candidate) -> str:
 
 def match(want: Want, end: Endpoint, all_ends: Sequence[Endpoint]) -> Rank | Reject:
     """Does ``end`` answer for ``want``? ``all_ends`` are all connections that might, for ambiguity."""
-    verdict = _match(want, end, all_ends)
+    return _match(want, end, _Around(want, all_ends))
+
+
+def crowd(gone: Endpoint, others: Iterable[Endpoint]) -> None:
+    """``gone`` has ended: plain sockets that were open beside it are other peers'.
+
+    Unless both gave the same hint: then it is one peer that has connected anew.
+    """
+    if not gone.plain or gone.direction != "inbound":
+        return
+    for other in others:
+        if other.plain and other.direction == "inbound" and not (gone.hint and gone.hint == other.hint):
+            other.crowded = True
+
+
+class _AtIp:
+    """What the connections with one IP say of the wanted port."""
+
+    __slots__ = ("claims", "client", "plain_clients", "plain_servers", "sound_claims")
+
+    def __init__(self) -> None:
+        # Node ids that say they listen there; and those whose connection is in no doubt.
+        self.claims: set[str] = set()
+        self.sound_claims: set[str] = set()
+        # Is it the remote end of a connection that came in?
+        self.client = False
+        self.plain_clients = 0
+        # Ports at which plain peers were dialed.
+        self.plain_servers: set[int] = set()
+
+
+class _Around:
+    """All that might answer for an address, looked at once: what contradicts what."""
+
+    def __init__(self, want: Want, ends: Iterable[Endpoint]) -> None:
+        self._want = want
+        self._ips: dict[str, _AtIp] = {}
+        # Whose ends are certainly at that place, and how many.
+        self._there: Counter[str] = Counter()
+        for end in ends:
+            self._look_at(end)
+
+    def at(self, ip: str) -> _AtIp:
+        return self._ips.setdefault(ip, _AtIp())
+
+    def _look_at(self, end: Endpoint) -> None:
+        port, here = self._want.address.port, self.at(end.ip)
+        if self._is_there(end):
+            self._there[end.owner] += 1
+        if end.claims(port):
+            here.claims.add(end.owner)
+            if not end.doubtful:
+                here.sound_claims.add(end.owner)
+        if end.direction == "inbound":
+            here.client = here.client or (end.port == port and end.protocol == "tcp")
+            here.plain_clients += end.plain
+        elif end.plain:
+            here.plain_servers.add(end.port)
+
+    def _is_there(self, end: Endpoint) -> bool:
+        """Is it certain that this is at the wanted place, whatever else the address asks for?"""
+        address = self._want.address
+        if any((alias.host, alias.port) == (address.host, address.port) for alias in end.aliases):
+            return True
+        if end.target is not None and (end.target.host, end.target.port) == (address.host, address.port):
+            return True
+        if end.ip not in self._want.ips or end.port != address.port:
+            return False
+        return end.direction == "outbound" or end.protocol == _protocol(address)
+
+    def others_there(self, end: Endpoint) -> bool:
+        return any(owner != end.owner for owner in self._there)
+
+    def same_node_there(self, end: Endpoint) -> bool:
+        """Another connection of that node is certainly there, or it answered when that was dialed."""
+        itself = self._is_there(end)
+        return self._there[end.owner] > itself or end.owner in self._want.reached
+
+
+def _protocol(address: Address) -> str:
+    return "udp" if address.scheme == "quic" else "tcp"
+
+
+def _match(want: Want, end: Endpoint, around: _Around) -> Rank | Reject:
+    verdict = _certain(want, want.address, end)
     if verdict is Reject.NOT_PROVEN and want.address.scheme == end.backend == "quic" and not want.certified:
-        bare = msgspec.structs.replace(want.address, scheme=None)
-        return _match(msgspec.structs.replace(want, address=bare), end, all_ends)
-    return verdict
+        verdict = _certain(want, msgspec.structs.replace(want.address, scheme=None), end)
+    if verdict is not None:
+        return verdict
+    if end.hello is not None:
+        return _match_claim(want, end, around)
+    return _match_plain_by_ip(want, end, around)
 
 
-def _match(want: Want, end: Endpoint, all_ends: Sequence[Endpoint]) -> Rank | Reject:
-    address = want.address
+def _certain(want: Want, address: Address, end: Endpoint) -> Rank | Reject | None:
+    """What is no matter of claims; None for what is. ``address`` may ask for less than the one wanted."""
     if address.node_id is not None and end.node_id != address.node_id:
         if end.ip not in want.ips:
             return Reject.OTHER_ADDRESS
@@ -238,25 +220,14 @@ def _match(want: Want, end: Endpoint, all_ends: Sequence[Endpoint]) -> Rank | Re
         return Rank.NODE
     if end.ip not in want.ips or address.path != "/":
         return Reject.OTHER_ADDRESS
-    if end.hello is not None:
-        return _match_hello(address, end, all_ends)
-    if end.direction == "outbound":
+    if end.direction == "inbound" and end.port == address.port:
+        if end.protocol == _protocol(want.address):
+            return Rank.EXACT_REMOTE
+        if not end.claims(address.port):
+            return Reject.OTHER_PROTOCOL
+    if end.plain and end.direction == "outbound":
         return Reject.OTHER_ADDRESS
-    if end.port == address.port:
-        return Rank.EXACT_REMOTE
-    return _match_plain_by_ip(want, end, all_ends)
-
-
-def crowd(gone: Endpoint, others: Iterable[Endpoint]) -> None:
-    """``gone`` has ended: plain sockets that were open beside it are other peers'.
-
-    Unless both gave the same hint: then it is one peer that has connected anew.
-    """
-    if not gone.plain or gone.direction != "inbound":
-        return
-    for other in others:
-        if other.plain and other.direction == "inbound" and not (gone.hint and gone.hint == other.hint):
-            other.crowded = True
+    return None
 
 
 def _dialed(address: Address, end: Endpoint, ips: tuple[str, ...]) -> bool:
@@ -279,48 +250,46 @@ def _same(address: Address, target: Address) -> bool:
     return address.place == target.place
 
 
-def _match_hello(address: Address, end: Endpoint, all_ends: Sequence[Endpoint]) -> Rank | Reject:
-    hello = end.hello
-    assert hello is not None
-    if end.direction == "inbound" and end.port == address.port and address.port not in hello.ports:
-        return Rank.EXACT_REMOTE
-    if address.port not in hello.ports:
+def _match_claim(want: Want, end: Endpoint, around: _Around) -> Rank | Reject:
+    """An openline peer at that IP: does it say that it listens there, and does that count?"""
+    if not end.claims(want.address.port):
         return Reject.OTHER_PORT
-    claims = {
-        other.hello.node_id
-        for other in all_ends
-        if other.hello is not None and other.ip == end.ip and address.port in other.hello.ports
-        if end.doubtful or not other.doubtful
-    }
-    return Rank.HELLO if len(claims) == 1 else Reject.TWO_CLAIMS
+    if around.same_node_there(end):
+        return Rank.SAME_NODE
+    here = around.at(end.ip)
+    claims = here.claims if end.doubtful else here.sound_claims
+    if len(claims) > 1:
+        return Reject.TWO_CLAIMS
+    if around.others_there(end) or want.taken - {end.owner}:
+        return Reject.TAKEN
+    if want.formerly - {end.owner} and not want.no_route:
+        return Reject.DIAL_FIRST
+    return Rank.HELLO
 
 
-def _match_plain_by_ip(want: Want, end: Endpoint, all_ends: Sequence[Endpoint]) -> Rank | Reject:
+def _match_plain_by_ip(want: Want, end: Endpoint, around: _Around) -> Rank | Reject:
     if want.plain_reuse == "never":
         return Reject.PLAIN_NEVER
-    port = want.address.port
-    if any(port in other.hello.ports for other in all_ends if other.hello and other.ip == end.ip):
-        return Reject.PLAIN_STANDS_FOR_OTHER  # that port is an openline node's
-    there = [other for other in all_ends if other.ip == end.ip]
-    if any(port == other.port for other in there if other.direction == "inbound"):
-        return Reject.PLAIN_STANDS_FOR_OTHER  # that port is another socket's remote end
-    plain = [other for other in there if other.plain]
-    if end.ip in want.others:
-        return Reject.PLAIN_STANDS_FOR_OTHER
+    port, here = want.address.port, around.at(end.ip)
+    if here.claims or here.client or end.ip in want.others:
+        return (
+            Reject.PLAIN_STANDS_FOR_OTHER
+        )  # that port is an openline node's, or another socket's remote end
+    if port in end.not_at:
+        return Reject.PLAIN_NOT_THERE
     if want.plain_reuse == "newest":
         return Rank.PLAIN_BY_IP
-    if sum(other.direction == "inbound" for other in plain) > 1:
+    if here.plain_clients > 1:
         return Reject.PLAIN_AMBIGUOUS
-    if end.bound_port not in (None, port) or any(
-        other.direction == "outbound" and other.port != port for other in plain
-    ):
+    if end.bound_port not in (None, port) or here.plain_servers - {port}:
         return Reject.PLAIN_STANDS_FOR_OTHER
     if end.hint and want.hints.get(end.ip, end.hint) != end.hint:
         return Reject.PLAIN_STANDS_FOR_OTHER
-    if end.bound_port is None and end.crowded:
+    if end.bound_port is not None:
+        return Rank.PLAIN_BY_IP
+    if end.crowded:
         return Reject.PLAIN_AMBIGUOUS
-    if end.bound_port is None and (
-        end.ip in want.dialed or any(other.direction == "outbound" for other in plain)
-    ):
+    tried = end.ip in want.dialed or bool(end.not_at)
+    if here.plain_servers or (tried and not want.no_route):
         return Reject.DIAL_FIRST
     return Rank.PLAIN_BY_IP

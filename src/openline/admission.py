@@ -21,6 +21,7 @@ from .backends.tls import fingerprint, pin_of
 from .config import Config
 from .core.frames import Malformed, Proof, decode_frame, encode_proof
 from .core.handshake import (
+    CERTIFIED,
     MAX_RESUME,
     PROOF_SIZES,
     SIGNATURE_BYTES,
@@ -97,10 +98,10 @@ class Admission:
         """This very process, which has dialed itself."""
         return hello.proven and (hello.node_id, hello.instance) == (self.identity.node_id, self.instance)
 
-    def hello(self) -> str:
-        return self._hello(next(self._dials))
+    def hello(self, certified: bool = False) -> str:
+        return self._hello(next(self._dials), caps=(CERTIFIED,) if certified else ())
 
-    def _hello(self, dial: int, certificate: bytes | None = None) -> str:
+    def _hello(self, dial: int, certificate: bytes | None = None, caps: tuple[str, ...] = ()) -> str:
         nonce = secrets.token_urlsafe(24)
         config = self._config
         resume = min(math.ceil(config.resume_timeout + config.max_idle_timeout), MAX_RESUME)
@@ -111,7 +112,7 @@ class Admission:
             config.name,
             self.instance,
             dial,
-            (SIGNS_INSTANCE,),
+            (SIGNS_INSTANCE, *caps),
             resume,
             certificate=digest_of(certificate),
         )

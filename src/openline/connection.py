@@ -11,7 +11,7 @@ from enum import Enum
 from .backends.base import Link
 from .core.collision import Claim, rank_of
 from .core.frames import Batched, Flow, Listening, Malformed, TooBig, Welcome, decode_frame, decode_plain
-from .core.handshake import check_ports
+from .core.handshake import CERTIFIED, check_ports
 from .core.liveness import Liveness
 from .core.selection import Endpoint, Quality
 from .core.session import MAX_STREAM_NAME, too_long
@@ -113,7 +113,8 @@ class Connection(Outlet):
         assert hello is not None
         outbound = end.direction == "outbound"
         initiator = self._hub.node_id if outbound else hello.node_id
-        return Claim(rank_of(self.link.backend, end.secure), initiator, hello.dial)
+        certified = end.certified if outbound else CERTIFIED in hello.caps
+        return Claim(rank_of(self.link.backend, end.secure), initiator, hello.dial, certified)
 
     @property
     def usable(self) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from .address import Address
 from .connection import Connection, State
-from .core.collision import winner
+from .core.collision import surplus, winner
 from .core.frames import Batched
 from .core.selection import Rank, Want, match
 from .core.session import Outgoing, Session
@@ -104,10 +104,12 @@ class Delivery:
         rivals = [c for c in mine if c.state is State.LIVE and not c.link.closing]
         if not rivals:
             return []
-        best = winner(self._board.node_id, peer.node_id or "", rivals)
+        # What asks for a certificate may leave only over one that we have asked for it.
+        own = [c for c in rivals if c.endpoint.certified]
+        best = winner(self._board.node_id, peer.node_id or "", own or rivals)
         if best is not peer.carrier:
             self._carry(best, peer)
-        return [rival for rival in rivals if rival is not best]
+        return surplus(best, rivals)
 
     def _carry(self, connection: Connection, peer: Peer) -> None:
         """``connection`` is the carrier from now on."""

@@ -159,8 +159,8 @@ class Doorkeeper(Protocol):
 
     identity: Identity
 
-    def hello(self) -> str:
-        """A client: our hello, fresh for this dial."""
+    def hello(self, certified: bool = False) -> str:
+        """A client: our hello, fresh for this dial. ``certified``: it is held to pins or a CA."""
         ...
 
     def answer(self, hello: str | None, certificate: bytes | None) -> Visitor | None:

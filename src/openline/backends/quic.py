@@ -158,7 +158,7 @@ class _Call:
         endpoint = Endpoint("outbound", ip, port, target=address, secure=True, backend="quic")
         self._link = link = QuicLink(self._engine, endpoint, backend.config, client=True)
         link.on_connected, link.on_hello, link.on_failed = self._connected, self._greeted, self._failed
-        self._hello = backend.doorkeeper.hello()
+        self._hello = backend.doorkeeper.hello(named and backend.config.certified)
         self._refusals = 0
         self._moved_at = 0.0
         self._moving: asyncio.Task[None] | None = None

@@ -200,7 +200,7 @@ class WebSocketBackend:
 
     async def _open(self, address: Address, sock: Any, endpoint: Endpoint) -> WSProtocol:
         loop = asyncio.get_running_loop()
-        hello = self._door.hello()
+        hello = self._door.hello(address.scheme == "wss")
         args = self._protocol_args(
             address.netloc, address.path, True, lambda _, response: self._connected(response, endpoint, hello)
         )

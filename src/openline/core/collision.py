@@ -5,7 +5,7 @@ Pure, and the same on both sides: it looks only at what both know.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -23,11 +23,15 @@ DRAIN_GRACE = 1.0
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """What decides for a connection: its rank, who dialed it, and that node's count of dials."""
+    """What decides for a connection: its rank, who dialed it, and that node's count of dials.
+
+    ``certified``: whoever dialed it has held its certificate to pins or a CA.
+    """
 
     rank: int
     initiator: str
     dial: int
+    certified: bool = False
 
 
 class Rival(Protocol):
@@ -48,8 +52,30 @@ def rank_of(backend: str, secure: bool) -> int:
 def winner(one: str, other: str, rivals: Iterable[R]) -> R:
     """The connection that stays between the nodes ``one`` and ``other`` (in any order).
 
-    By backend rank; then the one initiated by the node with the greater public key; then the one
-    that this node dialed last.
+    One whose certificate was asked for, as no other may answer for the addresses that ask; by backend
+    rank; then the one initiated by the node with the greater public key; then the one that this node
+    dialed last.
     """
     greater = max(one, other, key=public_key_of)
-    return max(rivals, key=lambda r: (r.claim.rank, r.claim.initiator == greater, r.claim.dial))
+
+    def merit(rival: R) -> tuple[object, ...]:
+        claim = rival.claim
+        return claim.certified, claim.rank, claim.initiator == greater, claim.dial
+
+    return max(rivals, key=merit)
+
+
+def surplus(best: R, rivals: Sequence[R]) -> list[R]:
+    """Those that are one too many beside ``best``.
+
+    Of those whose certificate was asked for, each side keeps its own best: what the other side was
+    shown on its connection says nothing to this one.
+    """
+    kept: dict[str, R] = {}
+    for rival in rivals:
+        claim = rival.claim
+        if claim.certified:
+            last = kept.get(claim.initiator)
+            if last is None or (last.claim.rank, last.claim.dial) < (claim.rank, claim.dial):
+                kept[claim.initiator] = rival
+    return [r for r in rivals if r is not best and r is not kept.get(r.claim.initiator)]

@@ -34,6 +34,9 @@ MAX_CAPS = 16
 SIGNATURE_BYTES = 64
 # A proof is the node's signature and its instance's; older nodes prove no instance.
 PROOF_SIZES = (SIGNATURE_BYTES, 2 * SIGNATURE_BYTES)
+# A capability: the client holds the server's certificate to pins or a CA, so that it needs this very
+# connection for addresses that ask for one.
+CERTIFIED = "certified"
 # Nobody dials that often; it must only stay a number that fits everywhere.
 MAX_DIAL = 2**53
 # Config's resume_timeout and max_idle_timeout together, rounded up; their defaults make this. The

@@ -146,7 +146,7 @@ class RecordingDoorkeeper:
     def note_bad(self, peer: str, reason: str) -> None:
         self.bad.append((peer, reason))
 
-    def hello(self) -> str:
+    def hello(self, certified: bool = False) -> str:
         return f"hello from {self.name}"
 
     def answer(self, hello: str | None, certificate: bytes | None) -> Visitor | None:

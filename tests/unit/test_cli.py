@@ -175,7 +175,7 @@ async def test_send_arrives_as_one_line_of_json(start: Start, listen: Start) -> 
     assert "acked" in out
     assert "not acked" not in out
     record = await server.record()
-    assert record.pop("from").startswith("127.0.0.1:")
+    assert record.pop("from").startswith("quic://127.0.0.1:")
     assert record.pop("id") == out.split()[1]
     assert is_node_id(record.pop("nodeId"))
     assert record == {

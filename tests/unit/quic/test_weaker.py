@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from transport.certificates import Certificate
-from transport.helpers import DEADLINE, Actor, Box, Raw, eventually, task, two_identities
+from transport.helpers import DEADLINE, Actor, Box, Raw, RawServer, eventually, task, two_identities
 
 import openline
 from openline.backends.quictls import certificate_of
@@ -234,3 +234,114 @@ async def test_two_living_processes_with_one_key(make: Make, dial: Dial) -> None
     codes = [(await asyncio.wait_for(end.farewell(), SLOW))[0] for end in (one, other)]
     assert codes == [4002, 4002]
     await eventually(lambda: server.stats().conflicts == 1)
+
+
+# Certificates ---------------------------------------------------------------------------------------
+
+
+def pin_of(identity: openline.Identity) -> str:
+    """Of the certificate that a node without ``Tls.cert`` shows over QUIC."""
+    digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate_of(identity).decode())).digest()
+    return "sha256/" + base64.b64encode(digest).decode()
+
+
+@pytest.mark.parametrize("here_is_greater", [True, False])
+async def test_a_pinned_wss_address_never_rides_a_connection_that_was_not_asked_for_the_pin(
+    make: Make, certificate: Certificate, here_is_greater: bool
+) -> None:
+    """The node comes in by QUIC, which ranks higher; there it has shown no certificate."""
+    lesser, greater = two_identities()
+    mine, theirs = (greater, lesser) if here_is_greater else (lesser, greater)
+    here, _, here_at = await serving(make, tls=openline.Tls(pins=(certificate.pin,)), identity=mine)
+    there, box, there_at = await serving(make, "there", identity=theirs, tls=certificate.serving())
+    pinned = f"wss://{there_at}"
+    assert (await here.send(pinned, task(1), timeout=SLOW)).backend == "websocket"
+    await there.connect(f"quic://{here_at}")
+    before = here.stats().dials
+    for number in range(2, 10):
+        receipt = await here.send(pinned, task(number), timeout=SLOW)
+        assert (receipt.backend, receipt.direction) == ("websocket", "outbound")
+        await there.send(here_at, task("back"), timeout=SLOW)
+        await asyncio.sleep(0.2)  # the grace of a connection that is one too many ends in between
+    assert box.payloads == list(range(1, 10))
+    assert here.stats().dials == before
+    assert all(c.endpoint.certified for c in here._table.connections)
+
+
+@pytest.mark.parametrize("here_is_greater", [True, False])
+async def test_of_two_pinned_quic_connections_each_side_keeps_its_own(
+    make: Make, here_is_greater: bool
+) -> None:
+    lesser, greater = two_identities()
+    mine, theirs = (greater, lesser) if here_is_greater else (lesser, greater)
+    here, _, here_at = await serving(make, identity=mine, tls=openline.Tls(pins=(pin_of(theirs),)))
+    there, _, there_at = await serving(make, "there", identity=theirs, tls=openline.Tls(pins=(pin_of(mine),)))
+    for number in range(8):
+        for t, home in ((here, there_at), (there, here_at)):
+            receipt = await t.send(f"quic://{home}", task(number), timeout=SLOW)
+            assert (receipt.backend, receipt.direction) == ("quic", "outbound")
+            assert (await t.send(home, task(number), timeout=SLOW)).acked
+        await asyncio.sleep(0.2)
+    assert here.stats().active == there.stats().active == 2
+    assert here.stats().dials == there.stats().dials == 1
+
+
+# Ports are known with their protocol ------------------------------------------------------------------
+
+
+async def test_a_client_is_answered_at_its_udp_port_which_is_not_tcps_of_that_number(make: Make) -> None:
+    server, at_server, address = await serving(make)
+    client = await make("client")
+    box = Box(client)
+    await client.send(address, task("hi"))
+    [peer] = at_server.peers
+    assert peer.address == f"quic://{peer.endpoint.remote}"
+    receipt = await server.send(peer.address, task("back"))
+    assert (receipt.backend, receipt.direction, receipt.matched) == ("quic", "inbound", "exact address")
+    service = RawServer(port=peer.endpoint.port)
+    try:
+        sending = asyncio.ensure_future(server.send(peer.endpoint.remote, task("for the service")))
+        end = await service.accept()
+        assert (await end.message())["payload"] == "for the service"
+        assert (await sending).backend == "websocket"
+        await server.send(peer.address, task("back again"))
+        assert box.payloads == ["back", "back again"]
+        end.reset()
+        await client.close()
+        await eventually(lambda: server.stats().active == 0, SLOW)
+        sending = asyncio.ensure_future(server.send(peer.endpoint.remote, task("not barred")))
+        assert (await (await service.accept()).message())["payload"] == "not barred"
+        assert (await sending).direction == "outbound"
+    finally:
+        service.close_all()
+
+
+async def test_where_quic_asks_for_a_certificate_a_client_is_answered_by_its_node_id(make: Make) -> None:
+    server, at_server, address = await serving(make, tls=openline.Tls(pins=(pin_of(IDENTITY),)))
+    client = await make("client")
+    box = Box(client)
+    await client.send(address, task("hi"))
+    [peer] = at_server.peers
+    assert peer.address == f"{client.node_id}@{peer.endpoint.remote}"
+    assert (await server.send(peer.address, task("back"))).matched == "node id"
+    assert (box.payloads, server.stats().dials) == (["back"], 0)
+
+
+async def test_a_claim_answers_no_quic_address_that_somebody_else_was_dialed_at(
+    make: Make, dial: Dial
+) -> None:
+    here, _, here_at = await serving(make)
+    _, box, there_at = await serving(make, "there")
+    await here.send(f"quic://{there_at}", task(1), timeout=SLOW)
+    claimer = await dial(int(here_at.rpartition(":")[2]), Actor(int(there_at.rpartition(":")[2])))
+    await eventually(lambda: here.stats().active == 2)
+    for number in range(2, 5):
+        for connection in list(here._table.connections):
+            if connection.endpoint.direction == "outbound":
+                connection.link.abort()
+        await eventually(lambda: here.stats().active == 1, SLOW)
+        for scheme in ("quic://", ""):
+            receipt = await here.send(f"{scheme}{there_at}", task(number), timeout=SLOW)
+            assert (receipt.direction, receipt.matched) == ("outbound", "exact address")
+    assert box.payloads == [1, 2, 2, 3, 3, 4, 4]
+    assert claimer.got == []

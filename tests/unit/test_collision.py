@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openline import Identity, node_id_of
-from openline.core.collision import Claim, rank_of, winner
+from openline.core.collision import Claim, rank_of, surplus, winner
 
 # In base32 the digits come after the letters, in text before them: "2…" is the greater key.
 LOW, HIGH = node_id_of(b"\x02" + bytes(31)), node_id_of(b"\xd0" + bytes(31))
@@ -204,3 +204,22 @@ def test_whatever_each_side_learns_when_both_end_with_the_same_one(
     assert model.open_at(LOW) == model.open_at(HIGH)
     assert len(model.open_at(LOW)) == 1 or crash is not None
     assert len(model.open_at(LOW)) <= 1
+
+
+# Certificates that were asked for --------------------------------------------------------------------
+
+
+def test_one_whose_certificate_was_asked_for_wins_whatever_else_speaks_for_others() -> None:
+    asked = Rival(Claim(WSS, LOW, 1, certified=True))
+    quic = Rival(Claim(QUIC, HIGH, 9))
+    assert winner(LOW, HIGH, [quic, asked]) is winner(HIGH, LOW, [asked, quic]) is asked
+    assert surplus(asked, [quic, asked]) == [quic]
+
+
+def test_each_side_keeps_its_own_best_of_those_whose_certificate_was_asked_for() -> None:
+    mine, better = Rival(Claim(WSS, LOW, 1, certified=True)), Rival(Claim(QUIC, LOW, 2, certified=True))
+    theirs, other = Rival(Claim(WSS, HIGH, 1, certified=True)), Rival(Claim(WSS, HIGH, 2))
+    rivals = [mine, better, theirs, other]
+    assert winner(LOW, HIGH, rivals) is better
+    assert surplus(better, rivals) == [mine, other]
+    assert surplus(theirs, rivals) == [mine, other]

@@ -92,7 +92,7 @@ async def connect(address: Address, opener: Opener = open_socket) -> socket.sock
         found = await resolve(address)
     except OSError as error:
         raise Unreachable(str(address), [(f"look-up of {address.host}", describe(error))]) from None
-    race: Race[socket.socket] = Race(socket.socket.close)
+    race: Race[socket.socket] = Race(lambda sock: sock.close())  # a simulated one, too
     try:
         _, sock = await race.run([_Path(address, opener, family, sockaddr) for family, sockaddr in found])
     except AllFailed as failed:

@@ -40,19 +40,19 @@ class Note:
     Of a dial also the process, and who had answered there before, in case that one comes back.
     """
 
-    __slots__ = ("at", "before", "instance", "shared_at", "who")
+    __slots__ = ("at", "before", "process", "shared_at", "who")
 
-    def __init__(self, who: str, at: float, instance: str = "") -> None:
+    def __init__(self, who: str, at: float, process: str = "") -> None:
         self.who = who
         self.at = at
-        self.instance = instance
+        self.process = process
         self.before: Note | None = None
         # When two processes were last seen to answer there in turn, both alive.
         self.shared_at = float("-inf")
 
     def same(self, other: Note) -> bool:
         """The same process."""
-        return (self.who, self.instance) == (other.who, other.instance)
+        return (self.who, self.process) == (other.who, other.process)
 
 
 def _dialed_keys(end: Endpoint) -> list[Key]:
@@ -75,14 +75,14 @@ class Places:
     def reached(self, end: Endpoint, now: float) -> None:
         """A dial has reached ``end``."""
         for key in _dialed_keys(end):
-            note = Note(end.owner, now, end.hello.instance if end.hello else "")
+            note = Note(end.owner, now, end.hello.process if end.hello else "")
             last = self._notes.get(key)
             if last is not None and last.same(note):
                 note.before, note.shared_at = last.before, last.shared_at
             elif last is not None:
                 first, last.before = last.before, None
                 note.before, note.shared_at = last, last.shared_at
-                if first is not None and first.same(note) and note.instance and now < first.at + LATELY:
+                if first is not None and first.same(note) and note.process and now < first.at + LATELY:
                     note.shared_at = now
             self._keep(key, note)
 
@@ -102,7 +102,7 @@ class Places:
         for key in _dialed_keys(end):
             note = self._notes.get(key)
             if note is None or note.who == end.owner:
-                note = note or Note(end.owner, now, end.hello.instance if end.hello else "")
+                note = note or Note(end.owner, now, end.hello.process if end.hello else "")
                 note.at = now
                 self._keep(key, note)
 

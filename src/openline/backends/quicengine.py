@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from qh3.quic import events
 from qh3.quic.connection import QuicConnection, QuicConnectionError
 
+from .quicsize import MIN_DATAGRAM, datagram_size, shrink
 from .udp import Addr
 
 log = logging.getLogger("openline")
@@ -113,15 +114,20 @@ class User(Protocol):
         """Something may have left; so many bytes have not."""
         ...
 
+    def on_too_small(self) -> None:
+        """This host does not even send the smallest datagrams there that QUIC needs."""
+        ...
+
     def on_over(self, code: int, by_program: bool, reason: str) -> None:
         """The peer has closed it, or nothing came for too long. Once; nothing follows."""
         ...
 
 
 class Engine:
-    """One connection, client or server. ``send(batch, addr)`` takes its datagrams."""
+    """One connection, client or server. ``send(batch, addr)`` takes its datagrams, and returns the size
+    of one that is too large for this host's way there."""
 
-    def __init__(self, quic: Quic, send: Callable[[list[bytes], Addr], None]) -> None:
+    def __init__(self, quic: Quic, send: Callable[[list[bytes], Addr], int]) -> None:
         self.quic = quic
         self.user: User
         # The other end's address, as of the last packet that left.
@@ -365,18 +371,39 @@ class Engine:
         while len(batch) < BURST and (datagram := poll(now)) is not None:
             if datagram[1] != self.remote:
                 if batch:
-                    self.send(batch, self.remote)
+                    self._send(batch)
                     batch = []
                 self._moved = True
                 self.remote = datagram[1]
             batch.append(datagram[0])
         if batch:
-            self.send(batch, self.remote)
+            self._send(batch)
             if len(batch) >= BURST and not self._soon:
                 self._soon = True
                 self._loop.call_soon(self._end_of_turn)
             self._more = self._more or len(batch) >= BURST
         self._arm(now)
+
+    def _send(self, batch: list[bytes]) -> None:
+        if self._established:
+            too_large = self.send(batch, self.remote)
+        else:
+            # One by one: where they are too large, a batch costs all who use the socket its batches.
+            too_large = max(self.send([datagram], self.remote) for datagram in batch)
+        if too_large > MIN_DATAGRAM:
+            if too_large <= datagram_size(self.quic):  # else it was a probe, which has found its limit
+                self.shrink("this host's way there takes no larger ones")
+        elif too_large and not self.over:
+            self._loop.call_soon(self._tell_too_small)
+
+    def _tell_too_small(self) -> None:
+        if not self.over:
+            self.user.on_too_small()
+
+    def shrink(self, why: str) -> None:
+        """No datagrams from now on but those that every path for QUIC carries."""
+        if not self._dead and shrink(self.quic):
+            log.debug("datagrams to %s are of %d bytes now: %s", self.remote, MIN_DATAGRAM, why)
 
     def set_blocked(self, blocked: bool) -> None:
         """The system takes no more datagrams, or takes them again."""
@@ -423,6 +450,7 @@ class Engine:
         core = self.quic._core
         if core is None or self.over or core.pto_count < UNANSWERED:
             return
+        self.shrink("no answer")  # the path may carry less than it did (RFC 8899 section 4.3)
         if self.on_silence is not None:
             self.on_silence()
         if core.pto_count > UNANSWERED and now >= self._heard_at + SILENCE:

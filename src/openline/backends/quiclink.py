@@ -66,6 +66,7 @@ class QuicLink(Link):
         self.on_connected: Callable[[events.HandshakeCompleted], None] | None = None
         self.on_hello: Callable[[str], None] | None = None
         self.on_failed: Callable[[int, bool, str], None] | None = None
+        self.on_narrow: Callable[[], None] | None = None
         # Told of its end, after its events have been.
         self.on_ended: Callable[[str], None] | None = None
         self._up = False
@@ -236,6 +237,11 @@ class QuicLink(Link):
     def on_silent(self) -> None:
         if self._up and not self._ended:
             self.events.on_silent()
+
+    def on_too_small(self) -> None:
+        """Until it is up; later it falls silent, and that is seen."""
+        if not self._up and self.on_narrow is not None:
+            self.on_narrow()
 
     def on_moved(self, addr: Addr) -> None:
         ip, port = ip_of(addr), addr[1]

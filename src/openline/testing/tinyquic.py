@@ -101,6 +101,8 @@ class TinyQuic:
     """One end of a connection. ``rate`` tells what the path carries, in bytes per second."""
 
     _tls = None
+    # Its packets have no size that a path could be too narrow for.
+    _applied_transport_parameters = None
     # Streams that the other end lets this one open: both ways, and one way (as qh3 has it).
     stream_limits = 100, 103
 

@@ -20,7 +20,8 @@ from .acceptor import bind
 from .base import CONFLICT, REFUSED, Doorkeeper, LinkEvents, OnBad
 from .certificates import TlsFiles
 from .quicdoor import QuicDoor
-from .quicengine import IDLE, Engine, Quic
+from .quicengine import IDLE, Engine
+from .quichold import Quic
 from .quiclink import QuicLink
 from .quictls import ClientTickets, Trust, client_configuration, shown_by
 from .race import AllFailed, Race, merged
@@ -83,6 +84,9 @@ class QuicBackend:
                 sock.close()
             raise
         return door
+
+    def distrust(self, address: Address) -> None:
+        """Every dial begins with the smallest datagrams anyway."""
 
     # Dialing -------------------------------------------------------------------------------------
 

@@ -1,9 +1,9 @@
 """Drives one QUIC connection of qh3: datagrams in, events out, its one timer.
 
-qh3 (2.1) keeps the protocol, this keeps time and sockets. Two names of qh3 are used that are not
-public, so the dependency is pinned to 2.1: ``QuicConnection._core``, the compiled half, which says
-how many packets were authentic, and ``_drain_core``, which hands over what has been received, and
-with that gives the peer more credit. Not calling it is how a link stops reading.
+qh3 (2.1) keeps the protocol, this keeps time and sockets. The dependency is pinned to 2.1, because names
+of qh3 are used that are not public: ``QuicConnection._core``, the compiled half, which says how many
+packets were authentic; ``_drain_core`` (``quichold.py``); and what the peer said in the handshake
+(``quicsize.py``).
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from qh3.quic import events
-from qh3.quic.connection import QuicConnection, QuicConnectionError
+from qh3.quic.connection import QuicConnectionError
 
+from ..core.doubt import Sending
+from .quichold import Quic
 from .quicsize import MIN_DATAGRAM, datagram_size, shrink
 from .udp import Addr
 
@@ -47,52 +49,6 @@ _SLACK = 0.0005
 STALL = 0.1
 # Parts of the idle time-out in which the clock is looked at, so that a stall is seen as one.
 _LOOKS = 20
-
-
-class Quic(QuicConnection):
-    """A connection that can be told to hand nothing over, and hands stream data over directly."""
-
-    holding = False
-    # Takes stream data, once the handshake is done.
-    sink: Callable[[int, bytes, bool], None] | None = None
-
-    def _drain_core(self) -> None:
-        core, sink = self._core, self.sink
-        if sink is None or core is None:
-            if not self.holding:
-                super()._drain_core()
-            return
-        while not self.holding:
-            native = core.next_event()
-            if native is None:
-                return
-            if native[0] == "stream_data" and not self._events:
-                sink(native[1], native[2], native[3])
-            else:
-                self._drain_one(native)
-
-    def _drain_one(self, native: tuple[Any, ...]) -> None:
-        """Have qh3 handle one event that has been taken from its core."""
-        core = self._core
-        self._core = _Before(core, native)  # type: ignore[assignment]
-        try:
-            super()._drain_core()
-        finally:
-            self._core = core
-
-
-class _Before:
-    """A core whose next event is this one, and then none for now."""
-
-    def __init__(self, core: Any, native: tuple[Any, ...]) -> None:
-        self._rest = [native]
-        self._real = core
-
-    def next_event(self) -> Any:
-        return self._rest.pop() if self._rest else None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
 
 
 class User(Protocol):
@@ -421,6 +377,13 @@ class Engine:
         """Bytes of that stream which have not left."""
         core = self.quic._core
         return 0 if core is None or self.over else core.get_send_buffer_size(stream)
+
+    def sending(self, stream: int) -> Sending | None:
+        """How a stream gets on: more of it leaves only while what has left is acknowledged."""
+        core = self.quic._core
+        if core is None or self.over:
+            return None
+        return Sending(-self.waiting_on(stream), core.loss_total + core.pto_total, core.smoothed_rtt or 0.0)
 
     @property
     def waiting(self) -> int:

@@ -16,6 +16,7 @@ from qh3.quic import events
 from qh3.quic.connection import QuicConnectionError
 
 from ..config import Config
+from ..core.doubt import Sending
 from ..core.frames import FRAME_BYTES, HEADROOM, Malformed, TooBig
 from ..core.selection import Endpoint
 from ..core.tracks import MAX_TRACKS
@@ -446,6 +447,14 @@ class QuicLink(Link):
 
     def broken(self) -> bool:
         return self._ended or self._engine.finished
+
+    def sending(self, track: int) -> Sending | None:
+        stream = self._tracks.get(track)
+        return None if stream is None or self._ended else self._engine.sending(stream)
+
+    def relieve(self) -> None:
+        if not self._ended:
+            self._engine.shrink("what is sent does not get through")
 
     def progress(self) -> Any:
         """Any authentic packet counts as life (``on_alive``), so there is nothing else to look at."""

@@ -8,6 +8,7 @@ be another socket's.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import select
 import socket
@@ -18,6 +19,7 @@ from typing import Any
 
 from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
+from ..core.doubt import Sending
 from ..core.frames import HEADROOM, Malformed, TooBig
 from ..core.liveness import Progress
 from ..core.selection import Endpoint
@@ -43,6 +45,9 @@ _LINUX = sys.platform == "linux"
 # struct tcp_info (linux/tcp.h): tcpi_bytes_acked and tcpi_bytes_received, two u64 at offset 120.
 _TCP_INFO_SIZE = 136
 _TCP_COUNTERS = struct.Struct("@120xQQ")
+# In the same: tcpi_rtt in microseconds, tcpi_total_retrans, and tcpi_bytes_acked.
+_TCP_SENDING = struct.Struct("@68xI28xI16xQ8x")
+_IP_MTU_DISCOVER, _IP_PMTUDISC_DONT = 10, 0
 
 
 class WebSocketLink(WSListener, Link):
@@ -284,6 +289,22 @@ class WebSocketLink(WSListener, Link):
             self._poll = select.poll()
             self._poll.register(self._socket().fileno(), _GONE)
         return bool(self._poll.poll(0))
+
+    def sending(self, track: int) -> Sending | None:
+        if not _LINUX or self.closing:
+            return None
+        info = self._socket().getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
+        if len(info) < _TCP_INFO_SIZE:
+            return None
+        rtt, again, acked = _TCP_SENDING.unpack(info)
+        return Sending(acked, again, rtt / 1e6)
+
+    def relieve(self) -> None:
+        """Routers may send on in fragments what is too large for them (IPv4 only)."""
+        sock = self._socket()
+        if _LINUX and not self.closing and sock.family == socket.AF_INET:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT)
 
     def progress(self) -> Progress | None:
         if not _LINUX or self.closing:

@@ -229,6 +229,9 @@ class SimulatedQuic:
         self._on_bad = on_bad
         self._stack = stack
 
+    def distrust(self, address: Address) -> None:
+        """Every dial begins with the smallest datagrams anyway."""
+
     async def listen(self, host: str | None, port: int) -> SimulatedDoor:
         """Raises ``OSError``."""
         return SimulatedDoor(self.config, self.doorkeeper, self._on_bad, self._stack, host, port)

@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from .connection import Connection, State
-from .core.doubt import Doubt
+from .core.doubt import SMALL, Doubt
 from .message import StreamId
 from .parcel import Parcel
 from .peers import Peer
@@ -31,21 +31,25 @@ class Doubts:
 
     def look(self, peer: Peer, now: float) -> None:
         """Is its carrier to be doubted, or one that was doubted to be trusted again?"""
-        for connection in peer.connections:
+        for connection in list(peer.connections):
             if connection is peer.carrier or connection.stuck:
                 self._look_at(connection, now)
 
     def _look_at(self, connection: Connection, now: float) -> None:
         head = _head(connection)
-        sending = connection.link.sending(connection.track_of(head[0])) if head is not None else None
-        if head is None or sending is None:
+        if head is None:
+            sending = None
+        else:
+            stream_id, parcel = head
+            sending = connection.link.sending(connection.track_of(stream_id))
+        if sending is None:
             self._seen.pop(connection, None)
             self._trust(connection)
             return
         doubt = self._seen.get(connection)
         if doubt is None:
             doubt = self._seen[connection] = Doubt()
-        if not doubt.look(now, head[1], sending):
+        if not doubt.look(now, parcel, sending):
             self._trust(connection)
         elif not connection.stuck and connection.state is not State.DRAINING:
             self._suspect(connection)
@@ -72,9 +76,13 @@ class Doubts:
 
 
 def _head(connection: Connection) -> tuple[StreamId, Parcel] | None:
-    """What was sent first of all that the peer has not acknowledged, and its stream."""
+    """What was sent first, of all that is large and not acknowledged; and its stream."""
     session = connection.session
-    if session is None:
+    waiting = list(session.unacked()) if session is not None else []
+    size = sum(out.size for _, out in waiting)
+    if connection.link.multiplexed:  # streams get on by themselves
+        waiting = [(stream_id, out) for stream_id, out in waiting if out.size > SMALL]
+    if not waiting or size <= SMALL:
         return None
-    heads = ((stream_id, out.unacked[0]) for stream_id, out in session.unacked())
-    return min(heads, key=lambda head: head[1].deadline - head[1].limit, default=None)
+    stream_id, out = min(waiting, key=lambda item: item[1].unacked[0].deadline - item[1].unacked[0].limit)
+    return stream_id, out.unacked[0]

@@ -20,6 +20,9 @@ PATIENCE = 1.0
 ROUNDS = 8.0
 # So often something has been sent again meanwhile. One or two losses in a row are nothing.
 AGAIN = 3
+# What is not acknowledged fits in a packet that passes where handshakes do: if that stays away, it is lost
+# at random, or all is lost, which is for liveness to find.
+SMALL = 1000
 
 
 class Sending(msgspec.Struct, frozen=True):
@@ -42,8 +45,8 @@ class Doubt:
         self._moved = self._again = 0
 
     def look(self, now: float, head: object, sending: Sending) -> bool:
-        """Is it doubted? ``head`` is what has waited longest for its acknowledgement; None for nothing."""
-        progress = head is None or head is not self._head or sending.moved > self._moved
+        """Is it doubted? ``head`` is what has waited longest for its acknowledgement."""
+        progress = head is not self._head or sending.moved > self._moved
         self._head, self._moved = head, sending.moved
         if progress:
             self._since, self._again = now, sending.again

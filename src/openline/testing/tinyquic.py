@@ -131,6 +131,8 @@ class TinyQuic:
         self._numbers = self._orders = 0
         self._rtt = FIRST_RTT
         self._backoff = 0
+        # Packets that were sent again, as an engine looks at them.
+        self.loss_total = self.pto_total = 0
         # Receiving; ``_ready`` is what has not been handed over.
         self._in: dict[int, _In] = {}
         self._seen: set[int] = set()
@@ -330,7 +332,12 @@ class TinyQuic:
     def _again(self, flight: _Flight) -> None:
         if flight.packet not in self._urgent:
             self._urgent.append(flight.packet)
+            self.loss_total += 1
             flight.order = self._orders + 1
+
+    @property
+    def smoothed_rtt(self) -> float:
+        return self._rtt
 
     @property
     def _probe_time(self) -> float:

@@ -65,7 +65,7 @@ class Doubts:
         connection.set_state(State.SUSPECT)
 
     def _trust(self, connection: Connection) -> None:
-        if connection.stuck:
+        if connection.stuck and connection.state is State.SUSPECT:  # else it has been given up
             connection.stuck = False
             if not connection.liveness.suspect:
                 self._board.watch.trust(connection)

@@ -303,15 +303,52 @@ async def test_a_doubted_connection_is_trusted_again_when_its_data_gets_through(
     assert await a.send(b, "more")
 
 
+@pytest.mark.parametrize("offers", [QUIC, TCP])
 @simulated
-async def test_a_slow_link_and_a_slow_peer_are_not_doubted(stage: Stage) -> None:
-    a, b = await two(stage)
+async def test_a_slow_link_is_not_doubted(stage: Stage, offers: tuple[str, ...]) -> None:
+    a, b = await two(stage, offers, offers)
     await a.send(b, "small")
     stage.network.bandwidth(stage.a, stage.b, 20_000)
-    await a.send(b, LARGE, timeout=60)
+    large = a.send(b, LARGE, timeout=60)
+    while not large.done():
+        assert not any(c.stuck for c in a.connections())
+        await asyncio.sleep(0.1)
+    await large
+    assert a.stats.suspects == 0
+
+
+@simulated
+async def test_a_peer_that_stands_still_is_not_doubted_over_tcp(stage: Stage) -> None:
+    """Its kernel takes in what is sent."""
+    a, b = await two(stage, TCP, TCP)
+    await a.send(b, "small")
     stage.b.freeze()
-    more = a.send(b, LARGE, timeout=60)
+    large = a.send(b, LARGE, timeout=60)
     await asyncio.sleep(4)
     stage.b.thaw()
-    await more
-    assert not any(c.stuck for c in a.connections())
+    await large
+    assert (a.stats.suspects, a.stats.dials) == (0, 1)
+
+
+@simulated
+async def test_a_send_repeated_the_moment_it_has_timed_out_does_not_stop_the_clock(stage: Stage) -> None:
+    """Whoever waits is told from within the tick, and sends on the same stream and on a new one."""
+    a, b = await two(stage, TCP, TCP)
+    await a.send(b, "first")
+    stage.network.cut(stage.a, stage.b)
+
+    async def stubborn(number: int) -> None:
+        for attempt in range(3):
+            try:
+                await a.transport.send(b.address, task(number), timeout=1.0)
+            except (NotConfirmed, TimeoutError):
+                again = task((number, attempt), stream_id=f"new {number} {attempt}")
+                waiting.append(a.begin(a.transport.send(b.address, again, timeout=60)))
+
+    waiting: list[Any] = []
+    await gathered([a.begin(stubborn(number)) for number in range(5)])
+    stage.network.heal()
+    await gathered(waiting)
+    ticks = a.transport._board.watch._tick_number
+    await asyncio.sleep(5)
+    assert a.transport._board.watch._tick_number > ticks

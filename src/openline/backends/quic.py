@@ -27,7 +27,7 @@ from .quictls import ClientTickets, Trust, client_configuration, shown_by
 from .race import AllFailed, Race, merged
 from .sockets import NO_ROUTE, SockAddr, describe, ip_of, resolve
 from .udp import REFUSED as PORT_CLOSED
-from .udp import Addr, Datagrams, UdpOpener, least_mtu, open_udp, path_mtu
+from .udp import TRANSIENT, Addr, Datagrams, UdpOpener, least_mtu, open_udp, path_mtu
 
 log = logging.getLogger("openline")
 
@@ -267,6 +267,8 @@ class _Call:
     def _on_error(self, error: OSError) -> None:
         if self._engine.over:
             return
+        if error.errno in TRANSIENT:
+            return  # as good as a lost packet, which is sent again
         if error.errno == errno.EMSGSIZE:
             self._on_mtu()
         elif error.errno in PORT_CLOSED:

@@ -367,7 +367,7 @@ class _Visit:
             self._door.on_bad(self._peer, f"handshake failed: {reason or f'error {code:#x}'}")
 
     def _on_narrow(self) -> None:
-        """What would answer it does not leave this host; a goodbye is small enough."""
+        """What would answer it does not leave this host."""
         if not self._over:
             why = f"the MTU of this host's way to it is less than QUIC needs, {least_mtu(self._family)}"
             self._turn_away(PROTOCOL_ERROR, Malformed(why))

@@ -19,7 +19,19 @@ UDP_BUFFER = 4 * 1024 * 1024
 # Of TCP on a path whose MTU is less than its ends think: packets of 1,200 bytes over IPv4, as QUIC's.
 NARROW_SEGMENT = 1160
 
-NO_ROUTE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ETIMEDOUT)
+# There is no way to that host now: what a stale route, a firewall on the way or of this host, or an
+# interface that is down make of a dial. A refusal is another matter: somebody is there.
+NO_ROUTE = (
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+    errno.ENETDOWN,
+    errno.EHOSTDOWN,
+    errno.ETIMEDOUT,
+    errno.EADDRNOTAVAIL,
+    errno.EACCES,  # a route of type prohibit; ICMPv6: administratively prohibited
+    errno.EPERM,  # this host's firewall drops what leaves
+    errno.EINVAL,  # a route of type blackhole
+)
 
 SockAddr = tuple[str, int] | tuple[str, int, int, int]
 Resolved = tuple[socket.AddressFamily, SockAddr]

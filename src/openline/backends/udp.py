@@ -184,6 +184,10 @@ class Datagrams(asyncio.DatagramProtocol):
 REFUSED = (errno.ECONNREFUSED, *((10054,) if sys.platform == "win32" else ()))
 
 
+# This host has no room for a datagram just now.
+TRANSIENT = (errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN, errno.EINTR)
+
+
 # The size of a path ------------------------------------------------------------------------------
 
 # Linux: what is known of the path that a connected socket's datagrams take.

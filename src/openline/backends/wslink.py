@@ -47,6 +47,8 @@ _TCP_INFO_SIZE = 136
 _TCP_COUNTERS = struct.Struct("@120xQQ")
 # In the same: tcpi_rtt in microseconds, tcpi_total_retrans, and tcpi_bytes_acked.
 _TCP_SENDING = struct.Struct("@68xI28xI16xQ8x")
+# struct linger: closing it sends a reset.
+_RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT = 10, 0
 
 
@@ -62,6 +64,8 @@ class WebSocketLink(WSListener, Link):
         self._up = up
         self.limit = max_message
         self._high_water = high_water
+        # What is sent does not get through.
+        self._stalled = False
         # Our deflate window, or 0 where compression was not agreed.
         self._window = window
         self._ws: WSTransport
@@ -267,6 +271,9 @@ class WebSocketLink(WSListener, Link):
     def abort(self) -> None:
         self._closed = True
         self._why = self._why or "aborted by this side"
+        if self._stalled:  # else the kernel would go on with what does not get through, and tell nobody
+            with contextlib.suppress(OSError):
+                self._socket().setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._ws.disconnect(graceful=False)
 
     def pause_reading(self) -> None:
@@ -301,6 +308,7 @@ class WebSocketLink(WSListener, Link):
 
     def relieve(self) -> None:
         """Routers may send on in fragments what is too large for them (IPv4 only)."""
+        self._stalled = True
         sock = self._socket()
         if _LINUX and not self.closing and sock.family == socket.AF_INET:
             with contextlib.suppress(OSError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from .netns import DEVICE, HostName, TwoHosts, _hold
+from .netns import DEVICE, OTHER, HostName, TwoHosts, _hold
 
 ADDRESS: dict[HostName, str] = {"A": "10.10.10.1", "B": "10.10.20.2"}
 ADDRESS6: dict[HostName, str] = {"A": "fd00:a::1", "B": "fd00:b::2"}
@@ -48,6 +48,39 @@ class Routed(TwoHosts):
         """Answer all packets of a protocol with that ICMP message, as nftables has it: `admin-prohibited`."""
         self._nft(f"add rule {_TABLE} through meta l4proto {protocol} reject with icmpx type {how}")
 
+    def mtu(self, host: HostName, mtu: int) -> None:
+        """Of a host's own interface."""
+        self._ip(host, f"link set {DEVICE} mtu {mtu}")
+
+    def forbid(self, host: HostName, protocol: str, how: str = "drop") -> None:
+        """Let a host's own firewall take what it sends: `send` fails with EPERM, or as `reject` has it."""
+        frame = f"add table {_TABLE}\nadd chain {_TABLE} out {{ type filter hook output priority 0; }}\n"
+        rule = f"add rule {_TABLE} out meta l4proto {protocol} {how}\n"
+        self._check(host, ["nft", "-f", "-"], input=frame + rule)
+
+    def allow(self, host: HostName) -> None:
+        """Take back every `forbid`."""
+        self._check(host, ["nft", "flush", "chain", *_TABLE.split(), "out"])
+
+    def route(self, host: HostName, kind: str) -> None:
+        """Let a host's route to the other one be of that type: `unreachable`, `prohibit`, `blackhole`."""
+        self._ip(host, f"route add {kind} {self.address[OTHER[host]]}/32")
+
+    def unroute(self, host: HostName, kind: str) -> None:
+        """Take back `route`."""
+        self._ip(host, f"route del {kind} {self.address[OTHER[host]]}/32")
+
+    def down(self, host: HostName) -> None:
+        """Take a host's interface down; its routes go with it."""
+        self._ip(host, f"link set {DEVICE} down")
+
+    def up(self, host: HostName) -> None:
+        self._ip(host, f"link set {DEVICE} up")
+        if self.ipv6:  # its addresses went as well
+            self._ip(host, f"-6 addr replace {self.address6[host]}/64 dev {DEVICE} nodad")
+        for family, _, gateway in self._ways(host):
+            self._ip(host, f"{family} route replace default via {gateway} dev {DEVICE}")
+
     def restore(self) -> None:
         """Take back all of these but `limit`."""
         self._nft(f"flush chain {_TABLE} through")
@@ -74,6 +107,9 @@ add chain {_TABLE} through {{ type filter hook forward priority 0; }}
 
     def _join(self) -> None:
         self.ipv6 = self.run("A", ["cat", "/proc/sys/net/ipv6/conf/default/disable_ipv6"]).stdout == "0\n"
+        if self.ipv6:
+            for host in (*_HOSTS, ROUTER):  # else addresses are of no use for a second
+                self._check(host, ["sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad"])
         for host in _HOSTS:
             peer = f"peer name {_port(host)} netns {self._holders[ROUTER].pid}"
             self._ip(host, f"link add {DEVICE} type veth {peer}")

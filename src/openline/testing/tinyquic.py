@@ -68,10 +68,11 @@ class Packet:
 class _Flight:
     """A packet that has left, and is not acknowledged."""
 
-    __slots__ = ("at", "order", "packet", "size", "tries")
+    __slots__ = ("at", "began", "order", "packet", "size", "tries")
 
     def __init__(self, packet: Packet, order: int, at: float) -> None:
         self.packet, self.order, self.at, self.tries = packet, order, at, 1
+        self.began = at
         self.size = packet.size if packet.kind == DATA else 0
 
 
@@ -131,8 +132,10 @@ class TinyQuic:
         self._numbers = self._orders = 0
         self._rtt = FIRST_RTT
         self._backoff = 0
-        # Packets that were sent again, as an engine looks at them.
+        # As an engine looks at them: packets that were sent again; and the round trip, which real ones know
+        # of what is sent again, too.
         self.loss_total = self.pto_total = 0
+        self.smoothed_rtt = 0.0
         # Receiving; ``_ready`` is what has not been handed over.
         self._in: dict[int, _In] = {}
         self._seen: set[int] = set()
@@ -320,6 +323,7 @@ class TinyQuic:
             newest = max(newest, flight.order)
             self._in_flight -= flight.size
             self._window = min(MAX_WINDOW, self._window + flight.size)
+            self.smoothed_rtt += (now - flight.began - self.smoothed_rtt) / 8
             if flight.tries == 1:
                 self._rtt += (now - flight.at - self._rtt) / (8 if self._rtt != FIRST_RTT else 1)
             if flight.packet.kind == PING and flight.packet.content:
@@ -334,10 +338,6 @@ class TinyQuic:
             self._urgent.append(flight.packet)
             self.loss_total += 1
             flight.order = self._orders + 1
-
-    @property
-    def smoothed_rtt(self) -> float:
-        return self._rtt
 
     @property
     def _probe_time(self) -> float:

@@ -176,9 +176,8 @@ class Network:
 
     def _set(self, a: Host, b: Host, what: str) -> None:
         self.trace.note("-", "%s %s→%s", what, a.name, b.name)
-        path = self.path(a, b)
-        setattr(path, what, True)
-        path.changed()
+        setattr(self.path(a, b), what, True)
+        self.path(a, b).changed()
 
     def _both(self, a: Host, b: Host) -> tuple[Path, Path]:
         return self.path(a, b), self.path(b, a)

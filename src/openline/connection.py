@@ -59,6 +59,7 @@ class Connection(Outlet):
         "receipts",
         "set_aside",
         "state",
+        "stuck",
     )
 
     def __init__(self, link: Link, hub: Hub) -> None:
@@ -80,6 +81,8 @@ class Connection(Outlet):
         self.set_aside = False
         # Another one that cannot be of the same process, if the process behind this one is still there.
         self.double: Connection | None = None
+        # What is sent does not get through, though it may be alive: suspect as long as that is so.
+        self.stuck = False
         # A ping that came while there was no room for the pong.
         self._unanswered: bytes | None = None
         self._answered_at = 0.0

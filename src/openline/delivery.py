@@ -236,13 +236,13 @@ class Delivery:
         self._look_at_the_clock(wall)
         for peer in list(self._unacked):
             session = peer.session
+            self._board.doubts.look(peer, now)
             if session is None or not session.has_unacked:
                 del self._unacked[peer]
                 continue
-            for _, out in session.unacked():
-                for parcel in out.unacked:
-                    if parcel.deadline <= now:
-                        parcel.expire()
+            # Who waits is told at once, and may send again from there.
+            for parcel in [p for _, out in session.unacked() for p in out.unacked if p.deadline <= now]:
+                parcel.expire()
         patience = self._board.config.resume_timeout
         for peer, since in list(self._gone.items()):
             gone = self._awake - since

@@ -274,6 +274,9 @@ class Outlet:
         self._lane = stream_id
         self._track = self._tracks.of(stream_id, self._idle)
 
+    def track_of(self, stream_id: StreamId) -> int:
+        return CONTROL if self._tracks is None else self._tracks.of(stream_id, self._idle)
+
     def pin_unacked(self) -> None:
         """Another connection goes on with these, so that their acknowledgements may be of copies sent
         over that one, and say nothing of what is on its way here: they keep their tracks."""

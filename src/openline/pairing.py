@@ -275,6 +275,8 @@ def _dialed_twice(one: Connection, other: Connection) -> bool:
 
 
 def _close(connection: Connection) -> None:
-    if connection.state is not State.CLOSED:
+    if connection.stuck:
+        connection.link.abort()  # a goodbye would not get through, either
+    elif connection.state is not State.CLOSED:
         connection.flush()
         connection.link.close(REPLACED, "another connection stays")

@@ -34,6 +34,7 @@ from .core.selection import Endpoint, Rank, Reject, Want, match
 from .core.session import too_long
 from .delivery import Delivery
 from .dialing import Dialer
+from .doubt import Doubts
 from .eager import Runner
 from .errors import Closed, IdentityConflict, NotConfirmed, Refused, Unreachable
 from .identity import Identity
@@ -112,6 +113,7 @@ class Switchboard:
             config, self.counters, self.runner, self.table.matches, self._regulate, self.table.forget
         )
         self.sender = Sender(self)
+        self.doubts = Doubts(self)
         self.watch = Watch(self, environment.wall_clock, self._tick)
 
     def _tick(self, now: float, wall: float) -> None:
@@ -193,7 +195,7 @@ class Switchboard:
         log.debug("open: %r", connection)
         if not connection.plain:
             if link.endpoint.direction == "inbound":
-                link.write_binary(encode_welcome(list(peer.lost)))
+                link.write_binary(encode_welcome(self._lost_to(peer.node_id or "")))
             self.pairing.joined(connection, lost)
         for address in self.dialer.waiting():
             want = self.router.want_now(address)
@@ -378,6 +380,7 @@ class Switchboard:
         self.router.went(connection)
         self.table.remove(connection)
         self.watch.remove(connection)
+        self.doubts.forget(connection)
         self.inbox.rebind()
         if not connection.plain:
             self._session_lost(connection, code)

@@ -128,7 +128,7 @@ class Watch:
             connection.probe()
         elif action is Action.RECOVERED:
             counters.recoveries += 1
-            if connection.state is State.SUSPECT:
+            if connection.state is State.SUSPECT and not connection.stuck:
                 connection.set_state(State.LIVE)
             log.info("recovered: %r", connection)
         elif action is Action.DEAD:
@@ -144,6 +144,8 @@ class Watch:
     def trust(self, connection: Connection) -> None:
         """Its link has had an answer."""
         connection.liveness.trust(self._hub.loop.time())
+        if connection.stuck:
+            return
         self._hub.counters.recoveries += 1
         connection.set_state(State.LIVE)
         log.info("recovered: %r", connection)

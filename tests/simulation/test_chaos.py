@@ -23,7 +23,7 @@ def test_a_plan_is_the_same_for_the_same_seed() -> None:
 
 def test_everything_is_healed_in_the_end() -> None:
     async def main() -> None:
-        network = Network(1)
+        network = Network(1, trace_lines=10_000)
         for index in range(3):
             network.host(f"10.0.0.{index + 1}", name="abc"[index])
         back: list[str] = []
@@ -31,7 +31,7 @@ def test_everything_is_healed_in_the_end() -> None:
         async def restarted(host: Host) -> None:
             back.append(host.name)
 
-        faults = Faults(network, 5, kinds=Faults.KINDS, restarted=restarted)
+        faults = Faults(network, 6, kinds=Faults.KINDS, restarted=restarted)
         plan: list[Fault] = faults.plan(60, 100)
         await faults.play(plan)
         assert all(host.process.running for host in network.hosts)

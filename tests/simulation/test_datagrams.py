@@ -231,3 +231,124 @@ def test_the_same_seed_gives_the_same_run() -> None:
     for _ in range(2):
         run(main(), seed=7)
     assert seen[0] == seen[1]
+
+
+# What is large does not get through: a small MTU, and ICMP is filtered
+
+LARGE = "x" * 100_000
+
+
+@pytest.mark.parametrize("first", [BOTH, BOTH[::-1]])
+@simulated
+async def test_where_one_swallows_what_is_large_the_other_carries_it(
+    stage: Stage, first: tuple[str, str]
+) -> None:
+    a, b = await two(stage, first, first)
+    await a.send(b, "small")
+    [before] = a.connections()
+    protocol = "udp" if before.link.backend == "quic" else "tcp"
+    stage.network.swallow(stage.a, stage.b, 1300, protocol)
+    began = stage.now
+    receipt = await a.send(b, LARGE)
+    assert receipt.backend != before.link.backend
+    assert stage.now - began < 5
+    assert b.payloads == ["small", LARGE]
+    await eventually(lambda: same_one(a, b))
+    # What has been found out holds for the next dial, too.
+    [connection] = a.connections()
+    connection.link.abort()
+    await eventually(lambda: not a.connections())
+    assert (await a.send(b, LARGE)).backend == receipt.backend
+
+
+@simulated
+async def test_small_messages_that_pass_do_not_hide_it(stage: Stage) -> None:
+    a, b = await two(stage)
+    await a.send(b, 0, stream_id="small")
+    stage.network.swallow(stage.a, stage.b, 1300, "udp")
+    large = a.send(b, LARGE)
+    count = 1
+    while not large.done():
+        await a.send(b, count, stream_id="small")
+        count += 1
+        await asyncio.sleep(0.02)
+    assert (await large).backend == "memory"
+    assert b.of("small") == list(range(count))
+    assert b.of("default") == [LARGE]
+
+
+@simulated
+async def test_answers_that_do_not_get_through_take_another_way(stage: Stage) -> None:
+    """The side that did not dial notices."""
+    a, b = await two(stage)
+    await a.send(b, "small")
+    stage.network.swallow(stage.a, stage.b, 1300, "udp")
+    receipt = await b.begin(b.transport.peers()[0].send(task(LARGE)))
+    assert receipt.backend == "memory"
+    assert a.payloads == [LARGE]
+    await eventually(lambda: same_one(a, b))
+
+
+@simulated
+async def test_a_doubted_connection_is_trusted_again_when_its_data_gets_through(stage: Stage) -> None:
+    a, b = await two(stage, TCP, TCP)
+    await a.send(b, "small")
+    stage.network.swallow(stage.a, stage.b, 1300, "tcp")
+    large = a.send(b, LARGE)
+    await eventually(lambda: any(c.stuck for c in a.connections()))
+    stage.network.heal()
+    await large
+    await eventually(lambda: same_one(a, b) and a.connections()[0].state is State.LIVE)
+    assert b.payloads == ["small", LARGE]
+    assert await a.send(b, "more")
+
+
+@pytest.mark.parametrize("offers", [QUIC, TCP])
+@simulated
+async def test_a_slow_link_is_not_doubted(stage: Stage, offers: tuple[str, ...]) -> None:
+    a, b = await two(stage, offers, offers)
+    await a.send(b, "small")
+    stage.network.bandwidth(stage.a, stage.b, 20_000)
+    large = a.send(b, LARGE, timeout=60)
+    while not large.done():
+        assert not any(c.stuck for c in a.connections())
+        await asyncio.sleep(0.1)
+    await large
+    assert a.stats.suspects == 0
+
+
+@simulated
+async def test_a_peer_that_stands_still_is_not_doubted_over_tcp(stage: Stage) -> None:
+    """Its kernel takes in what is sent."""
+    a, b = await two(stage, TCP, TCP)
+    await a.send(b, "small")
+    stage.b.freeze()
+    large = a.send(b, LARGE, timeout=60)
+    await asyncio.sleep(4)
+    stage.b.thaw()
+    await large
+    assert (a.stats.suspects, a.stats.dials) == (0, 1)
+
+
+@simulated
+async def test_a_send_repeated_the_moment_it_has_timed_out_does_not_stop_the_clock(stage: Stage) -> None:
+    """Whoever waits is told from within the tick, and sends on the same stream and on a new one."""
+    a, b = await two(stage, TCP, TCP)
+    await a.send(b, "first")
+    stage.network.cut(stage.a, stage.b)
+
+    async def stubborn(number: int) -> None:
+        for attempt in range(3):
+            try:
+                await a.transport.send(b.address, task(number), timeout=1.0)
+            except (NotConfirmed, TimeoutError):
+                again = task((number, attempt), stream_id=f"new {number} {attempt}")
+                waiting.append(a.begin(a.transport.send(b.address, again, timeout=60)))
+
+    waiting: list[Any] = []
+    await gathered([a.begin(stubborn(number)) for number in range(5)])
+    stage.network.heal()
+    await gathered(waiting)
+    ticks = a.transport._board.watch._tick_number
+    await asyncio.sleep(5)
+    assert a.transport._board.watch._tick_number > ticks

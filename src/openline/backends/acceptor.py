@@ -21,8 +21,24 @@ from .sockets import ip_of, prepare_udp
 
 log = logging.getLogger("openline")
 
-# Out of file descriptors: let some close before accepting again, instead of spinning.
-_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+# The client was gone before we came to it, or its network was: what Linux tells of a connection that it
+# hands out (accept(2)). It says nothing of the listening socket.
+_CLIENT_FAILED = (
+    errno.ECONNABORTED,
+    errno.ECONNRESET,
+    errno.EPERM,
+    errno.EPROTO,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENOPROTOOPT,
+    errno.EOPNOTSUPP,
+    errno.ETIMEDOUT,
+    errno.EINTR,
+)
+# Anything else, as that there are no file descriptors: let some close before accepting again, instead of
+# spinning.
 _RETRY_ACCEPT = 0.5
 BACKLOG = 1024
 
@@ -97,10 +113,12 @@ class Acceptor:
             try:
                 sock, _ = await loop.sock_accept(listening)
             except OSError as error:
-                if error.errno in _NO_DESCRIPTORS:
+                if error.errno in _CLIENT_FAILED:
+                    await asyncio.sleep(0)
+                else:
                     log.error("cannot accept: %s; trying again in %s s", error, _RETRY_ACCEPT)
                     await asyncio.sleep(_RETRY_ACCEPT)
-                continue  # else the client was gone before we came to it
+                continue
             self._begin(sock)
             if not count % ACCEPTS_PER_TURN:
                 await asyncio.sleep(0)

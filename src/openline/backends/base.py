@@ -15,6 +15,7 @@ from typing import Protocol
 
 from ..address import Address
 from ..config import Config
+from ..core.doubt import Sending
 from ..core.handshake import Hello, Transcript
 from ..core.liveness import Progress
 from ..core.selection import Endpoint
@@ -135,6 +136,13 @@ class Link(ABC):
     def progress(self) -> Progress | None:
         """The kernel's counters, or None where it does not tell."""
 
+    def sending(self, track: int) -> Sending | None:
+        """How what was written to a track gets on, or None where nobody tells."""
+        return None
+
+    def relieve(self) -> None:  # noqa: B027 - most links can do nothing
+        """What is sent does not get through, perhaps for its size: do what can be done here."""
+
 
 class Visitor:
     """A client whose hello we have answered, and whose proof has still to come.
@@ -227,6 +235,10 @@ class Backend(Protocol):
 
         Raises ``Unreachable``, ``Refused`` or ``IdentityConflict``.
         """
+        ...
+
+    def distrust(self, address: Address) -> None:
+        """A link to there was up, and what was sent over it did not get through."""
         ...
 
     async def listen(self, host: str | None, port: int) -> Door:

@@ -19,7 +19,7 @@ from ..errors import Unreachable
 from .acceptor import PICKS
 from .base import NORMAL, Backend, Door, LinkEvents
 from .certificates import TlsFiles
-from .race import AllFailed, Race, merged
+from .race import STAGGER, AllFailed, Race, merged
 from .sockets import describe
 
 log = logging.getLogger("openline")
@@ -31,6 +31,9 @@ MAX_REMEMBERED = 4096
 # A race that took longer says nothing about backends: then the path itself was gone for a while, and
 # it was chance whose packet came first afterwards.
 FAIR = 1.0
+# Where what is sent over one backend has not got through, the other has this head start instead of
+# 250 ms: whichever is up first is not what counts there.
+DOUBTED_STAGGER = 1.0
 
 
 class Doors:
@@ -80,6 +83,8 @@ class Choice:
         # Those of ``Config.tls``, where the backends have any.
         self.files: TlsFiles | None = next(filter(None, (getattr(b, "files", None) for b in backends)), None)
         self._worked: OrderedDict[tuple[str, int], tuple[float, str]] = OrderedDict()
+        # Backends that came up there, and over which what was sent did not get through.
+        self._distrusted: OrderedDict[tuple[str, int], tuple[float, str]] = OrderedDict()
 
     # Dialing -------------------------------------------------------------------------------------
 
@@ -94,10 +99,31 @@ class Choice:
         """Who is tried for a bare address, the first one first."""
         if address.scheme is not None:
             return [backend for backend in self.backends if address.scheme in backend.schemes]
-        until, worked = self._worked.get((address.host, address.port), (0.0, ""))
-        if self._loop.time() >= until:
-            worked = ""
-        return sorted(self.backends, key=lambda backend: backend.name != worked)
+        worked, distrusted = self._noted(self._worked, address), self._noted(self._distrusted, address)
+        return sorted(self.backends, key=lambda b: (b.name == distrusted, b.name != worked))
+
+    def _noted(self, notes: OrderedDict[tuple[str, int], tuple[float, str]], address: Address) -> str:
+        until, name = notes.get((address.host, address.port), (0.0, ""))
+        return name if self._loop.time() < until else ""
+
+    def distrust(self, address: Address, name: str) -> None:
+        """What was sent over that backend to there did not get through, though it was up: the others go
+        first for a while, and what it can do better itself, it does."""
+        key = address.host, address.port
+        if self._noted(self._worked, address) == name:
+            del self._worked[key]
+        self._note(self._distrusted, key, name)
+        for backend in self.backends:
+            if backend.name == name:
+                backend.distrust(address)
+
+    def _note(
+        self, notes: OrderedDict[tuple[str, int], tuple[float, str]], key: tuple[str, int], name: str
+    ) -> None:
+        notes[key] = self._loop.time() + REMEMBER, name
+        notes.move_to_end(key)
+        if len(notes) > MAX_REMEMBERED:
+            notes.popitem(last=False)
 
     async def dial(self, address: Address) -> LinkEvents:
         """Open a link within ``Config.dial_timeout``, whichever and however many ways are tried.
@@ -110,13 +136,14 @@ class Choice:
         ways = [partial(self._attempt, backend, address, began + self._timeout) for backend in order]
         if len(ways) == 1:
             return await ways[0]()
-        race: Race[LinkEvents] = Race(_hang_up)
+        wary = self._noted(self._distrusted, address) != ""
+        race: Race[LinkEvents] = Race(_hang_up, DOUBTED_STAGGER if wary else STAGGER)
         try:
             number, events = await race.run(ways)
         except AllFailed as failed:
             self._worked.pop((address.host, address.port), None)
             raise merged(address, failed.errors) from None
-        if self._loop.time() < began + FAIR:
+        if self._loop.time() < began + FAIR and not wary:
             self._remember(address, order[number])
         return events
 
@@ -138,10 +165,7 @@ class Choice:
         until, worked = self._worked.get(key, (0.0, ""))
         if worked != winner.name or self._loop.time() >= until:
             log.debug("%s answers by %s; that goes first for %g s", address, winner.name, REMEMBER)
-            self._worked[key] = self._loop.time() + REMEMBER, winner.name
-            self._worked.move_to_end(key)
-            if len(self._worked) > MAX_REMEMBERED:
-                self._worked.popitem(last=False)
+            self._note(self._worked, key, winner.name)
 
     # Listening -----------------------------------------------------------------------------------
 

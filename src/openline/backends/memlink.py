@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from ..config import Config
+from ..core.doubt import Sending
 from ..core.frames import FRAME_BYTES, HEADROOM, Batched, Malformed, TooBig, decode_frame
 from ..core.liveness import Progress
 from ..core.selection import Endpoint
@@ -61,6 +62,11 @@ class Socket(Protocol):
 
     @property
     def acked(self) -> int: ...
+    @property
+    def again(self) -> int:
+        """How often it has sent something again."""
+        ...
+
     @property
     def received(self) -> int: ...
     @property
@@ -254,6 +260,9 @@ class MemoryLink(Link):
 
     def broken(self) -> bool:
         return self._over or self._sock.gone
+
+    def sending(self, track: int) -> Sending | None:
+        return None if self._over else Sending(self._sock.acked, self._sock.again, 0.0)
 
     def progress(self) -> Progress | None:
         if self._closing:

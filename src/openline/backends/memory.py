@@ -224,6 +224,9 @@ class MemoryBackend:
         self._on_bad = on_bad
         self._stack = stack
 
+    def distrust(self, address: Address) -> None:
+        """There is nothing to do better."""
+
     async def dial(self, address: Address) -> LinkEvents:
         path = f"memory {address.netloc}"
         if address.scheme == "wss":

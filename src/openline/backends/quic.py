@@ -20,13 +20,14 @@ from .acceptor import bind
 from .base import CONFLICT, REFUSED, Doorkeeper, LinkEvents, OnBad
 from .certificates import TlsFiles
 from .quicdoor import QuicDoor
-from .quicengine import IDLE, Engine, Quic
+from .quicengine import IDLE, Engine
+from .quichold import Quic
 from .quiclink import QuicLink
 from .quictls import ClientTickets, Trust, client_configuration, shown_by
 from .race import AllFailed, Race, merged
 from .sockets import NO_ROUTE, SockAddr, describe, ip_of, resolve
 from .udp import REFUSED as PORT_CLOSED
-from .udp import Addr, Datagrams, UdpOpener, open_udp
+from .udp import TRANSIENT, Addr, Datagrams, UdpOpener, least_mtu, open_udp, path_mtu
 
 log = logging.getLogger("openline")
 
@@ -83,6 +84,9 @@ class QuicBackend:
                 sock.close()
             raise
         return door
+
+    def distrust(self, address: Address) -> None:
+        """Every dial begins with the smallest datagrams anyway."""
 
     # Dialing -------------------------------------------------------------------------------------
 
@@ -158,6 +162,7 @@ class _Call:
         endpoint = Endpoint("outbound", ip, port, target=address, secure=True, backend="quic")
         self._link = link = QuicLink(self._engine, endpoint, backend.config, client=True)
         link.on_connected, link.on_hello, link.on_failed = self._connected, self._greeted, self._failed
+        link.on_narrow = self._too_narrow
         self._hello = backend.doorkeeper.hello(named and backend.config.certified)
         self._refusals = 0
         self._moved_at = 0.0
@@ -253,8 +258,8 @@ class _Call:
 
     # Datagrams -----------------------------------------------------------------------------------
 
-    def _send(self, batch: list[bytes], addr: Addr) -> None:
-        self._datagrams.send(batch, addr)
+    def _send(self, batch: list[bytes], addr: Addr) -> int:
+        return self._datagrams.send(batch, addr)
 
     def _on_datagrams(self, batch: list[bytes], addr: Addr) -> None:
         self._refusals = 0
@@ -263,7 +268,11 @@ class _Call:
     def _on_error(self, error: OSError) -> None:
         if self._engine.over:
             return
-        if error.errno in PORT_CLOSED:
+        if error.errno in TRANSIENT:
+            return  # as good as a lost packet, which is sent again
+        if error.errno == errno.EMSGSIZE:
+            self._on_mtu()
+        elif error.errno in PORT_CLOSED:
             self._refusals += 1
             if not self.answered.done():
                 self._settle(error)
@@ -273,6 +282,23 @@ class _Call:
             self._settle(error)
         elif error.errno in _CANNOT_SEND:
             self._move(describe(error), only_elsewhere=False)
+
+    def _on_mtu(self) -> None:
+        """A router has said what it carries at most: smaller datagrams leave, as long as QUIC can do with it.
+
+        One such message may be forged.
+        """
+        mtu = path_mtu(self._datagrams.socket)
+        if mtu is not None and mtu < least_mtu(self._family):
+            self._refusals += 1
+            if self._refusals >= REFUSALS:
+                self._too_narrow(f"the MTU of the path is {mtu}")
+        elif self.answered.done():
+            self._engine.shrink("a router says that the path takes no larger ones")
+
+    def _too_narrow(self, what: str = "the MTU of this host's way there is too small") -> None:
+        why = f"EMSGSIZE: {what}; QUIC needs {least_mtu(self._family)}"
+        self._settle(Unreachable(str(self._address), [(f"quic {self._link.endpoint.remote}", why)]))
 
     def _on_silence(self) -> None:
         """Nothing comes back. IPv6 goes on sending from an address that the host has no more."""

@@ -23,11 +23,12 @@ from ..core.selection import Endpoint
 from ..errors import Error, IdentityConflict
 from .base import CONFLICT, PROTOCOL_ERROR, REFUSED, Doorkeeper, OnBad
 from .certificates import Made
-from .quicengine import IDLE, Engine, Quic
+from .quicengine import IDLE, Engine
+from .quichold import Quic
 from .quiclink import QuicLink
 from .quictls import RetryTokens, ServerTickets, Shown
 from .sockets import ip_of, prepare_udp
-from .udp import Addr, Datagrams, local_addresses
+from .udp import Addr, Datagrams, least_mtu, local_addresses
 
 log = logging.getLogger("openline")
 
@@ -320,10 +321,12 @@ class _Visit:
         self._certificate = certificate
         self._engine = engine
         self._over = False
+        self._family = socket.AF_INET if ":" not in ip_of(addr) else socket.AF_INET6
         endpoint = Endpoint("inbound", ip_of(addr), addr[1], secure=True, backend="quic")
         self._link = link = QuicLink(engine, endpoint, door.config, client=False)
         link.on_hello = self._on_hello
         link.on_failed, link.on_ended = self._on_failed, self._on_ended
+        link.on_narrow = self._on_narrow
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(door.config.handshake_timeout, self._late)
         door.visits[self] = None
@@ -363,6 +366,12 @@ class _Visit:
         else:
             self._door.on_bad(self._peer, f"handshake failed: {reason or f'error {code:#x}'}")
 
+    def _on_narrow(self) -> None:
+        """What would answer it does not leave this host."""
+        if not self._over:
+            why = f"the MTU of this host's way to it is less than QUIC needs, {least_mtu(self._family)}"
+            self._turn_away(PROTOCOL_ERROR, Malformed(why))
+
     def _on_ended(self, why: str) -> None:
         """After its hello, and before it was in."""
         if not self._over:
@@ -389,5 +398,5 @@ class _Visit:
     def _done(self) -> None:
         self._over = True
         self._timer.cancel()
-        self._link.on_failed = self._link.on_ended = None
+        self._link.on_failed = self._link.on_ended = self._link.on_narrow = None
         self._door.visits.pop(self, None)

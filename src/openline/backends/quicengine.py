@@ -1,9 +1,9 @@
 """Drives one QUIC connection of qh3: datagrams in, events out, its one timer.
 
-qh3 (2.1) keeps the protocol, this keeps time and sockets. Two names of qh3 are used that are not
-public, so the dependency is pinned to 2.1: ``QuicConnection._core``, the compiled half, which says
-how many packets were authentic, and ``_drain_core``, which hands over what has been received, and
-with that gives the peer more credit. Not calling it is how a link stops reading.
+qh3 (2.1) keeps the protocol, this keeps time and sockets. The dependency is pinned to 2.1, because names
+of qh3 are used that are not public: ``QuicConnection._core``, the compiled half, which says how many
+packets were authentic; ``_drain_core`` (``quichold.py``); and what the peer said in the handshake
+(``quicsize.py``).
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from qh3.quic import events
-from qh3.quic.connection import QuicConnection, QuicConnectionError
+from qh3.quic.connection import QuicConnectionError
 
+from ..core.doubt import Sending
+from .quichold import Quic
+from .quicsize import MIN_DATAGRAM, datagram_size, shrink
 from .udp import Addr
 
 log = logging.getLogger("openline")
@@ -48,52 +51,6 @@ STALL = 0.1
 _LOOKS = 20
 
 
-class Quic(QuicConnection):
-    """A connection that can be told to hand nothing over, and hands stream data over directly."""
-
-    holding = False
-    # Takes stream data, once the handshake is done.
-    sink: Callable[[int, bytes, bool], None] | None = None
-
-    def _drain_core(self) -> None:
-        core, sink = self._core, self.sink
-        if sink is None or core is None:
-            if not self.holding:
-                super()._drain_core()
-            return
-        while not self.holding:
-            native = core.next_event()
-            if native is None:
-                return
-            if native[0] == "stream_data" and not self._events:
-                sink(native[1], native[2], native[3])
-            else:
-                self._drain_one(native)
-
-    def _drain_one(self, native: tuple[Any, ...]) -> None:
-        """Have qh3 handle one event that has been taken from its core."""
-        core = self._core
-        self._core = _Before(core, native)  # type: ignore[assignment]
-        try:
-            super()._drain_core()
-        finally:
-            self._core = core
-
-
-class _Before:
-    """A core whose next event is this one, and then none for now."""
-
-    def __init__(self, core: Any, native: tuple[Any, ...]) -> None:
-        self._rest = [native]
-        self._real = core
-
-    def next_event(self) -> Any:
-        return self._rest.pop() if self._rest else None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
-
-
 class User(Protocol):
     """What an engine tells, always out of callbacks of the loop."""
 
@@ -113,15 +70,20 @@ class User(Protocol):
         """Something may have left; so many bytes have not."""
         ...
 
+    def on_too_small(self) -> None:
+        """This host does not even send the smallest datagrams there that QUIC needs."""
+        ...
+
     def on_over(self, code: int, by_program: bool, reason: str) -> None:
         """The peer has closed it, or nothing came for too long. Once; nothing follows."""
         ...
 
 
 class Engine:
-    """One connection, client or server. ``send(batch, addr)`` takes its datagrams."""
+    """One connection, client or server. ``send(batch, addr)`` takes its datagrams, and returns the size
+    of one that is too large for this host's way there."""
 
-    def __init__(self, quic: Quic, send: Callable[[list[bytes], Addr], None]) -> None:
+    def __init__(self, quic: Quic, send: Callable[[list[bytes], Addr], int]) -> None:
         self.quic = quic
         self.user: User
         # The other end's address, as of the last packet that left.
@@ -365,18 +327,39 @@ class Engine:
         while len(batch) < BURST and (datagram := poll(now)) is not None:
             if datagram[1] != self.remote:
                 if batch:
-                    self.send(batch, self.remote)
+                    self._send(batch)
                     batch = []
                 self._moved = True
                 self.remote = datagram[1]
             batch.append(datagram[0])
         if batch:
-            self.send(batch, self.remote)
+            self._send(batch)
             if len(batch) >= BURST and not self._soon:
                 self._soon = True
                 self._loop.call_soon(self._end_of_turn)
             self._more = self._more or len(batch) >= BURST
         self._arm(now)
+
+    def _send(self, batch: list[bytes]) -> None:
+        if self._established:
+            too_large = self.send(batch, self.remote)
+        else:
+            # One by one: where they are too large, a batch costs all who use the socket its batches.
+            too_large = max(self.send([datagram], self.remote) for datagram in batch)
+        if too_large > MIN_DATAGRAM:
+            if too_large <= datagram_size(self.quic):  # else it was a probe, which has found its limit
+                self.shrink("this host's way there takes no larger ones")
+        elif too_large and not self.over:
+            self._loop.call_soon(self._tell_too_small)
+
+    def _tell_too_small(self) -> None:
+        if not self.over:
+            self.user.on_too_small()
+
+    def shrink(self, why: str) -> None:
+        """No datagrams from now on but those that every path for QUIC carries."""
+        if not self._dead and shrink(self.quic):
+            log.debug("datagrams to %s are of %d bytes now: %s", self.remote, MIN_DATAGRAM, why)
 
     def set_blocked(self, blocked: bool) -> None:
         """The system takes no more datagrams, or takes them again."""
@@ -394,6 +377,13 @@ class Engine:
         """Bytes of that stream which have not left."""
         core = self.quic._core
         return 0 if core is None or self.over else core.get_send_buffer_size(stream)
+
+    def sending(self, stream: int) -> Sending | None:
+        """How a stream gets on: more of it leaves only while what has left is acknowledged."""
+        core = self.quic._core
+        if core is None or self.over:
+            return None
+        return Sending(-self.waiting_on(stream), core.loss_total + core.pto_total, core.smoothed_rtt or 0.0)
 
     @property
     def waiting(self) -> int:
@@ -423,6 +413,7 @@ class Engine:
         core = self.quic._core
         if core is None or self.over or core.pto_count < UNANSWERED:
             return
+        self.shrink("no answer")  # the path may carry less than it did (RFC 8899 section 4.3)
         if self.on_silence is not None:
             self.on_silence()
         if core.pto_count > UNANSWERED and now >= self._heard_at + SILENCE:

@@ -16,6 +16,7 @@ from qh3.quic import events
 from qh3.quic.connection import QuicConnectionError
 
 from ..config import Config
+from ..core.doubt import Sending
 from ..core.frames import FRAME_BYTES, HEADROOM, Malformed, TooBig
 from ..core.selection import Endpoint
 from ..core.tracks import MAX_TRACKS
@@ -66,6 +67,7 @@ class QuicLink(Link):
         self.on_connected: Callable[[events.HandshakeCompleted], None] | None = None
         self.on_hello: Callable[[str], None] | None = None
         self.on_failed: Callable[[int, bool, str], None] | None = None
+        self.on_narrow: Callable[[], None] | None = None
         # Told of its end, after its events have been.
         self.on_ended: Callable[[str], None] | None = None
         self._up = False
@@ -236,6 +238,11 @@ class QuicLink(Link):
     def on_silent(self) -> None:
         if self._up and not self._ended:
             self.events.on_silent()
+
+    def on_too_small(self) -> None:
+        """Until it is up; later it falls silent, and that is seen."""
+        if not self._up and self.on_narrow is not None:
+            self.on_narrow()
 
     def on_moved(self, addr: Addr) -> None:
         ip, port = ip_of(addr), addr[1]
@@ -440,6 +447,14 @@ class QuicLink(Link):
 
     def broken(self) -> bool:
         return self._ended or self._engine.finished
+
+    def sending(self, track: int) -> Sending | None:
+        stream = self._tracks.get(track)
+        return None if stream is None or self._ended else self._engine.sending(stream)
+
+    def relieve(self) -> None:
+        if not self._ended:
+            self._engine.shrink("what is sent does not get through")
 
     def progress(self) -> Any:
         """Any authentic packet counts as life (``on_alive``), so there is nothing else to look at."""

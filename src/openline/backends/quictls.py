@@ -34,6 +34,7 @@ from ..config import Config, Tls
 from ..errors import Refused
 from ..identity import Identity
 from .certificates import private_key_in
+from .quicsize import MIN_DATAGRAM
 from .tls import check_pins, first_certificate
 
 ALPN = "openline/1"
@@ -200,6 +201,7 @@ def _configuration(config: Config, *, is_client: bool) -> QuicConfiguration:
         idle_timeout=config.max_idle_timeout,
         max_data=CONNECTION_WINDOW,
         max_stream_data=STREAM_WINDOW,
+        max_datagram_size=MIN_DATAGRAM,
     )
 
 

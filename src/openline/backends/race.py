@@ -37,8 +37,9 @@ def merged(address: object, errors: Sequence[Exception]) -> Exception:
 class Race(Generic[T]):
     """Attempts of which one result is kept; ``discard`` is given what comes too late."""
 
-    def __init__(self, discard: Callable[[T], object]) -> None:
+    def __init__(self, discard: Callable[[T], object], stagger: float = STAGGER) -> None:
         self._discard = discard
+        self._stagger = stagger
         self._tasks: dict[asyncio.Task[T], int] = {}
         self._errors: list[Exception] = []
 
@@ -50,7 +51,7 @@ class Race(Generic[T]):
                 if waiting:
                     number, attempt = waiting.pop(0)
                     self._tasks[asyncio.ensure_future(_started(attempt))] = number
-                winner = await self._next(STAGGER if waiting else None)
+                winner = await self._next(self._stagger if waiting else None)
                 if winner is not None:
                     return winner
         finally:

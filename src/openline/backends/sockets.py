@@ -16,7 +16,22 @@ from .race import AllFailed, Race, merged
 # Room for a burst while our loop is busy: 4 MiB is some 3,000 full packets. The system may allow less.
 UDP_BUFFER = 4 * 1024 * 1024
 
-NO_ROUTE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ETIMEDOUT)
+# Of TCP on a path whose MTU is less than its ends think: packets of 1,200 bytes over IPv4, as QUIC's.
+NARROW_SEGMENT = 1160
+
+# There is no way to that host now: what a stale route, a firewall on the way or of this host, or an
+# interface that is down make of a dial. A refusal is another matter: somebody is there.
+NO_ROUTE = (
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+    errno.ENETDOWN,
+    errno.EHOSTDOWN,
+    errno.ETIMEDOUT,
+    errno.EADDRNOTAVAIL,
+    errno.EACCES,  # a route of type prohibit; ICMPv6: administratively prohibited
+    errno.EPERM,  # this host's firewall drops what leaves
+    errno.EINVAL,  # a route of type blackhole
+)
 
 SockAddr = tuple[str, int] | tuple[str, int, int, int]
 Resolved = tuple[socket.AddressFamily, SockAddr]
@@ -67,16 +82,25 @@ def _interleave(found: list[Resolved]) -> list[Resolved]:
     return mixed
 
 
-async def open_socket(family: socket.AddressFamily, sockaddr: SockAddr) -> socket.socket:
-    """A fresh connected TCP socket. Raises ``OSError``."""
+async def open_socket(
+    family: socket.AddressFamily, sockaddr: SockAddr, segment: int | None = None
+) -> socket.socket:
+    """A fresh connected TCP socket. ``segment``: no larger ones, in either direction. Raises ``OSError``."""
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
+        if segment is not None:
+            with contextlib.suppress(OSError, AttributeError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment)
         await asyncio.get_running_loop().sock_connect(sock, sockaddr)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+async def open_narrow(family: socket.AddressFamily, sockaddr: SockAddr) -> socket.socket:
+    return await open_socket(family, sockaddr, NARROW_SEGMENT)
 
 
 def prepare_udp(sock: socket.socket) -> None:

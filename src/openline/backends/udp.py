@@ -15,6 +15,7 @@ from typing import Any
 
 from qh3.asyncio._transport import OptimizedDatagramTransport, enable_gro, has_gso
 
+from .quicsize import MIN_DATAGRAM
 from .sockets import SockAddr, prepare_udp
 
 Addr = tuple[Any, ...]
@@ -40,7 +41,10 @@ GRO_SEGMENT = 1280
 
 class _Transport(OptimizedDatagramTransport):
     """qh3's, with less work per datagram: it reads until there is nothing more, which costs a call
-    and an exception each time, where the loop would call again anyway."""
+    and an exception each time, where the loop would call again anyway. And it says what was too large."""
+
+    # Bytes of the largest datagram that this host would not send, since that was last looked at.
+    too_large = 0
 
     def _recv_rust(self, state: Any) -> None:
         try:
@@ -67,15 +71,30 @@ class _Transport(OptimizedDatagramTransport):
             super().sendto(data, addr)
             return
         try:
-            if self._connected_addr is not None:
-                self._sock.send(data)
-            else:
-                self._sock.sendto(data, addr)
+            self._send_one(data, addr)
         except (BlockingIOError, InterruptedError):
             super().sendto(data, addr)
         except OSError as error:
-            if error.errno != errno.EMSGSIZE:  # a probe for larger packets (RFC 8899), which found its limit
-                self._report_error(error)
+            self._send_again(error, data, addr)
+
+    def _send_again(self, error: OSError, data: Any, addr: Any) -> None:
+        """What ICMP says of one datagram comes as the error of the next one, which is not sent then."""
+        try:
+            self._send_one(data, addr)
+        except (BlockingIOError, InterruptedError):
+            super().sendto(data, addr)
+        except OSError as again:
+            if again.errno == errno.EMSGSIZE:
+                self.too_large = max(self.too_large, len(data))
+                return
+            error = again
+        self._report_error(error)
+
+    def _send_one(self, data: Any, addr: Any) -> None:
+        if self._connected_addr is not None:
+            self._sock.send(data)
+        else:
+            self._sock.sendto(data, addr)
 
 
 class Datagrams(asyncio.DatagramProtocol):
@@ -93,6 +112,7 @@ class Datagrams(asyncio.DatagramProtocol):
         self._on_full = on_full
         self._transport: Any = None
         self._connected = False
+        self._tells_size = False
 
     async def start(self, sock: socket.socket) -> None:
         """From now on it is this object's to close. Raises ``OSError``."""
@@ -102,6 +122,7 @@ class Datagrams(asyncio.DatagramProtocol):
                 self._connected = bool(sock.getpeername())  # then BSD wants no address with what is sent
             await loop.create_datagram_endpoint(lambda: self, sock=sock)
             return
+        self._tells_size = True
         transport = _Transport(loop, sock, self, None, enable_gro(sock), has_gso(sock), GRO_SEGMENT)
         started = loop.create_future()
         transport._start(started)
@@ -131,10 +152,11 @@ class Datagrams(asyncio.DatagramProtocol):
     def resume_writing(self) -> None:
         self._on_full(False)
 
-    def send(self, batch: Sequence[bytes], addr: Addr) -> None:
+    def send(self, batch: Sequence[bytes], addr: Addr) -> int:
+        """Returns the size of the largest datagram that is too large for this host's way there; else 0."""
         transport = self._transport
         if transport is None or transport.is_closing():
-            return
+            return 0
         if len(batch) == 1:
             transport.sendto(batch[0], None if self._connected else addr)
         elif hasattr(transport, "sendto_many"):
@@ -142,6 +164,10 @@ class Datagrams(asyncio.DatagramProtocol):
         else:
             for data in batch:
                 transport.sendto(data, None if self._connected else addr)
+        if self._tells_size and transport.too_large:
+            too_large, transport.too_large = int(transport.too_large), 0
+            return too_large
+        return 0
 
     def close(self) -> None:
         """What has been sent leaves all the same."""
@@ -156,6 +182,36 @@ class Datagrams(asyncio.DatagramProtocol):
 
 # The far end, or what is in front of it, says that nobody listens there.
 REFUSED = (errno.ECONNREFUSED, *((10054,) if sys.platform == "win32" else ()))
+
+
+# This host has no room for a datagram just now.
+TRANSIENT = (errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN, errno.EINTR)
+
+
+# The size of a path ------------------------------------------------------------------------------
+
+# Linux: what is known of the path that a connected socket's datagrams take.
+_IP_MTU, _IPV6_MTU = 14, 24
+# IP's and UDP's headers.
+_HEADERS = {socket.AF_INET: 28, socket.AF_INET6: 48}
+
+
+def path_mtu(sock: socket.socket) -> int | None:
+    """In bytes, as routers have told this host; None where the system does not say."""
+    if sys.platform != "linux":
+        return None
+    level, name = (
+        (socket.IPPROTO_IPV6, _IPV6_MTU) if sock.family == socket.AF_INET6 else (socket.IPPROTO_IP, _IP_MTU)
+    )
+    try:
+        return sock.getsockopt(level, name)
+    except OSError:
+        return None
+
+
+def least_mtu(family: int) -> int:
+    """What QUIC needs: its smallest datagrams, and their headers."""
+    return MIN_DATAGRAM + _HEADERS.get(socket.AddressFamily(family), 48)
 
 
 # Of this host ------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from . import deflate, tls
 from .acceptor import Acceptor, Done, bind
 from .base import Doorkeeper, Link, LinkEvents, OnBad
 from .certificates import Made, TlsFiles
-from .sockets import Opener, connect, describe, ip_of, open_socket
+from .sockets import Opener, connect, describe, ip_of, open_narrow, open_socket
 from .wslink import WebSocketLink
 
 log = logging.getLogger("openline")
@@ -77,6 +77,11 @@ class _ServerProtocol(_Protocol):
         self.done(False)  # unless its end has been told
 
 
+# Paths whose MTU is less than their ends think: as long as the choice among backends is remembered.
+NARROW_FOR = 600.0
+MAX_NARROW = 4096
+
+
 class WebSocketBackend:
     """Opens and accepts WebSocket links for one transport."""
 
@@ -95,6 +100,8 @@ class WebSocketBackend:
         self._door = door
         self._on_bad = on_bad
         self._opener = opener
+        # Where to, and until when, segments are to be small.
+        self._narrow: dict[tuple[str, int], float] = {}
         self.files = files or TlsFiles(config.tls)
         settings = config.tls
         self._server_context: Made[tls.ServerContext] | None = None
@@ -176,9 +183,19 @@ class WebSocketBackend:
 
     # Dialing -------------------------------------------------------------------------------------
 
+    def distrust(self, address: Address) -> None:
+        """For a while, segments to and from there are small enough for any path."""
+        until = asyncio.get_running_loop().time() + NARROW_FOR
+        self._narrow.pop((address.host, address.port), None)
+        self._narrow[address.host, address.port] = until
+        if len(self._narrow) > MAX_NARROW:
+            del self._narrow[next(iter(self._narrow))]
+
     async def dial(self, address: Address) -> LinkEvents:
         """Open a link; the caller bounds the time. Raises ``Unreachable`` or ``Refused``."""
-        sock = await connect(address, self._opener)
+        until = self._narrow.get((address.host, address.port), 0.0)
+        narrow = asyncio.get_running_loop().time() < until
+        sock = await connect(address, open_narrow if narrow and self._opener is open_socket else self._opener)
         try:
             ip, port = ip_of(sock.getpeername()), sock.getpeername()[1]
         except OSError as error:  # reset since it was connected

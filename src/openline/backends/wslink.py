@@ -8,6 +8,7 @@ be another socket's.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import select
 import socket
@@ -18,6 +19,7 @@ from typing import Any
 
 from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
+from ..core.doubt import Sending
 from ..core.frames import HEADROOM, Malformed, TooBig
 from ..core.liveness import Progress
 from ..core.selection import Endpoint
@@ -43,6 +45,11 @@ _LINUX = sys.platform == "linux"
 # struct tcp_info (linux/tcp.h): tcpi_bytes_acked and tcpi_bytes_received, two u64 at offset 120.
 _TCP_INFO_SIZE = 136
 _TCP_COUNTERS = struct.Struct("@120xQQ")
+# In the same: tcpi_rtt in microseconds, tcpi_total_retrans, and tcpi_bytes_acked.
+_TCP_SENDING = struct.Struct("@68xI28xI16xQ8x")
+# struct linger: closing it sends a reset.
+_RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+_IP_MTU_DISCOVER, _IP_PMTUDISC_DONT = 10, 0
 
 
 class WebSocketLink(WSListener, Link):
@@ -57,6 +64,8 @@ class WebSocketLink(WSListener, Link):
         self._up = up
         self.limit = max_message
         self._high_water = high_water
+        # What is sent does not get through.
+        self._stalled = False
         # Our deflate window, or 0 where compression was not agreed.
         self._window = window
         self._ws: WSTransport
@@ -262,6 +271,9 @@ class WebSocketLink(WSListener, Link):
     def abort(self) -> None:
         self._closed = True
         self._why = self._why or "aborted by this side"
+        if self._stalled:  # else the kernel would go on with what does not get through, and tell nobody
+            with contextlib.suppress(OSError):
+                self._socket().setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._ws.disconnect(graceful=False)
 
     def pause_reading(self) -> None:
@@ -284,6 +296,23 @@ class WebSocketLink(WSListener, Link):
             self._poll = select.poll()
             self._poll.register(self._socket().fileno(), _GONE)
         return bool(self._poll.poll(0))
+
+    def sending(self, track: int) -> Sending | None:
+        if not _LINUX or self.closing:
+            return None
+        info = self._socket().getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
+        if len(info) < _TCP_INFO_SIZE:
+            return None
+        rtt, again, acked = _TCP_SENDING.unpack(info)
+        return Sending(acked, again, rtt / 1e6)
+
+    def relieve(self) -> None:
+        """Routers may send on in fragments what is too large for them (IPv4 only)."""
+        self._stalled = True
+        sock = self._socket()
+        if _LINUX and not self.closing and sock.family == socket.AF_INET:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT)
 
     def progress(self) -> Progress | None:
         if not _LINUX or self.closing:

@@ -56,6 +56,7 @@ class Faults:
         "jump_clock",
         "slow",
         "narrow",
+        "swallow",
         "block_udp",
         "lose",
         "kill",
@@ -204,6 +205,16 @@ class Faults:
             f"narrow {a.name} {b.name}",
             lambda: self.network.bandwidth(a, b, rate),
             lambda: self.network.bandwidth(a, b, usual),
+        )
+
+    def _swallow(self, at: float, lasts: float) -> Fault:
+        """Whatever is not small, of TCP or of UDP."""
+        over, protocol = self.random.choice([1300, 4000]), self.random.choice(["tcp", "udp"])
+        return self._between(
+            at,
+            lasts,
+            f"swallow {protocol} over {over}",
+            lambda a, b: self.network.swallow(a, b, over, protocol),
         )
 
     def _block_udp(self, at: float, lasts: float) -> Fault:

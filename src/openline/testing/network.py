@@ -154,8 +154,7 @@ class Network:
         self.trace.note("-", "heal %s", " ".join(host.name for host in (a, b) if host) or "all")
         for (source, target), path in self._paths.items():
             if {host for host in (a, b) if host is not None} <= {source, target}:
-                path.cut = path.no_route = path.refused = path.blackhole = path.udp_blocked = False
-                path.changed()
+                path.heal()
 
     def block_udp(self, a: Host, b: Host) -> None:
         """No datagram gets through, whether it begins something or not; TCP goes on."""
@@ -169,11 +168,16 @@ class Network:
             path.loss = share
         self.trace.note("-", "loses %g of the datagrams %s–%s", share, a.name, b.name)
 
+    def swallow(self, a: Host, b: Host, over: int, protocol: str = "both") -> None:
+        """What is longer than so many bytes never arrives, whatever is sent again; ``heal`` ends it."""
+        for path in self._both(a, b):
+            path.swallow(over, protocol)
+        self.trace.note("-", "swallows %s over %d %s–%s", protocol, over, a.name, b.name)
+
     def _set(self, a: Host, b: Host, what: str) -> None:
         self.trace.note("-", "%s %s→%s", what, a.name, b.name)
-        path = self.path(a, b)
-        setattr(path, what, True)
-        path.changed()
+        setattr(self.path(a, b), what, True)
+        self.path(a, b).changed()
 
     def _both(self, a: Host, b: Host) -> tuple[Path, Path]:
         return self.path(a, b), self.path(b, a)

@@ -72,6 +72,8 @@ class Path:
         # Datagrams only: none pass; so many of them are lost; and flows that a NAT has forgotten.
         self.udp_blocked = False
         self.loss = 0.0
+        # What is longer never arrives, and nobody is told: a small MTU, and ICMP is filtered.
+        self.longest_tcp = self.longest_udp = math.inf
         self.muted: set[tuple[Place, Place]] = set()
         # Directions of connections that send on this path, and those that acknowledge on it.
         self.pipes: dict[Pipe, None] = {}
@@ -105,11 +107,27 @@ class Path:
         """Seconds that what is sent now waits behind what others have sent."""
         return max(0.0, self._free_at - self._clock.now())
 
-    def passes_udp(self, fresh: bool, source: Place, target: Place) -> bool:
+    def passes_udp(self, fresh: bool, source: Place, target: Place, size: int) -> bool:
         """One datagram, perhaps the first of its flow."""
+        if size > self.longest_udp:
+            return False
         if not self.up or self.udp_blocked or (fresh and self.blackhole) or (source, target) in self.muted:
             return False
         return not (self.loss and self._random.random() < self.loss)
+
+    def swallow(self, over: int, protocol: str) -> None:
+        """Let what is longer vanish: ``tcp``, ``udp`` or ``both``."""
+        if protocol != "udp":
+            self.longest_tcp = over
+        if protocol != "tcp":
+            self.longest_udp = over
+
+    def heal(self) -> None:
+        self.cut = self.no_route = self.refused = self.blackhole = self.udp_blocked = False
+        self.longest_tcp = self.longest_udp = math.inf
+        self.changed()
+        for pipe in list(self.pipes):
+            pipe.transmit()
 
     def changed(self) -> None:
         """It may be up or down now: stop what is under way, or let it go on."""

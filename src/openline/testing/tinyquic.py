@@ -68,10 +68,11 @@ class Packet:
 class _Flight:
     """A packet that has left, and is not acknowledged."""
 
-    __slots__ = ("at", "order", "packet", "size", "tries")
+    __slots__ = ("at", "began", "order", "packet", "size", "tries")
 
     def __init__(self, packet: Packet, order: int, at: float) -> None:
         self.packet, self.order, self.at, self.tries = packet, order, at, 1
+        self.began = at
         self.size = packet.size if packet.kind == DATA else 0
 
 
@@ -101,6 +102,8 @@ class TinyQuic:
     """One end of a connection. ``rate`` tells what the path carries, in bytes per second."""
 
     _tls = None
+    # Its packets have no size that a path could be too narrow for.
+    _applied_transport_parameters = None
     # Streams that the other end lets this one open: both ways, and one way (as qh3 has it).
     stream_limits = 100, 103
 
@@ -129,6 +132,10 @@ class TinyQuic:
         self._numbers = self._orders = 0
         self._rtt = FIRST_RTT
         self._backoff = 0
+        # As an engine looks at them: packets that were sent again; and the round trip, which real ones know
+        # of what is sent again, too.
+        self.loss_total = self.pto_total = 0
+        self.smoothed_rtt = 0.0
         # Receiving; ``_ready`` is what has not been handed over.
         self._in: dict[int, _In] = {}
         self._seen: set[int] = set()
@@ -316,6 +323,7 @@ class TinyQuic:
             newest = max(newest, flight.order)
             self._in_flight -= flight.size
             self._window = min(MAX_WINDOW, self._window + flight.size)
+            self.smoothed_rtt += (now - flight.began - self.smoothed_rtt) / 8
             if flight.tries == 1:
                 self._rtt += (now - flight.at - self._rtt) / (8 if self._rtt != FIRST_RTT else 1)
             if flight.packet.kind == PING and flight.packet.content:
@@ -328,6 +336,7 @@ class TinyQuic:
     def _again(self, flight: _Flight) -> None:
         if flight.packet not in self._urgent:
             self._urgent.append(flight.packet)
+            self.loss_total += 1
             flight.order = self._orders + 1
 
     @property

@@ -190,7 +190,7 @@ class UdpStack:
             self.note("%r sends %s", sock, packet)
         if fresh and path.no_route:
             sock.fail(errno.EHOSTUNREACH)
-        elif not path.passes_udp(fresh, source, to) or path.queued > QUEUE_SECONDS:
+        elif not path.passes_udp(fresh, source, to, packet.size) or path.queued > QUEUE_SECONDS:
             if frames:
                 self.note("%r: lost", sock)
         else:
@@ -208,7 +208,7 @@ class UdpStack:
         there = target.udp.at(to)
         if there is None or (path.refused and packet.kind == "initial"):
             back = target.network.path(target, self.host)
-            if back.passes_udp(False, to, source):
+            if back.passes_udp(False, to, source, 0):
                 clock = self.host.network.clock
                 clock.call_at(clock.now() + back.delay(), lambda: sock.fail(errno.ECONNREFUSED))
             return

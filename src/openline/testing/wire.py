@@ -18,6 +18,8 @@ from .path import Clock, Path, Timer
 
 # Bytes that a kernel takes in before the program reads them.
 RECEIVE_BUFFER = 256 * 1024
+# Seconds after which what is not acknowledged is sent again; it does not get rarer here.
+SEND_AGAIN = 0.4
 # A program that has this much to read lets the loop have a turn in between.
 READ_AT_ONCE = 256 * 1024
 
@@ -64,6 +66,7 @@ class Pipe:
         "read",
         "sent",
         "source",
+        "stuck_since",
         "target",
         "window",
         "written",
@@ -80,6 +83,8 @@ class Pipe:
         self.last_arrival = self.last_ack = clock.now()
         # The sender's kernel has forgotten it: what is lost now is never sent again.
         self.forgotten = False
+        # Since when the path has swallowed what is sent, for its size.
+        self.stuck_since: float | None = None
         # Something in between swallows all of it.
         self.muted = False
         self._flying: deque[tuple[float, object, int]] = deque()
@@ -110,6 +115,11 @@ class Pipe:
             return
         rate = self.path.bandwidth
         while queue and self.sent - self.read < self.window:
+            if queue[0][1] > self.path.longest_tcp:
+                # Sent again and again, and what is behind it waits.
+                self.stuck_since = self._clock.now() if self.stuck_since is None else self.stuck_since
+                return
+            self.stuck_since = None
             if rate != math.inf and self.sent - self.arrived > rate * AHEAD_SECONDS:
                 break
             item, size = queue.popleft()
@@ -161,6 +171,11 @@ class Pipe:
         while len(self._flying) > frames:
             self._flying.pop()
         self.forget()
+
+    @property
+    def again(self) -> int:
+        """How often what the path swallows has been sent again."""
+        return 0 if self.stuck_since is None else int((self._clock.now() - self.stuck_since) / SEND_AGAIN)
 
     @property
     def under_way(self) -> int:
@@ -284,6 +299,10 @@ class Socket:
     @property
     def acked(self) -> int:
         return self.out.acked
+
+    @property
+    def again(self) -> int:
+        return self.out.again
 
     @property
     def received(self) -> int:

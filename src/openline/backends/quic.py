@@ -156,7 +156,9 @@ class _Call:
         self._engine.on_finished, self._engine.on_silence = self._finished, self._on_silence
         ip, port = ip_of(sockaddr), sockaddr[1]
         endpoint = Endpoint("outbound", ip, port, target=address, secure=True, backend="quic")
-        self._link = link = QuicLink(self._engine, endpoint, backend.config, client=True)
+        self._link = link = QuicLink(
+            self._engine, endpoint, backend.config, True, backend.doorkeeper.unfinished
+        )
         link.on_connected, link.on_hello, link.on_failed = self._connected, self._greeted, self._failed
         self._hello = backend.doorkeeper.hello()
         self._refusals = 0
@@ -319,6 +321,6 @@ class _Call:
 
     def _finished(self) -> None:
         """Over: a goodbye has been said, or nobody is there to hear one."""
-        self._engine.stop()
+        self._engine.forget()
         self._datagrams.close()
         self._settle(Malformed("the connection ended during the handshake"))

@@ -321,7 +321,7 @@ class _Visit:
         self._engine = engine
         self._over = False
         endpoint = Endpoint("inbound", ip_of(addr), addr[1], secure=True, backend="quic")
-        self._link = link = QuicLink(engine, endpoint, door.config, client=False)
+        self._link = link = QuicLink(engine, endpoint, door.config, False, door.doorkeeper.unfinished)
         link.on_hello = self._on_hello
         link.on_failed, link.on_ended = self._on_failed, self._on_ended
         loop = asyncio.get_running_loop()

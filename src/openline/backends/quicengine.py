@@ -55,6 +55,10 @@ class Quic(QuicConnection):
     # Takes stream data, once the handshake is done.
     sink: Callable[[int, bytes, bool], None] | None = None
 
+    def let_go(self) -> None:
+        """It is over: tell nobody any more."""
+        self.sink = self._session_ticket_handler = self._session_ticket_fetcher = None
+
     def _drain_core(self) -> None:
         core, sink = self._core, self.sink
         if sink is None or core is None:
@@ -116,6 +120,26 @@ class User(Protocol):
     def on_over(self, code: int, by_program: bool, reason: str) -> None:
         """The peer has closed it, or nothing came for too long. Once; nothing follows."""
         ...
+
+
+class _NoUser:
+    """In place of a user that has been told of the end, for nothing follows."""
+
+    def on_handshake(self, event: events.HandshakeCompleted) -> None: ...
+    def on_stream_data(self, stream: int, data: bytes, end: bool) -> None: ...
+    def on_pong(self, uid: int) -> None: ...
+    def on_alive(self) -> None: ...
+    def on_moved(self, addr: Addr) -> None: ...
+    def on_silent(self) -> None: ...
+    def on_sent(self, waiting: int) -> None: ...
+    def on_over(self, code: int, by_program: bool, reason: str) -> None: ...
+
+
+NO_USER: User = _NoUser()
+
+
+def _nowhere(batch: list[bytes], addr: Addr) -> None:
+    """Where datagrams of a connection go of which nothing is left."""
 
 
 class Engine:
@@ -267,7 +291,10 @@ class Engine:
         self.stop()
         if self.on_gone is not None:
             self.on_gone()
-            self.on_gone = None
+        # Whoever is told of something holds this; no circle shall keep it.
+        self.on_gone = self.on_id = self.on_silence = None
+        self.send = _nowhere
+        self.quic.let_go()
 
     def hold(self) -> None:
         """Hand nothing over; packets are still received, and acknowledged."""

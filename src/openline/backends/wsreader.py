@@ -1,0 +1,117 @@
+"""Between a transport and picows: bounds what an accepted connection may make picows hold.
+
+picows (2.3) puts a frame together before anybody may look at it, in a buffer that doubles whenever it is
+more than nine tenths full and never shrinks. It has one limit for a frame, from the first byte on. So
+what it holds is counted here, from outside: the room that it offers for the next read tells how much
+of its buffer is taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import mmap
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from picows.picows import WSProtocol  # type: ignore[attr-defined]
+
+from .unfinished import FREE
+
+# Read at a time at most, so that a burst of small frames does not make the buffer grow: what has
+# come in one read is handled before the next.
+READ = 64 * 1024
+# A buffer that has been filled up to here is worth giving back once its frame is complete.
+LARGE = 256 * 1024
+# What picows does with its buffer: how it begins, and when it doubles.
+_SPARE, _TENTHS = 256, 90
+
+
+class BoundedReader(asyncio.BufferedProtocol):
+    """The protocol of an accepted connection; picows's own takes over where the peer is known."""
+
+    __slots__ = ("_feed", "_filled", "_held", "_look_above", "_protocol", "_room", "_size", "_transport")
+
+    def __init__(self, protocol: WSProtocol, buffer: int) -> None:
+        """``buffer``: the size that picows begins with."""
+        self._protocol = protocol
+        self._transport: Any
+        self._room: Callable[[int], memoryview] = protocol.get_buffer
+        self._feed: Callable[[int], None] = protocol.buffer_updated
+        # Of picows's buffer: its size, how much of it is taken, and up to where it has been written.
+        self._size = buffer - _SPARE
+        self._held = self._filled = 0
+        # A smaller buffer holds too little to look at; but before the proof every byte counts.
+        self._look_above = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._protocol.connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._protocol.connection_lost(exc)
+
+    def eof_received(self) -> bool | None:
+        return self._protocol.eof_received()  # type: ignore[no-any-return]
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        room = self._room(sizehint)
+        self._held = self._size - len(room)
+        return room if len(room) <= READ else room[:READ]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        size, taken = self._size, self._held + nbytes
+        if 100 * taken // size > _TENTHS or size - taken <= _SPARE:
+            self._size = size = 2 * size
+        self._feed(nbytes)
+        if size > self._look_above:
+            self._look(taken)
+
+    def _look(self, taken: int) -> None:
+        """What is left of it, now that all frames that were complete have been handled?"""
+        link = self._protocol.listener
+        if link is None:
+            return  # no upgrade yet, and picows bounds that by itself (16 KiB)
+        room = self._room(-1)
+        held = self._size - len(room)
+        self._filled = max(self._filled, taken)
+        link.hold(held)
+        if self._filled > LARGE and held <= FREE:
+            give_back(room[: self._filled - held])
+            self._filled = held
+        if link.limit > FREE:
+            self._look_above = FREE
+            if link.events.known and not self._transport.is_closing():
+                self._transport.set_protocol(self._protocol)
+
+
+def _no_advice(view: memoryview) -> None:
+    """This system cannot be told."""
+
+
+def _libc_advice() -> Callable[[memoryview], None]:
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+    def advise(view: memoryview) -> None:
+        if not view:
+            return
+        start = ctypes.addressof(ctypes.c_char.from_buffer(view))
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (start + len(view)) // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first:
+            madvise(first, last - first, mmap.MADV_DONTNEED)
+
+    return advise
+
+
+# Gives the pages of a part of a buffer, which is not in use, back to the system; the part stays valid,
+# and its content is lost. Linux and others that have it.
+give_back: Callable[[memoryview], None] = _no_advice if sys.platform == "win32" else _libc_advice()

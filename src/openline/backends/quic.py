@@ -122,12 +122,14 @@ class _Attempt:
         except (OSError, Malformed) as error:
             if call is not None:
                 call.hang_up()
+            call = None  # it holds the error, whose traceback holds this frame
             no_route = isinstance(error, OSError) and error.errno in NO_ROUTE
             tried = [(path, describe(error))]
             raise Unreachable(str(self._address), tried, no_route=no_route) from None
         except BaseException:
             if call is not None:
                 call.hang_up()
+            call = None
             raise
 
 

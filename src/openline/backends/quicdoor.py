@@ -143,7 +143,7 @@ class QuicDoor:
         """Connections that were accepted here keep the sockets."""
         if self.closed and not self.live:
             for engine in set(self.engines.values()):
-                engine.stop()
+                engine.forget()
             self.engines.clear()
             for port in self._ports:
                 port.close()

@@ -1,9 +1,10 @@
 """Drives one QUIC connection of qh3: datagrams in, events out, its one timer.
 
-qh3 (2.1) keeps the protocol, this keeps time and sockets. Two names of qh3 are used that are not
+qh3 (2.1) keeps the protocol, this keeps time and sockets. Names of qh3 are used that are not
 public, so the dependency is pinned to 2.1: ``QuicConnection._core``, the compiled half, which says
-how many packets were authentic, and ``_drain_core``, which hands over what has been received, and
-with that gives the peer more credit. Not calling it is how a link stops reading.
+how many packets were authentic; ``_drain_core``, which hands over what has been received, and
+with that gives the peer more credit (not calling it is how a link stops reading); and ``_tls`` and
+``_create_tls``, because its two halves keep each other alive.
 """
 
 from __future__ import annotations
@@ -55,9 +56,22 @@ class Quic(QuicConnection):
     # Takes stream data, once the handshake is done.
     sink: Callable[[int, bytes, bool], None] | None = None
 
+    _bridge: Any = None
+
+    def _create_tls(self, remote_source_cid: bytes | None) -> Any:
+        """qh3's TLS, its context and the connection hold each other. After a retry packet there is
+        another one."""
+        before, self._bridge = self._bridge, super()._create_tls(remote_source_cid)
+        if before is not None:
+            vars(before).clear()
+        return self._bridge
+
     def let_go(self) -> None:
         """It is over: tell nobody any more."""
         self.sink = self._session_ticket_handler = self._session_ticket_fetcher = None
+        if self._bridge is not None:
+            vars(self._bridge).clear()
+        self._bridge = self._tls = None
 
     def _drain_core(self) -> None:
         core, sink = self._core, self.sink
@@ -65,7 +79,7 @@ class Quic(QuicConnection):
             if not self.holding:
                 super()._drain_core()
             return
-        while not self.holding:
+        while not self.holding and self.sink is not None:
             native = core.next_event()
             if native is None:
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
 import weakref
@@ -67,8 +68,10 @@ class _Protocol(WSProtocol):  # type: ignore[misc]
         # compiled connection_lost writes to it all the same, which corrupts memory.
         if self.transport is not None:
             super().connection_lost(exc)
-            # asyncio's TLS keeps the protocol's methods, and with them all that has been received.
-            self.transport.underlying_transport.set_protocol(_NO_PROTOCOL)
+            # asyncio's TLS keeps the protocol's methods, and with them all that has been received;
+            # unless it has been closed twice, upon which it knows nothing any more.
+            with contextlib.suppress(AttributeError):
+                self.transport.underlying_transport.set_protocol(_NO_PROTOCOL)
 
 
 # In place of a protocol whose connection is lost.

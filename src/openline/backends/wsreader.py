@@ -24,6 +24,9 @@ from .unfinished import FREE
 READ = 64 * 1024
 # A buffer that has been filled up to here is worth giving back once its frame is complete.
 LARGE = 256 * 1024
+# A client's request at its longest, as picows has it.
+UPGRADE = 16 * 1024
+
 # What picows does with its buffer: how it begins, and when it doubles.
 _SPARE, _TENTHS = 256, 90
 
@@ -78,7 +81,9 @@ class BoundedReader(asyncio.BufferedProtocol):
         """What is left of it, now that all frames that were complete have been handled?"""
         link = self._protocol.listener
         if link is None:
-            return  # no upgrade yet, and picows bounds that by itself (16 KiB)
+            if taken >= UPGRADE:  # picows closes it, too, but over TLS it would wait for the client
+                self._transport.abort()
+            return
         room = self._room(-1)
         held = self._size - len(room)
         self._filled = max(self._filled, taken)

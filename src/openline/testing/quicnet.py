@@ -163,8 +163,8 @@ class SimulatedDoor:
     def _close_if_unused(self) -> None:
         """Connections that were accepted here keep the socket."""
         if self._closed and not self._live:
-            for engine in self._engines.values():
-                engine.stop()
+            for engine in list(self._engines.values()):
+                engine.forget()
             self._engines.clear()
             self._sock.close()
 

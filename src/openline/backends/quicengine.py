@@ -14,11 +14,13 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from qh3.quic import events
 from qh3.quic.connection import QuicConnection, QuicConnectionError
 
+from .sockets import forget_frames
 from .udp import Addr
 
 log = logging.getLogger("openline")
@@ -61,10 +63,12 @@ class Quic(QuicConnection):
     def _create_tls(self, remote_source_cid: bytes | None) -> Any:
         """qh3's TLS, its context and the connection hold each other. After a retry packet there is
         another one."""
-        before, self._bridge = self._bridge, super()._create_tls(remote_source_cid)
+        before, bridge = self._bridge, super()._create_tls(remote_source_cid)
         if before is not None:
             vars(before).clear()
-        return self._bridge
+        bridge.receive_crypto = partial(_receive_crypto, bridge.receive_crypto)  # type: ignore[method-assign]
+        self._bridge = bridge
+        return bridge
 
     def let_go(self) -> None:
         """It is over: tell nobody any more."""
@@ -96,6 +100,15 @@ class Quic(QuicConnection):
             super()._drain_core()
         finally:
             self._core = core
+
+
+def _receive_crypto(receive: Callable[..., None], *data: Any, **where: Any) -> None:
+    """Some of qh3's errors are kept by the very call that raises them, and keep all calls up to the loop."""
+    try:
+        receive(*data, **where)
+    except BaseException as error:
+        forget_frames(error)
+        raise
 
 
 class _Before:

@@ -202,8 +202,9 @@ class Engine:
         # Our streams that exist: to these the core may be written without more ado.
         self._open: set[int] = set()
         self._established = False
-        # Bytes received so far by a handshake.
+        # Bytes received so far by a handshake; and since, until the far end is in (else None).
         self._shaking = 0
+        self.early: int | None = 0
         self._dead = self._stopped = False
         self._moved = False
 
@@ -221,6 +222,8 @@ class Engine:
         try:
             if self._established:
                 assert quic._core is not None
+                if self.early is not None:
+                    self.early += sum(map(len, batch))
                 alive = quic._core.receive_many_datagrams(batch, addr, now)[_ACCEPTED] > 0
                 self._busy = True
                 quic._drain_core()

@@ -37,6 +37,9 @@ HELLO_BYTES = 4096
 # What a visitor may send on other streams before its proof has come: a first window's worth (some
 # ten packets), and what the next two round trips add while the proof is sent again.
 EARLY_BYTES = 256 * 1024
+# All that may come until then: the same again for what is sent twice, and for headers. qh3 keeps what
+# has come out of order, and tells nobody.
+EARLY_DATAGRAMS = 2 * EARLY_BYTES
 # Units over LARGE bytes take turns: so many at a time may have begun and not left. A receiver puts up
 # with the beginnings of MAX_HELD units of full size: that, and what is in flight of others.
 LARGE = 1024 * 1024
@@ -133,7 +136,8 @@ class QuicLink(Link):
     def entered(self) -> None:
         """The far end is in: what came early may be looked at."""
         early, self._early = self._early, None
-        self._early_bytes = 0
+        self._early_bytes, self._engine.early = 0, None
+        self._count()
         for stream, data in (early or {}).items():
             self._take_in(stream, bytes(data))
 
@@ -149,6 +153,12 @@ class QuicLink(Link):
             self.on_connected(event)
 
     def on_alive(self) -> None:
+        early = self._engine.early
+        if early is not None and early > FREE:
+            self._early_bytes = max(self._early_bytes, early)
+            self._count()
+            if early > EARLY_DATAGRAMS:
+                self._fail(PROTOCOL_ERROR, "too much before the proof")
         if self._up and not self._ended:
             self.events.on_alive()
 
@@ -181,10 +191,11 @@ class QuicLink(Link):
 
     def _keep(self, stream: int, data: bytes) -> None:
         assert self._early is not None
-        self._early_bytes += len(data)
-        if self._early_bytes > EARLY_BYTES:
-            raise Malformed("too much before the proof")
         self._early.setdefault(stream, bytearray()).extend(data)
+        kept = sum(map(len, self._early.values()))
+        self._early_bytes = max(self._early_bytes, kept)
+        if kept > EARLY_BYTES:
+            raise Malformed("too much before the proof")
 
     def _count(self) -> None:
         if not self._ended:

@@ -13,12 +13,17 @@ import logging
 
 from ..core.share import Share
 from .base import TOO_BIG, Link
+from .pages import trim
 
 log = logging.getLogger("openline")
 
 # A connection may hold so much without being counted: a frame of that size is not worth the look at
 # every read. Connections are bounded by themselves.
 FREE = 16 * 1024
+# When connections end that held so much, what is free of the heap goes back to the system: at most once
+# in so many seconds, as that takes milliseconds.
+TRIM_FROM = 1024 * 1024
+TRIM_EVERY = 0.25
 # Seconds between two warnings; each says how many have been cut since the one before.
 WARN_EVERY = 60.0
 
@@ -32,6 +37,7 @@ class Unfinished:
         self.cut = 0
         self._told = 0
         self._warned_at = float("-inf")
+        self._trim: asyncio.TimerHandle | None = None
 
     @property
     def used(self) -> int:
@@ -50,10 +56,22 @@ class Unfinished:
 
     def remove(self, link: Link) -> None:
         """It has ended."""
+        held = self._share.held_by(link)
         self._share.remove(link)
+        if held >= TRIM_FROM:
+            self._trim_soon()
+
+    def _trim_soon(self) -> None:
+        if self._trim is None:
+            self._trim = asyncio.get_running_loop().call_later(TRIM_EVERY, self._trim_now)
+
+    def _trim_now(self) -> None:
+        self._trim = None
+        trim()
 
     def _cut(self, link: Link) -> None:
         self.cut += 1
+        self._trim_soon()
         limit = self._share.limit
         link.cut(TOO_BIG, f"strangers hold more than {limit} bytes of unfinished messages here")
         now = asyncio.get_running_loop().time()

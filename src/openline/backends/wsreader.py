@@ -9,21 +9,21 @@ of its buffer is taken.
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import mmap
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from picows.picows import WSProtocol  # type: ignore[attr-defined]
 
+from .pages import give_back
 from .unfinished import FREE
 
 # Read at a time at most, so that a burst of small frames does not make the buffer grow: what has
 # come in one read is handled before the next.
-READ = 64 * 1024
-# A buffer that has been filled up to here is worth giving back once its frame is complete.
+READ = 256 * 1024
+# A buffer that has been filled up to here is worth giving back when its frame is complete; not for every
+# frame, so that a stream of large ones costs nothing, and soon, so that a flood of them holds little.
 LARGE = 256 * 1024
+GIVE_BACK_AFTER = 0.1
 # A client's request at its longest, as picows has it.
 UPGRADE = 16 * 1024
 
@@ -34,7 +34,17 @@ _SPARE, _TENTHS = 256, 90
 class BoundedReader(asyncio.BufferedProtocol):
     """The protocol of an accepted connection; picows's own takes over where the peer is known."""
 
-    __slots__ = ("_feed", "_filled", "_held", "_look_above", "_protocol", "_room", "_size", "_transport")
+    __slots__ = (
+        "_feed",
+        "_filled",
+        "_held",
+        "_look_above",
+        "_protocol",
+        "_room",
+        "_size",
+        "_timer",
+        "_transport",
+    )
 
     def __init__(self, protocol: WSProtocol, buffer: int) -> None:
         """``buffer``: the size that picows begins with."""
@@ -47,12 +57,14 @@ class BoundedReader(asyncio.BufferedProtocol):
         self._held = self._filled = 0
         # A smaller buffer holds too little to look at; but before the proof every byte counts.
         self._look_above = 0
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
         self._protocol.connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
         self._protocol.connection_lost(exc)
 
     def eof_received(self) -> bool | None:
@@ -88,35 +100,24 @@ class BoundedReader(asyncio.BufferedProtocol):
         held = self._size - len(room)
         self._filled = max(self._filled, taken)
         link.hold(held)
-        if self._filled > LARGE and held <= FREE:
-            give_back(room[: self._filled - held])
-            self._filled = held
+        if self._filled > LARGE and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(GIVE_BACK_AFTER, self._give_back)
         if link.limit > FREE:
             self._look_above = FREE
             if link.events.known and not self._transport.is_closing():
+                self._stop()
                 self._transport.set_protocol(self._protocol)
 
+    def _give_back(self) -> None:
+        self._timer = None
+        room = self._room(-1)
+        held = self._size - len(room)
+        if held <= FREE:
+            give_back(room[: self._filled - held])
+            self._filled = held
+        # Else its frame is not complete, and what comes next will bring this about again.
 
-def _no_advice(view: memoryview) -> None:
-    """This system cannot be told."""
-
-
-def _libc_advice() -> Callable[[memoryview], None]:
-    madvise = ctypes.CDLL(None, use_errno=True).madvise
-    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-
-    def advise(view: memoryview) -> None:
-        if not view:
-            return
-        start = ctypes.addressof(ctypes.c_char.from_buffer(view))
-        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        last = (start + len(view)) // mmap.PAGESIZE * mmap.PAGESIZE
-        if last > first:
-            madvise(first, last - first, mmap.MADV_DONTNEED)
-
-    return advise
-
-
-# Gives the pages of a part of a buffer, which is not in use, back to the system; the part stays valid,
-# and its content is lost. Linux and others that have it.
-give_back: Callable[[memoryview], None] = _no_advice if sys.platform == "win32" else _libc_advice()
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

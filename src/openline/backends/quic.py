@@ -19,8 +19,9 @@ from ..errors import Error, IdentityConflict, Refused, Unreachable
 from .acceptor import bind
 from .base import CONFLICT, REFUSED, Doorkeeper, LinkEvents, OnBad
 from .certificates import TlsFiles
+from .quiccore import Quic
 from .quicdoor import QuicDoor
-from .quicengine import IDLE, Engine, Quic
+from .quicengine import IDLE, Engine
 from .quiclink import QuicLink
 from .quictls import ClientTickets, Trust, client_configuration, shown_by
 from .race import AllFailed, Race, merged

@@ -23,7 +23,8 @@ from ..core.selection import Endpoint
 from ..errors import Error, IdentityConflict
 from .base import CONFLICT, PROTOCOL_ERROR, REFUSED, Doorkeeper, OnBad
 from .certificates import Made
-from .quicengine import IDLE, Engine, Quic
+from .quiccore import Quic
+from .quicengine import IDLE, Engine
 from .quiclink import QuicLink
 from .quictls import RetryTokens, ServerTickets, Shown
 from .sockets import ip_of, prepare_udp

@@ -18,7 +18,18 @@ from typing import Any
 from picows.picows import WSProtocol, WSTransport  # type: ignore[attr-defined]
 
 from .. import admission
-from ..backends import acceptor, memlink, memory, quic, quicdoor, quicengine, quiclink, wslink, wsreader
+from ..backends import (
+    acceptor,
+    memlink,
+    memory,
+    quic,
+    quiccore,
+    quicdoor,
+    quicengine,
+    quiclink,
+    wslink,
+    wsreader,
+)
 from ..backends.base import Visitor
 from ..connection import Connection
 
@@ -36,7 +47,7 @@ KINDS: tuple[type[Any], ...] = (
     memory._Call,
     quiclink.QuicLink,
     quicengine.Engine,
-    quicengine.Quic,
+    quiccore.Quic,
     quicdoor._Visit,
     quic._Call,
 )

@@ -18,6 +18,7 @@ from .address import Address
 from .backends.base import CONFLICT as CONFLICT_CODE
 from .backends.base import POLICY, Link, LinkEvents, OnBad, Visitor
 from .backends.tls import fingerprint, pin_of
+from .backends.unfinished import Unfinished
 from .config import Config
 from .core.frames import Malformed, Proof, decode_frame, encode_proof
 from .core.handshake import (
@@ -73,6 +74,7 @@ class Admission:
         on_copy: Callable[[str, str], None] = lambda node_id, where: None,
     ) -> None:
         self.identity = identity
+        self.unfinished = Unfinished(config.stranger_buffer)
         self.renew_instance()
         self.ports: tuple[int, ...] = ()
         self._config = config
@@ -260,6 +262,8 @@ def _entered(hello: Hello, transcript: Transcript) -> Hello:
 class _Threshold:
     """Events of an accepted link until its proof has come: the first frame, or nothing."""
 
+    known = False
+
     def __init__(
         self, door: Admission, link: Link, visitor: Visitor, entered: Callable[[], None], patience: float
     ) -> None:
@@ -291,14 +295,21 @@ class _Threshold:
         if not isinstance(frame, Proof):
             raise Malformed("the first frame is not a proof")
         self._timer.cancel()
-        self._link.limit = self._limit
+        link = self._link
+        link.limit = self._limit
         try:
-            self._link.events = self._door.let_in(self._link, self._visitor, frame)
+            link.events = self._door.let_in(link, self._visitor, frame)
         except IdentityConflict as error:
             self._turn_away(CONFLICT_CODE, str(error))
             return
-        self._entered()
-        del self._timer, self._visitor, self._entered  # this object may outlive its use
+        entered = self._entered
+        self._let_go()
+        entered()
+
+    def _let_go(self) -> None:
+        """Its use is over: no circle keeps the link, nor what came with the hello."""
+        self._timer.cancel()
+        del self._timer, self._visitor, self._entered, self._link
 
     def on_text(self, data: memoryview) -> None:
         if self._turned_away:
@@ -324,7 +335,7 @@ class _Threshold:
         """Nothing waits to be written."""
 
     def on_closed(self, reason: str) -> None:
-        self._timer.cancel()
+        entered = self._entered
         who = f"{self._link.endpoint.remote} (node id {self._visitor.hello.node_id}, not proven)"
         if self._overdue:
             self._door.on_bad(who, "no proof came")
@@ -332,4 +343,5 @@ class _Threshold:
             self._door.on_bad(who, reason)
         else:
             log.debug("gone before it had proven itself: %s: %s", who, reason)
-        self._entered()  # out of the unfinished handshakes; it has been told
+        self._let_go()
+        entered()  # out of the unfinished handshakes; it has been told

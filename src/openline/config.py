@@ -21,6 +21,11 @@ Count = Annotated[int, Meta(ge=1)]
 # Peers remember for twice as long what they have had.
 MAX_RESUME_TIMEOUT = 3600.0
 
+# Messages of full size that all strangers together may have begun and not finished. A frame may carry
+# others, its kind and a count besides such a message.
+STRANGER_MESSAGES = 4
+MESSAGE_OVERHEAD = 64 * 1024
+
 PlainReuse = Literal["unambiguous", "newest", "never"]
 BackendName = Literal["quic", "websocket"]
 
@@ -133,6 +138,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     # One message, both ways. The ws package accepts 100 MiB by default; agents send far less.
     max_message_size: Count = 16 * 1024 * 1024
+    # Unfinished input of all strangers together: beginnings of frames, fragments, units of QUIC. None is
+    # four messages of full size: as many large ones a node has under way at a time, and a plain peer one.
+    # Beyond it whoever holds the most is cut. Peers that this program knows are not counted.
+    stranger_buffer_bytes: Count | None = None
     # Unsent bytes on a connection before senders wait: several loopback round trips, little memory.
     write_high_water: Count = 256 * 1024
     # Messages and bytes waiting per (peer, stream) before that stream's sender is held back.
@@ -165,6 +174,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             raise ValueError(f"plain_reuse must be one of {get_args(PlainReuse)}, not {self.plain_reuse!r}")
         if self.backoff_max < self.backoff_min:
             raise ValueError("backoff_max must not be smaller than backoff_min")
+
+    @property
+    def stranger_buffer(self) -> int:
+        """``stranger_buffer_bytes``, or its default."""
+        return self.stranger_buffer_bytes or STRANGER_MESSAGES * (self.max_message_size + MESSAGE_OVERHEAD)
 
     @property
     def certified(self) -> bool:

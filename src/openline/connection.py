@@ -124,6 +124,10 @@ class Connection(Outlet):
         """Good enough to be taken without looking at any other."""
         return self.state is State.LIVE and not self.link.congested
 
+    @property
+    def known(self) -> bool:
+        return self.peer.known
+
     # Liveness ------------------------------------------------------------------------------------
 
     def set_state(self, state: State) -> None:
@@ -288,6 +292,7 @@ class Connection(Outlet):
                 answer.set_exception(ConnectionResetError(reason))
         self._hub.on_lost(self, reason)
         self._tell()
+        self._callbacks.clear()  # the last there was to tell; who is told may hold this connection
 
     def _complain(self, error: Malformed) -> None:
         """A message of a plain peer that cannot be read: dropped, counted, logged once."""

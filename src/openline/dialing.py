@@ -71,6 +71,8 @@ class Dialer:
         except Unreachable:
             if flight.scheme == address.scheme or address.scheme is not None:
                 raise
+        finally:
+            del flight  # its result holds the error, whose traceback holds this frame
         # That dial was bound to a scheme, and this address is not: there may be other ways.
         return await self.connect(address)
 

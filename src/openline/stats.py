@@ -41,7 +41,8 @@ class Stats(Counters):
 
     ``active`` is the number of live connections, ``idle`` how many of them have carried nothing
     since the last liveness tick, ``pending_handshakes`` connections that are not open yet and
-    ``handshakes_evicted`` those pushed out by a flood. ``backends`` counts the live connections by
+    ``handshakes_evicted`` those pushed out by a flood. ``strangers_cut`` counts connections cut because
+    strangers together held too much that was not finished. ``backends`` counts the live connections by
     what really carries them. ``certificate_days`` is how long the certificate of ``Config.tls`` is
     good for, less than 0 when it has expired; None without one.
     """
@@ -50,6 +51,7 @@ class Stats(Counters):
     idle: int = 0
     pending_handshakes: int = 0
     handshakes_evicted: int = 0
+    strangers_cut: int = 0
     backends: dict[str, int] = {}
     certificate_days: float | None = None
 

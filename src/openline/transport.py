@@ -285,6 +285,7 @@ class Transport:
             idle=idle,
             pending_handshakes=sum(a.pending for a in acceptors),
             handshakes_evicted=sum(a.evicted for a in acceptors),
+            strangers_cut=self._board.door.unfinished.cut,
             backends=dict(Counter(connection.link.backend for connection in connections)),
             certificate_days=files.shown.days if files is not None else None,
         )

@@ -37,10 +37,11 @@ class Watch:
         self._on_tick = on_tick
         self._interval = hub.config.ping_interval
         self._tick_length = max(MIN_TICK, self._interval / TICKS_PER_INTERVAL)
-        self._connections: dict[Connection, None] = {}
+        # Each with the tick in which it is due.
+        self._connections: dict[Connection, int] = {}
         self._plain: dict[Connection, None] = {}
         # What is due in which tick, counted from the start.
-        self._buckets: dict[int, list[Connection]] = {}
+        self._buckets: dict[int, dict[Connection, None]] = {}
         self._start = hub.loop.time()
         self._tick_number = 0
         self._pong_every = min(PONG_EVERY, self._interval / 2)
@@ -48,14 +49,14 @@ class Watch:
         self._schedule()
 
     def add(self, connection: Connection) -> None:
-        self._connections[connection] = None
         if connection.plain:
             self._plain[connection] = None
         self._enter(connection)
 
     def remove(self, connection: Connection) -> None:
-        """It leaves its bucket when that comes up."""
-        self._connections.pop(connection, None)
+        number = self._connections.pop(connection, None)
+        if number in self._buckets:
+            self._buckets[number].pop(connection, None)
         self._plain.pop(connection, None)
         self._hub.paused.pop(connection, None)
 
@@ -63,7 +64,8 @@ class Watch:
         self._timer.cancel()
 
     def _enter(self, connection: Connection) -> None:
-        self._buckets.setdefault(self._number(connection.liveness.due), []).append(connection)
+        number = self._connections[connection] = self._number(connection.liveness.due)
+        self._buckets.setdefault(number, {})[connection] = None
 
     def _number(self, due: float) -> int:
         """The tick in which something is due; the next one where that has passed."""
@@ -81,6 +83,8 @@ class Watch:
         if late > self._tick_length:
             self._forgive(now, late)
         for connection in self._take_due(now):
+            if connection not in self._connections:
+                continue  # gone by what was done to another one in this tick
             if connection.reading_paused:
                 connection.liveness.hold(now)
             else:
@@ -99,7 +103,7 @@ class Watch:
         while self._tick_number < last:
             self._tick_number += 1
             due += self._buckets.pop(self._tick_number, ())
-        return [connection for connection in due if connection in self._connections]
+        return due
 
     def _forgive(self, now: float, late: float) -> None:
         """Our loop stalled, or the machine slept: what has arrived since is still unread.
@@ -113,7 +117,9 @@ class Watch:
         log.info("stalled for %.1f s: probing all connections before judging any", late)
         for connection in self._connections:
             connection.liveness.wait_for_probe(now)
-        self._buckets = {self._number(now): list(self._connections)}
+        number = self._number(now)
+        self._connections = dict.fromkeys(self._connections, number)
+        self._buckets = {number: dict.fromkeys(self._connections)}
 
     def _check(self, connection: Connection, now: float) -> None:
         progress, cap = connection.link.progress, self._hub.config.progress_cap

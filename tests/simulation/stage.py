@@ -15,6 +15,7 @@ import msgspec
 from openline import Config, Identity, Message, Peer, Receipt, Transport, Unreachable
 from openline.address import Address
 from openline.backends.base import Door, Link, LinkEvents, Visitor
+from openline.backends.unfinished import Unfinished
 from openline.connection import Connection
 from openline.core.frames import (
     HEADROOM,
@@ -210,6 +211,7 @@ class End:
         self.closed: str | None = None
         # Acknowledge what comes, in a frame of its own.
         self.polite = False
+        self.known = False
         self.positions: dict[StreamId, int] = {}
         # The number of the next message that ``post`` sends.
         self.numbers: dict[StreamId, int] = {}
@@ -291,6 +293,7 @@ class Puppet:
     def __init__(self, host: Host, identity: Identity | None = None, port: int = PORT) -> None:
         self.host = host
         self.identity = identity or Identity()
+        self.unfinished = Unfinished(Config().stranger_buffer)
         self.instance = secrets.token_urlsafe(16)
         self.address = f"{host.ips[0]}:{port}"
         self.port = port

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..address import join
-from .sockets import ip_of, prepare_udp
+from .sockets import forget_frames, ip_of, prepare_udp
 
 log = logging.getLogger("openline")
 
@@ -41,6 +41,9 @@ _CLIENT_FAILED = (
 # spinning.
 _RETRY_ACCEPT = 0.5
 BACKLOG = 1024
+
+# How long a client's answer to TLS's goodbye is waited for. Nothing depends on it, and it holds a socket.
+TLS_GOODBYE = 1.0
 
 # Connections accepted in a row before the loop gets a turn: a flood must not keep it.
 ACCEPTS_PER_TURN = 64
@@ -104,7 +107,7 @@ class Acceptor:
         await asyncio.gather(*self._accepting, return_exceptions=True)
         for sock in self._sockets:
             sock.close()
-        tasks = [self._cut(pending) for pending in list(self._pending)]
+        tasks = [task for pending in list(self._pending) for task in self._cut(pending)]
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _accept(self, listening: socket.socket) -> None:
@@ -133,13 +136,15 @@ class Acceptor:
         pending.task = asyncio.ensure_future(self._handshake(pending))
         pending.task.add_done_callback(pending.close)
 
-    def _cut(self, pending: _Pending) -> asyncio.Task[None]:
-        """End a handshake now, also where its task has not had a turn yet."""
+    def _cut(self, pending: _Pending) -> list[asyncio.Task[None]]:
+        """End a handshake now, also where its task has not had a turn yet. Returns what is to end."""
         self._pending.pop(pending, None)
         if pending.transport is not None:
             pending.transport.abort()
+        if pending.task is None:
+            return []
         pending.task.cancel()
-        return pending.task
+        return [pending.task]
 
     def _end(self, pending: _Pending, good: bool | None, reason: str = "no WebSocket upgrade") -> None:
         """A handshake is over; once for each, and not for those that we have cut."""
@@ -162,10 +167,13 @@ class Acceptor:
                     pending.sock,
                     ssl=self._context() if self._context is not None else None,
                     ssl_handshake_timeout=self._timeout if self._context else None,
+                    ssl_shutdown_timeout=TLS_GOODBYE if self._context else None,
                 )
-        except TimeoutError:
+        except TimeoutError as error:
+            forget_frames(error)
             self._end(pending, False, "unfinished handshake")
         except OSError as error:
+            forget_frames(error)
             # ssl.SSLError is one: a failed TLS handshake costs its own connection only.
             why = str(error) or "ended by the client, which may not trust this certificate"
             self._end(pending, False, f"handshake failed: {why}")
@@ -218,13 +226,14 @@ class _Pending:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.peer = _peer_of(sock)
-        self.task: asyncio.Task[None]
+        self.task: asyncio.Task[None] | None = None
         self.transport: Any = None
         # A transport owns the socket now, and closes it when the task is cancelled.
         self.handed_over = False
 
     def close(self, task: asyncio.Task[None]) -> None:
         """The task is over, or was cancelled before it began."""
+        self.task = None  # it may keep an error, whose traceback keeps this
         if not self.handed_over:
             self.sock.close()
 

@@ -11,7 +11,7 @@ import random
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..address import Address
 from ..config import Config
@@ -20,6 +20,9 @@ from ..core.handshake import Hello, Transcript
 from ..core.liveness import Progress
 from ..core.selection import Endpoint
 from ..identity import Identity
+
+if TYPE_CHECKING:
+    from .unfinished import Unfinished
 
 # Close codes, RFC 6455 section 7.4.1, and 4000 to 4999 for private use.
 NORMAL, GOING_AWAY, PROTOCOL_ERROR, POLICY, TOO_BIG = 1000, 1001, 1002, 1008, 1009
@@ -50,6 +53,11 @@ def closed_with(reason: str) -> int | None:
 class LinkEvents(Protocol):
     """What a connection is told. ``data`` is valid only during the call."""
 
+    @property
+    def known(self) -> bool:
+        """Has this program a reason to know the far side? Else what it takes is a stranger's."""
+        ...
+
     def on_text(self, data: memoryview) -> None: ...
     def on_binary(self, data: memoryview) -> None: ...
     def on_ping(self, payload: bytes) -> None: ...
@@ -73,6 +81,25 @@ class LinkEvents(Protocol):
     def on_closed(self, reason: str) -> None:
         """The link is gone. Called exactly once, after which nothing is called."""
         ...
+
+
+class _Nobody:
+    """Whom a link tells once it has told its end."""
+
+    known = False
+
+    def on_text(self, data: memoryview) -> None: ...
+    def on_binary(self, data: memoryview) -> None: ...
+    def on_ping(self, payload: bytes) -> None: ...
+    def on_pong(self, payload: bytes) -> None: ...
+    def on_alive(self) -> None: ...
+    def on_silent(self) -> None: ...
+    def on_moved(self, ip: str, port: int) -> None: ...
+    def on_writable(self) -> None: ...
+    def on_closed(self, reason: str) -> None: ...
+
+
+NOBODY: LinkEvents = _Nobody()
 
 
 class Link(ABC):
@@ -123,6 +150,10 @@ class Link(ABC):
         """Cut the link now; ``on_closed`` follows."""
 
     @abstractmethod
+    def cut(self, code: int, reason: str) -> None:
+        """Tell the peer why, as far as that can be done now, and be gone: nothing is waited for."""
+
+    @abstractmethod
     def pause_reading(self) -> None: ...
 
     @abstractmethod
@@ -166,6 +197,8 @@ class Doorkeeper(Protocol):
     """
 
     identity: Identity
+    # What links hold that has not come whole.
+    unfinished: Unfinished
 
     def hello(self, certified: bool = False) -> str:
         """A client: our hello, fresh for this dial. ``certified``: it is held to pins or a CA."""

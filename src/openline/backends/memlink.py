@@ -11,7 +11,7 @@ from ..core.doubt import Sending
 from ..core.frames import FRAME_BYTES, HEADROOM, Batched, Malformed, TooBig, decode_frame
 from ..core.liveness import Progress
 from ..core.selection import Endpoint
-from .base import FRAGMENT, PROTOCOL_ERROR, TOO_BIG, Link, LinkEvents
+from .base import FRAGMENT, NOBODY, PROTOCOL_ERROR, TOO_BIG, Link, LinkEvents
 
 TEXT, BINARY, PART, PING, PONG, CLOSE = "text", "binary", "part", "ping", "pong", "close"
 # What a frame takes besides its payload.
@@ -93,7 +93,7 @@ class MemoryLink(Link):
 
     def __init__(self, sock: Socket, endpoint: Endpoint, config: Config) -> None:
         self.endpoint = endpoint
-        self.events: LinkEvents
+        self.events: LinkEvents = NOBODY
         self.congested = False
         # Told when the link is over, before its events are.
         self.ended: Callable[[str], None] | None = None
@@ -156,6 +156,14 @@ class MemoryLink(Link):
             self._put((CLOSE, code, reason[:120]), HEADER)
         self._end()
 
+    def cut(self, code: int, reason: str) -> None:
+        if not self._over:
+            self._why = self._why or f"cut: {reason}"
+            if not self._closing:
+                self._outbox.clear()
+                self._put((CLOSE, code, reason[:120]), HEADER)
+            self._end()
+
     def _end(self) -> None:
         if self._over:
             return
@@ -167,9 +175,12 @@ class MemoryLink(Link):
 
     def _tell_end(self) -> None:
         self._why = self._why or "connection lost"
-        if self.ended is not None:
-            self.ended(self._why)
-        self.events.on_closed(self._why)
+        ended, self.ended = self.ended, None
+        if ended is not None:
+            ended(self._why)
+        # Whoever is told may hold this link; that must not be a circle.
+        events, self.events = self.events, NOBODY
+        events.on_closed(self._why)
 
     # Writing -------------------------------------------------------------------------------------
 

@@ -19,9 +19,9 @@ from ..errors import Error, IdentityConflict, Refused, Unreachable
 from .acceptor import bind
 from .base import CONFLICT, REFUSED, Doorkeeper, LinkEvents, OnBad
 from .certificates import TlsFiles
+from .quiccore import Quic
 from .quicdoor import QuicDoor
 from .quicengine import IDLE, Engine
-from .quichold import Quic
 from .quiclink import QuicLink
 from .quictls import ClientTickets, Trust, client_configuration, shown_by
 from .race import AllFailed, Race, merged
@@ -126,12 +126,14 @@ class _Attempt:
         except (OSError, Malformed) as error:
             if call is not None:
                 call.hang_up()
+            call = None  # it holds the error, whose traceback holds this frame
             no_route = isinstance(error, OSError) and error.errno in NO_ROUTE
             tried = [(path, describe(error))]
             raise Unreachable(str(self._address), tried, no_route=no_route) from None
         except BaseException:
             if call is not None:
                 call.hang_up()
+            call = None
             raise
 
 
@@ -160,7 +162,9 @@ class _Call:
         self._engine.on_finished, self._engine.on_silence = self._finished, self._on_silence
         ip, port = ip_of(sockaddr), sockaddr[1]
         endpoint = Endpoint("outbound", ip, port, target=address, secure=True, backend="quic")
-        self._link = link = QuicLink(self._engine, endpoint, backend.config, client=True)
+        self._link = link = QuicLink(
+            self._engine, endpoint, backend.config, True, backend.doorkeeper.unfinished
+        )
         link.on_connected, link.on_hello, link.on_failed = self._connected, self._greeted, self._failed
         link.on_narrow = self._too_narrow
         self._hello = backend.doorkeeper.hello(named and backend.config.certified)
@@ -346,6 +350,6 @@ class _Call:
 
     def _finished(self) -> None:
         """Over: a goodbye has been said, or nobody is there to hear one."""
-        self._engine.stop()
+        self._engine.forget()
         self._datagrams.close()
         self._settle(Malformed("the connection ended during the handshake"))

@@ -23,8 +23,8 @@ from ..core.selection import Endpoint
 from ..errors import Error, IdentityConflict
 from .base import CONFLICT, PROTOCOL_ERROR, REFUSED, Doorkeeper, OnBad
 from .certificates import Made
+from .quiccore import Quic
 from .quicengine import IDLE, Engine
-from .quichold import Quic
 from .quiclink import QuicLink
 from .quictls import RetryTokens, ServerTickets, Shown
 from .sockets import ip_of, prepare_udp
@@ -144,7 +144,7 @@ class QuicDoor:
         """Connections that were accepted here keep the sockets."""
         if self.closed and not self.live:
             for engine in set(self.engines.values()):
-                engine.stop()
+                engine.forget()
             self.engines.clear()
             for port in self._ports:
                 port.close()
@@ -323,7 +323,7 @@ class _Visit:
         self._over = False
         self._family = socket.AF_INET if ":" not in ip_of(addr) else socket.AF_INET6
         endpoint = Endpoint("inbound", ip_of(addr), addr[1], secure=True, backend="quic")
-        self._link = link = QuicLink(engine, endpoint, door.config, client=False)
+        self._link = link = QuicLink(engine, endpoint, door.config, False, door.doorkeeper.unfinished)
         link.on_hello = self._on_hello
         link.on_failed, link.on_ended = self._on_failed, self._on_ended
         link.on_narrow = self._on_narrow

@@ -1,9 +1,7 @@
 """Drives one QUIC connection of qh3: datagrams in, events out, its one timer.
 
-qh3 (2.1) keeps the protocol, this keeps time and sockets. The dependency is pinned to 2.1, because names
-of qh3 are used that are not public: ``QuicConnection._core``, the compiled half, which says how many
-packets were authentic; ``_drain_core`` (``quichold.py``); and what the peer said in the handshake
-(``quicsize.py``).
+qh3 (2.1) keeps the protocol (``quiccore``), this keeps time and sockets; ``quicsize`` says how large
+datagrams may be.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from qh3.quic import events
 from qh3.quic.connection import QuicConnectionError
 
 from ..core.doubt import Sending
-from .quichold import Quic
+from .quiccore import Quic
 from .quicsize import MIN_DATAGRAM, datagram_size, shrink
 from .udp import Addr
 
@@ -79,6 +77,28 @@ class User(Protocol):
         ...
 
 
+class _NoUser:
+    """In place of a user that has been told of the end, for nothing follows."""
+
+    def on_handshake(self, event: events.HandshakeCompleted) -> None: ...
+    def on_stream_data(self, stream: int, data: bytes, end: bool) -> None: ...
+    def on_pong(self, uid: int) -> None: ...
+    def on_alive(self) -> None: ...
+    def on_moved(self, addr: Addr) -> None: ...
+    def on_silent(self) -> None: ...
+    def on_sent(self, waiting: int) -> None: ...
+    def on_over(self, code: int, by_program: bool, reason: str) -> None: ...
+    def on_too_small(self) -> None: ...
+
+
+NO_USER: User = _NoUser()
+
+
+def _nowhere(batch: list[bytes], addr: Addr) -> int:
+    """Where datagrams of a connection go of which nothing is left."""
+    return 0
+
+
 class Engine:
     """One connection, client or server. ``send(batch, addr)`` takes its datagrams, and returns the size
     of one that is too large for this host's way there."""
@@ -113,8 +133,9 @@ class Engine:
         # Our streams that exist: to these the core may be written without more ado.
         self._open: set[int] = set()
         self._established = False
-        # Bytes received so far by a handshake.
+        # Bytes received so far by a handshake; and since, until the far end is in (else None).
         self._shaking = 0
+        self.early: int | None = 0
         self._dead = self._stopped = False
         self._moved = False
 
@@ -132,6 +153,8 @@ class Engine:
         try:
             if self._established:
                 assert quic._core is not None
+                if self.early is not None:
+                    self.early += sum(map(len, batch))
                 alive = quic._core.receive_many_datagrams(batch, addr, now)[_ACCEPTED] > 0
                 self._busy = True
                 quic._drain_core()
@@ -229,7 +252,10 @@ class Engine:
         self.stop()
         if self.on_gone is not None:
             self.on_gone()
-            self.on_gone = None
+        # Whoever is told of something holds this; no circle shall keep it.
+        self.on_gone = self.on_id = self.on_silence = None
+        self.send = _nowhere
+        self.quic.let_go()
 
     def hold(self) -> None:
         """Hand nothing over; packets are still received, and acknowledged."""

@@ -21,10 +21,11 @@ from ..core.frames import FRAME_BYTES, HEADROOM, Malformed, TooBig
 from ..core.selection import Endpoint
 from ..core.tracks import MAX_TRACKS
 from ..core.units import ANSWER, BINARY, GOODBYE, HELLO, TEXT, UnitReader, goodbye, header, read_goodbye
-from .base import NORMAL, PROTOCOL_ERROR, TOO_BIG, Link, LinkEvents
-from .quicengine import Engine
+from .base import NOBODY, NORMAL, PROTOCOL_ERROR, TOO_BIG, Link, LinkEvents
+from .quicengine import NO_USER, Engine
 from .sockets import ip_of
 from .udp import Addr
+from .unfinished import FREE, Unfinished
 
 log = logging.getLogger("openline")
 
@@ -37,6 +38,9 @@ HELLO_BYTES = 4096
 # What a visitor may send on other streams before its proof has come: a first window's worth (some
 # ten packets), and what the next two round trips add while the proof is sent again.
 EARLY_BYTES = 256 * 1024
+# All that may come until then: the same again for what is sent twice, and for headers. qh3 keeps what
+# has come out of order, and tells nobody.
+EARLY_DATAGRAMS = 2 * EARLY_BYTES
 # Units over LARGE bytes take turns: so many at a time may have begun and not left. A receiver puts up
 # with the beginnings of MAX_HELD units of full size: that, and what is in flight of others.
 LARGE = 1024 * 1024
@@ -55,9 +59,11 @@ class QuicLink(Link):
     multiplexed = True
     answers_pings = True
 
-    def __init__(self, engine: Engine, endpoint: Endpoint, config: Config, client: bool) -> None:
+    def __init__(
+        self, engine: Engine, endpoint: Endpoint, config: Config, client: bool, unfinished: Unfinished
+    ) -> None:
         self.endpoint = endpoint
-        self.events: LinkEvents
+        self.events: LinkEvents = NOBODY
         self._limit = HELLO_BYTES
         self.full_limit = config.max_message_size + _FRAME_OVERHEAD
         self._high_water = config.write_high_water
@@ -78,8 +84,10 @@ class QuicLink(Link):
         # Units that come before the far end is in.
         self._early: dict[int, bytearray] | None = {}
         self._early_bytes = 0
-        # Bytes of units that have not come whole.
+        # Bytes of units that have not come whole; and are they, and what came early, counted?
         self._held = 0
+        self._counted = False
+        self._unfinished = unfinished
         self._sent = self._received = 0
         # Bytes that may not have left, at most: what had not when it was last looked, and all since.
         self._unsent = 0
@@ -130,6 +138,8 @@ class QuicLink(Link):
     def entered(self) -> None:
         """The far end is in: what came early may be looked at."""
         early, self._early = self._early, None
+        self._early_bytes, self._engine.early = 0, None
+        self._count()
         for stream, data in (early or {}).items():
             self._take_in(stream, bytes(data))
 
@@ -145,6 +155,12 @@ class QuicLink(Link):
             self.on_connected(event)
 
     def on_alive(self) -> None:
+        early = self._engine.early
+        if early is not None and early > FREE:
+            self._early_bytes = max(self._early_bytes, early)
+            self._count()
+            if early > EARLY_DATAGRAMS:
+                self._fail(PROTOCOL_ERROR, "too much before the proof")
         if self._up and not self._ended:
             self.events.on_alive()
 
@@ -167,6 +183,8 @@ class QuicLink(Link):
                 take = self._on_unit if stream != self._theirs else self._on_control
                 reader.feed(data, self._limit, take)
                 self._held += reader.held
+            if self._held > FREE or self._counted or self._early_bytes > FREE:
+                self._count()
         except Malformed as error:
             self._fail(TOO_BIG if isinstance(error, TooBig) else PROTOCOL_ERROR, str(error))
         except Exception:
@@ -175,10 +193,17 @@ class QuicLink(Link):
 
     def _keep(self, stream: int, data: bytes) -> None:
         assert self._early is not None
-        self._early_bytes += len(data)
-        if self._early_bytes > EARLY_BYTES:
-            raise Malformed("too much before the proof")
         self._early.setdefault(stream, bytearray()).extend(data)
+        kept = sum(map(len, self._early.values()))
+        self._early_bytes = max(self._early_bytes, kept)
+        if kept > EARLY_BYTES:
+            raise Malformed("too much before the proof")
+
+    def _count(self) -> None:
+        if not self._ended:
+            size = self._held + self._early_bytes
+            self._counted = size > FREE
+            self._unfinished.set(self, size)
 
     def _feed(self, stream: int, data: bytes) -> None:
         reader = self._readers.get(stream)
@@ -318,6 +343,12 @@ class QuicLink(Link):
         self._engine.close(code, reason)
         self._end()
 
+    def cut(self, code: int, reason: str) -> None:
+        if not self._ended:
+            self._why = self._why or f"cut: {reason}"
+            self._engine.close(code, reason)
+            self._end()
+
     def refuse(self, code: int, reason: str) -> None:
         """During the handshake: they may not come in."""
         self._engine.close(code, reason)
@@ -328,16 +359,24 @@ class QuicLink(Link):
             return
         self._ended = self._closing = True
         self._early = None
+        self._readers.clear()
+        self._outbox.clear()
+        self._unfinished.remove(self)
         if self._timer is not None:
             self._timer.cancel()
         asyncio.get_running_loop().call_soon(self._tell_end)
 
     def _tell_end(self) -> None:
         why = self._why or "connection lost"
+        # Whoever is told may hold this link, and so does its engine; that must not be a circle.
+        events, self.events = self.events, NOBODY
         if self._up:
-            self.events.on_closed(why)
-        if self.on_ended is not None:
-            self.on_ended(why)
+            events.on_closed(why)
+        on_ended, self.on_ended = self.on_ended, None
+        if on_ended is not None:
+            on_ended(why)
+        self.on_connected = self.on_hello = self.on_failed = self.on_narrow = None
+        self._engine.user = NO_USER
 
     # Writing -------------------------------------------------------------------------------------
 

@@ -24,12 +24,17 @@ class AllFailed(Exception):
         self.errors = errors
 
 
-def merged(address: object, errors: Sequence[Exception]) -> Exception:
-    """One error that says it all: whoever refuses us goes before what cannot be reached."""
-    for error in errors:
+def merged(address: object, errors: list[Exception]) -> Exception:
+    """One error that says it all: whoever refuses us goes before what cannot be reached.
+
+    ``errors`` is empty afterwards: what is raised of them would have for a context what holds them.
+    """
+    found = errors.copy()
+    errors.clear()
+    for error in found:
         if not isinstance(error, Unreachable):
             return error
-    unreachable = [error for error in errors if isinstance(error, Unreachable)]
+    unreachable = [error for error in found if isinstance(error, Unreachable)]
     tried = list(dict.fromkeys(path for error in unreachable for path in error.tried))
     return Unreachable(str(address), tried, no_route=all(error.no_route for error in unreachable))
 

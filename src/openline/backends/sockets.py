@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import socket
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 
 from ..address import Address, canonical_ip, join
@@ -143,6 +144,16 @@ class _Path:
             raise Unreachable(
                 str(self._address), [(path, describe(error))], no_route=error.errno in NO_ROUTE
             ) from None
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """What failed is over: its traceback shall not keep the variables of the calls that were under way.
+
+    A future keeps the error it has raised, and a call that waited for it, the future: a circle.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def describe(error: BaseException) -> str:

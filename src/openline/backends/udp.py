@@ -173,11 +173,17 @@ class Datagrams(asyncio.DatagramProtocol):
         """What has been sent leaves all the same."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.close()
+        # Whom it tells may hold it.
+        self._on_datagrams, self._on_error, self._on_full = _ignore, _ignore, _ignore
 
     @property
     def socket(self) -> socket.socket:
         sock: socket.socket = self._transport.get_extra_info("socket")
         return sock
+
+
+def _ignore(*news: object) -> None:
+    """Of a socket that is closed."""
 
 
 # The far end, or what is in front of it, says that nobody listens there.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +31,7 @@ from .base import Doorkeeper, Link, LinkEvents, OnBad
 from .certificates import Made, TlsFiles
 from .sockets import Opener, connect, describe, ip_of, open_narrow, open_socket
 from .wslink import WebSocketLink
+from .wsreader import BoundedReader
 
 log = logging.getLogger("openline")
 
@@ -65,16 +68,27 @@ class _Protocol(WSProtocol):  # type: ignore[misc]
         # compiled connection_lost writes to it all the same, which corrupts memory.
         if self.transport is not None:
             super().connection_lost(exc)
+            # asyncio's TLS keeps the protocol's methods, and with them all that has been received;
+            # unless it has been closed twice, upon which it knows nothing any more.
+            with contextlib.suppress(AttributeError):
+                self.transport.underlying_transport.set_protocol(_NO_PROTOCOL)
+
+
+# In place of a protocol whose connection is lost.
+_NO_PROTOCOL = asyncio.BufferedProtocol()
 
 
 class _ServerProtocol(_Protocol):
     """Tells the acceptor when a handshake ends without having become a connection."""
 
-    __slots__ = ("done",)
+    __slots__ = ("__weakref__", "done")
+
+    done: Done
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self.done(False)  # unless its end has been told
+        done, self.done = self.done, _told
+        done(False)  # unless its end has been told
 
 
 # Paths whose MTU is less than their ends think: as long as the choice among backends is remembered.
@@ -132,16 +146,23 @@ class WebSocketBackend:
         acceptor.start(await bind(host, port))
         return acceptor
 
-    def _server_protocol(self, done: Done) -> WSProtocol:
-        protocol: _ServerProtocol = _ServerProtocol(
-            *self._protocol_args(None, None, False, lambda request: self._accept(request, protocol)),
+    def _server_protocol(self, done: Done) -> BoundedReader:
+        # picows lets go of its listener factory when that is called, which may be never.
+        itself: weakref.ref[_ServerProtocol]
+        protocol = _ServerProtocol(
+            *self._protocol_args(None, None, False, lambda request: self._accept(request, itself)),
             self._config.handshake_timeout,
             *self._protocol_tail(None),
         )
+        itself = weakref.ref(protocol)
         protocol.done = done
-        return protocol
+        return BoundedReader(protocol, _READ_BUFFER)
 
-    def _accept(self, request: WSUpgradeRequest, protocol: _ServerProtocol) -> WSUpgradeResponseWithListener:
+    def _accept(
+        self, request: WSUpgradeRequest, itself: weakref.ref[_ServerProtocol]
+    ) -> WSUpgradeResponseWithListener:
+        protocol = itself()
+        assert protocol is not None  # it is calling this
         headers = request.headers
         if headers.get("upgrade", "").lower() != "websocket":
             return _turn_away(426, "This port speaks WebSocket (openline).\n")
@@ -171,8 +192,9 @@ class WebSocketBackend:
             answer.append((_EXTENSIONS, extension))
 
         def entered() -> None:
-            protocol.done(True)
-            protocol.done = _told
+            if (visited := itself()) is not None:
+                visited.done(True)
+                visited.done = _told
 
         def up(link: Link) -> None:
             link.events = self._door.admit(link, visitor, entered)
@@ -212,6 +234,7 @@ class WebSocketBackend:
         except BaseException as error:
             if protocol is not None and protocol.transport is not None:
                 protocol.transport.disconnect(graceful=False)
+            protocol = None  # it holds the error, whose traceback holds this frame
             sock.close()
             raise self._dial_error(address, endpoint, error) from None
 
@@ -299,7 +322,12 @@ class WebSocketBackend:
     def _make_link(self, endpoint: Endpoint, up: Callable[[Link], None], window: int) -> WebSocketLink:
         config = self._config
         return WebSocketLink(
-            endpoint, up, config.max_message_size + _FRAME_OVERHEAD, config.write_high_water, window
+            endpoint,
+            up,
+            config.max_message_size + _FRAME_OVERHEAD,
+            config.write_high_water,
+            window,
+            self._door.unfinished,
         )
 
     def _protocol_args(

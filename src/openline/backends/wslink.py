@@ -24,7 +24,8 @@ from ..core.frames import HEADROOM, Malformed, TooBig
 from ..core.liveness import Progress
 from ..core.selection import Endpoint
 from . import deflate
-from .base import FRAGMENT, PROTOCOL_ERROR, TOO_BIG, Link, LinkEvents
+from .base import FRAGMENT, NOBODY, PROTOCOL_ERROR, TOO_BIG, Link, LinkEvents
+from .unfinished import FREE, Unfinished
 
 if sys.platform != "win32":
     import fcntl
@@ -40,6 +41,8 @@ PING, PONG, CLOSE = WSMsgType.PING, WSMsgType.PONG, WSMsgType.CLOSE
 WRITELINES_OVER = 8192
 # Fragments of one message: 16 MiB in pieces of 256 bytes. Empty ones cost us, and add no bytes.
 MAX_PARTS = 65_536
+# What a message takes besides itself: frame headers, and control frames in between.
+_HEADERS = 256
 _GONE = getattr(select, "POLLRDHUP", 0) | getattr(select, "POLLHUP", 0) | getattr(select, "POLLERR", 0)
 _LINUX = sys.platform == "linux"
 # struct tcp_info (linux/tcp.h): tcpi_bytes_acked and tcpi_bytes_received, two u64 at offset 120.
@@ -57,9 +60,17 @@ class WebSocketLink(WSListener, Link):
 
     backend = "websocket"
 
-    def __init__(self, endpoint: Endpoint, up: Any, max_message: int, high_water: int, window: int) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        up: Any,
+        max_message: int,
+        high_water: int,
+        window: int,
+        unfinished: Unfinished,
+    ) -> None:
         self.endpoint = endpoint
-        self.events: LinkEvents
+        self.events: LinkEvents = NOBODY
         self.congested = False
         self._up = up
         self.limit = max_message
@@ -77,6 +88,10 @@ class WebSocketLink(WSListener, Link):
         self._parts_count = 0
         self._parts_type = TEXT
         self._parts_deflated = False
+        # Bytes of a frame that has not come whole; and are they, and those of fragments, counted?
+        self._held = 0
+        self._counted = False
+        self._unfinished = unfinished
         self._poll: Any = None
         self._why = ""
 
@@ -113,9 +128,11 @@ class WebSocketLink(WSListener, Link):
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         self._closed = True
-        self._outbox = self._parts = None
-        if self._up is None:  # else it was turned away before it was up
-            self.events.on_closed(self._why or self._close_reason())
+        self._outbox = self._parts = self._up = None
+        self._unfinished.remove(self)
+        # Whoever is told may hold this link; that must not be a circle.
+        events, self.events = self.events, NOBODY
+        events.on_closed(self._why or self._close_reason())
 
     def pause_writing(self) -> None:
         self._paused = self.congested = True
@@ -158,13 +175,33 @@ class WebSocketLink(WSListener, Link):
         if len(self._parts) + frame.payload_size > self.limit:
             raise TooBig(f"a message of more than {self.limit} bytes")
         self._parts += frame.get_payload_as_memoryview()
-        if frame.fin:
+        self._count()
+        if frame.fin and self._parts is not None:
             self._on_last_part()
+
+    def hold(self, size: int) -> None:
+        """So much of a frame has come, and not all of it."""
+        self._held = size
+        if size > FREE or self._counted or size > self.limit:
+            self._count()
+
+    def _count(self) -> None:
+        size = self._held + len(self._parts or b"")
+        if self._closed:
+            return
+        if size > self.limit + _HEADERS:
+            reason = f"a message of more than {self.limit} bytes"
+            self._why = self._why or f"bad input: {reason}"
+            self.cut(TOO_BIG, reason)
+        elif size > FREE or self._counted:
+            self._counted = size > FREE
+            self._unfinished.set(self, size)
 
     def _on_last_part(self) -> None:
         assert self._parts is not None
         data: bytes | bytearray = self._parts
         self._parts = None
+        self._count()
         if self._parts_deflated:
             data = deflate.decompress(data, self.limit)
         if self._parts_type is TEXT:
@@ -188,6 +225,18 @@ class WebSocketLink(WSListener, Link):
         if not self.closing:
             self._ws.send_close(WSCloseCode(code), reason.encode()[:120])
         self._ws.disconnect()
+
+    def cut(self, code: int, reason: str) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._why = self._why or f"cut: {reason}"
+        self._parts = None
+        if not self.closing:
+            self._ws.send_close(WSCloseCode(code), reason.encode()[:120])
+        # A peer that does not read, or does not answer TLS's goodbye, is not waited for.
+        waits = self._ws.is_secure or self._ws.underlying_transport.get_write_buffer_size() > 0
+        self._ws.disconnect(graceful=not waits)
 
     def _close_reason(self) -> str:
         handshake = self._ws.close_handshake

@@ -163,8 +163,8 @@ class SimulatedDoor:
     def _close_if_unused(self) -> None:
         """Connections that were accepted here keep the socket."""
         if self._closed and not self._live:
-            for engine in self._engines.values():
-                engine.stop()
+            for engine in list(self._engines.values()):
+                engine.forget()
             self._engines.clear()
             self._sock.close()
 
@@ -197,7 +197,9 @@ class _SimulatedCall(_Call):
         )
         self._engine.on_finished = self._finished
         endpoint = Endpoint("outbound", *sock.remote, target=address, secure=True, backend="quic")
-        self._link = link = QuicLink(self._engine, endpoint, backend.config, client=True)
+        self._link = link = QuicLink(
+            self._engine, endpoint, backend.config, True, backend.doorkeeper.unfinished
+        )
         link.on_connected, link.on_hello, link.on_failed = self._connected, self._greeted, self._failed
         self._engine.connect(sock.remote)
 

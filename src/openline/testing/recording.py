@@ -8,6 +8,7 @@ from typing import Any
 
 from ..address import Address, join
 from ..backends.base import Backend, Door, Doorkeeper, Link, LinkEvents, OnBad, Visitor
+from ..backends.unfinished import Unfinished
 from ..config import Config
 from ..core.frames import HEADROOM, Malformed, TooBig
 from ..core.handshake import Hello, Transcript
@@ -55,6 +56,7 @@ class Recorder:
         self.closed: list[str] = []
         # Events must come from the loop, and not out of a method of the link.
         self._inside = False
+        self.known = False
 
     def of(self, *kinds: str) -> list[bytes]:
         return [data for kind, data in self.log if kind in kinds]
@@ -133,6 +135,7 @@ class RecordingDoorkeeper:
     def __init__(self, name: str) -> None:
         self.name = name
         self.identity = Identity()
+        self.unfinished = Unfinished(Config().stranger_buffer)
         # Links that are in, and handshakes that brought nothing.
         self.links: list[Recorder] = []
         self.bad: list[tuple[str, str]] = []

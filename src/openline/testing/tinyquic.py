@@ -177,6 +177,9 @@ class TinyQuic:
             self._urgent.append(self._farewell)
             self._wind_up("closing")
 
+    def let_go(self) -> None:
+        """It has nobody to tell."""
+
     def change_connection_id(self) -> None:
         """Nobody looks at it here."""
 

@@ -10,6 +10,7 @@ import os
 import shlex
 import stat
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature as _NoMatch
@@ -29,6 +30,9 @@ log = logging.getLogger("openline")
 FilePath = str | os.PathLike[str]
 
 KEY_BYTES = 32
+# Keys of node ids that are not decoded anew: rule 3.3 asks for them at every connection, and whoever is
+# connected is asked about again.
+KNOWN_KEYS = 1024
 
 # Edwards25519 (RFC 8032): the field's prime, and y of the points whose order divides 8. Under such a
 # "public key" anybody can make signatures that verify.
@@ -125,6 +129,7 @@ def node_id_of(public_key: bytes) -> str:
     return base64.b32encode(public_key).decode().rstrip("=").lower()
 
 
+@lru_cache(maxsize=KNOWN_KEYS)
 def public_key_of(node_id: str) -> bytes:
     """The raw public key that a node id stands for.
 

@@ -339,7 +339,9 @@ class Router:
         """Say so, and look in the background whether somebody else listens there."""
         end = connection.endpoint
         where = Address(end.ip, address.port, address.scheme)
-        log.warning(_BY_IP_ALONE, address, connection, join(end.ip, address.port))
+        first = self._places.is_first_by_ip(end.ip, address.port, self._loop.time())
+        level = logging.WARNING if first else logging.DEBUG  # however often it connects anew
+        log.log(level, _BY_IP_ALONE, address, connection, join(end.ip, address.port))
 
         def in_doubt() -> bool:
             return end.bound_port == address.port and connection.state is not State.CLOSED

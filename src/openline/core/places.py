@@ -27,7 +27,8 @@ class Kind(Enum):
     DIALED = "a dial reached somebody"
     REMOTE = "somebody came from there"
     CLAIMED = "a node said that it listens there"
-    HINT = "a plain peer stood for it by its IP alone"
+    HINT = "a plain peer stood for it by its IP alone, and called itself something"
+    BY_IP = "a plain peer was taken for it by its IP alone"
 
 
 # Kind, protocol, host or IP, port.
@@ -105,6 +106,13 @@ class Places:
                 note = note or Note(end.owner, now, end.hello.process if end.hello else "")
                 note.at = now
                 self._keep(key, note)
+
+    def is_first_by_ip(self, ip: str, port: int, now: float) -> bool:
+        """A send goes to a plain peer there by its IP alone: for the first time lately?"""
+        first = not self.lately(Kind.BY_IP, "", ip, port, now)
+        if first:
+            self._keep((Kind.BY_IP, "", ip, port), Note("", now))
+        return first
 
     def _add(self, key: Key, note: Note, known: bool) -> None:
         if known:

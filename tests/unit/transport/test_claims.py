@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import random
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +18,7 @@ from openline.core import places
 from openline.core.frames import Batched
 
 from .conftest import Make, Open
-from .helpers import Actor, Box, Dials, Raw, RawServer, eventually, port_of, serve, task, within
+from .helpers import Actor, Box, Dials, Raw, RawServer, eventually, port_of, serve, task, upgrade, within
 
 
 def only(t: openline.Transport, direction: str) -> Connection:
@@ -295,9 +297,29 @@ async def test_two_nodes_that_answer_in_turn_at_one_address_get_each_its_own(
 # Ports of clients -----------------------------------------------------------------------------------
 
 
-async def test_a_client_that_has_gone_bars_nobody_who_listens_on_its_port(make: Make, raw: Open) -> None:
+async def client_from(local: int, port: int) -> Raw:
+    """A plain client whose own end has that port."""
+    sock = socket.socket()
+    sock.setblocking(False)
+    sock.bind(("127.0.0.1", local))
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+    client = Raw(sock, client=True)
+    await client.send(upgrade())
+    await client.head()
+    return client
+
+
+def quiet_port() -> int:
+    """A free one that no system gives to clients by itself, so that it stays free."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+async def test_a_client_that_has_gone_bars_nobody_who_listens_on_its_port(make: Make) -> None:
     a = await make()
-    client = await raw(port_of(await serve(a)))
+    client = await client_from(quiet_port(), port_of(await serve(a)))
     await eventually(lambda: a.stats().active == 1)
     client.reset()
     await eventually(lambda: a.stats().active == 0)

@@ -109,6 +109,12 @@ async def test_the_ip_alone_is_told_and_warned_of_once(
     for number in range(3):
         assert (await a.send(home, task(number))).matched == "ip alone"
         assert (await client.message())["payload"] == number
+    client.reset()
+    await eventually(lambda: a.stats().active == 0)
+    client_again = await raw(port_of(a._listeners[0].address))
+    await eventually(lambda: a.stats().active == 1)
+    assert (await a.send(home, task("again"))).matched == "ip alone"
+    assert (await client_again.message())["payload"] == "again"
     [warning] = warnings(caplog)
     assert all(text in warning for text in (home, client.address, 'plain_reuse="never"', "NODEID@"))
 

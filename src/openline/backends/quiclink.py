@@ -459,3 +459,6 @@ class QuicLink(Link):
     def progress(self) -> Any:
         """Any authentic packet counts as life (``on_alive``), so there is nothing else to look at."""
         return None
+
+    def taken(self) -> int:
+        return -self._engine.waiting

@@ -72,6 +72,8 @@ class WebSocketLink(WSListener, Link):
         self._closed = False
         self._is_closing: Any = None
         self._paused = False
+        # Not read on behalf of its user.
+        self.held = False
         self._outbox: deque[tuple[WSMsgType, memoryview, bool, bool]] | None = None
         self._parts: bytearray | None = None
         self._parts_count = 0
@@ -277,10 +279,12 @@ class WebSocketLink(WSListener, Link):
         self._ws.disconnect(graceful=False)
 
     def pause_reading(self) -> None:
+        self.held = True
         if not self.closing:
             self._ws.underlying_transport.pause_reading()
 
     def resume_reading(self) -> None:
+        self.held = False
         if not self.closing:
             self._ws.underlying_transport.resume_reading()
 
@@ -328,6 +332,12 @@ class WebSocketLink(WSListener, Link):
         finally:
             sock.detach()
         return Progress(acked, received, unacked + self._ws.underlying_transport.get_write_buffer_size())
+
+    def taken(self) -> int:
+        progress = self.progress()
+        if progress is not None:
+            return progress.acked
+        return 0 if self.closing else -int(self._ws.underlying_transport.get_write_buffer_size())
 
 
 def _unacked(sock: Any) -> int:

@@ -30,6 +30,7 @@ from .config import Config
 from .connection import Connection, State
 from .core.frames import Batched, Flow, Malformed, encode_welcome
 from .core.handshake import MAX_PORTS
+from .core.rate import NO_NEWS
 from .core.selection import Endpoint, Rank, Reject, Want, match
 from .core.session import too_long
 from .delivery import Delivery
@@ -321,7 +322,7 @@ class Switchboard:
             raise Malformed("the name of a stopped stream is too long")
         session = connection.session
         if session is None or flow.stream_id not in session.out:
-            connection.allows()
+            connection.allows(NO_NEWS)
             return  # nothing goes out on that stream
         # The peer says it over all its connections; what counts is what it has said over the carrier.
         halts = connection.halts = connection.halts or {}
@@ -331,7 +332,7 @@ class Switchboard:
         elif len(halts) < self.config.max_streams or flow.stream_id in halts:
             halts[flow.stream_id] = flow.answers
         if halts.get(flow.stream_id) is before:
-            connection.allows()
+            connection.allows(NO_NEWS)
         elif connection is peer.carrier:
             peer.heed(halts, flow.stream_id)
 

@@ -2,8 +2,8 @@
 
 libuv reads a socket up to 32 times in a row while there is more, and picows hands out all frames that
 its buffer holds, which grows with what comes. So one busy connection could keep the loop for seconds.
-Here a read takes no more than can be handled in about ``TARGET``, and a connection that had more waits
-until the others have had their turn. It costs nobody anything who sends less than that.
+Here a read takes no more than a portion (``core/portion.py``), and a connection that had more waits until
+the others have had their turn. Who sends less than that is not touched.
 """
 
 from __future__ import annotations
@@ -14,11 +14,7 @@ from typing import Any
 
 from picows.picows import WSProtocol  # type: ignore[attr-defined]
 
-# Seconds that what is read at a time should take: what others wait for each busy connection.
-TARGET = 0.0005
-# Bytes read at a time, at first and at the least and the most: small messages take longer, byte for
-# byte, than large ones. The least is a page; with the most a call costs nothing beside its bytes.
-FIRST, LEAST, MOST = 32 * 1024, 4 * 1024, 256 * 1024
+from ..core.portion import Portion
 
 _room, _feed = WSProtocol.get_buffer, WSProtocol.buffer_updated
 
@@ -30,14 +26,14 @@ class TakesTurns(WSProtocol):  # type: ignore[misc]
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.portion = FIRST
+        self.portion = Portion()
         self._resting = False
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return _room(self, sizehint)[: self.portion]  # type: ignore[no-any-return]
+        return _room(self, sizehint)[: self.portion.size]  # type: ignore[no-any-return]
 
     def buffer_updated(self, nbytes: int) -> None:
-        if nbytes < self.portion:
+        if nbytes < self.portion.size:
             _feed(self, nbytes)
         else:
             self._feed_much(nbytes)
@@ -47,11 +43,7 @@ class TakesTurns(WSProtocol):  # type: ignore[misc]
         self._rest()
         began = time.perf_counter()
         _feed(self, nbytes)
-        took = time.perf_counter() - began
-        if took > 2 * TARGET:
-            self.portion = max(LEAST, self.portion // 2)
-        elif took < TARGET / 2:
-            self.portion = min(MOST, self.portion * 2)
+        self.portion.took(time.perf_counter() - began)
 
     def _rest(self) -> None:
         """Read no more in this turn. Other loops than libuv's read once per turn anyway."""

@@ -15,9 +15,10 @@ CONTROL_RATE = 1000.0
 CONTROL_BURST = 2000.0
 # Beyond that their answers are put off, and after so many more the connection is cut: at the rates at
 # which this is a flood, a few milliseconds of our time.
-CONTROL_EXCESS = 8000.0
-# Acknowledgements that acknowledge nothing more are honest after a change of connections: everything
-# that is sent again is acknowledged again. One frame of them counts as a part of a frame.
+CONTROL_EXCESS = 4000.0
+# Acknowledgements that acknowledge nothing more are honest after a change of connections, when everything
+# that is sent again is acknowledged again; and so are stops of streams that have been forgotten. One of
+# these counts as a part of a frame.
 NO_NEWS = 0.25
 # Streams opened without a message on them: so many count as a frame.
 OPENS = 16

@@ -234,10 +234,12 @@ class Switchboard:
         """A frame of an openline peer's session."""
         self.dispatching = True
         try:
-            messages = batch.messages
-            news = bool(batch.acks or batch.opens) and self.delivery.on_notes(connection, batch)
-            if not messages or len(batch.opens) > len(messages):
-                connection.says_nothing(len(batch.opens), len(messages), news)
+            messages, opens = batch.messages, batch.opens
+            news = False
+            if batch.acks or opens:
+                news = self.delivery.on_notes(connection, batch)
+            if (not messages and not news) or (opens and len(opens) > len(messages)):
+                connection.says_nothing(len(opens), len(messages), news)
             if messages and not (self.leaving and self._refuses(connection)):
                 counters = self.counters
                 counters.messages_received += len(messages)

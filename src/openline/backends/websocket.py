@@ -28,7 +28,6 @@ from .acceptor import Acceptor, Done, bind
 from .base import Doorkeeper, Link, LinkEvents, OnBad
 from .certificates import Made, TlsFiles
 from .sockets import Opener, connect, describe, ip_of, open_narrow, open_socket
-from .turns import TakesTurns
 from .wslink import WebSocketLink
 
 log = logging.getLogger("openline")
@@ -56,7 +55,7 @@ class _PicowsLog(logging.LoggerAdapter[logging.Logger]):
 _picows_log = _PicowsLog(logging.getLogger("openline.picows"), {})
 
 
-class _Protocol(TakesTurns):
+class _Protocol(WSProtocol):  # type: ignore[misc]
     """picows's protocol, safe against a connection that was lost before it was made."""
 
     __slots__ = ()

@@ -25,6 +25,7 @@ from ..core.liveness import Progress
 from ..core.selection import Endpoint
 from . import deflate
 from .base import FRAGMENT, PROTOCOL_ERROR, TOO_BIG, Link, LinkEvents
+from .turns import BUSY, TakesTurns
 
 if sys.platform != "win32":
     import fcntl
@@ -74,6 +75,7 @@ class WebSocketLink(WSListener, Link):
         self._paused = False
         # Not read on behalf of its user.
         self.held = False
+        self._turns: TakesTurns | None = None
         self._outbox: deque[tuple[WSMsgType, memoryview, bool, bool]] | None = None
         self._parts: bytearray | None = None
         self._parts_count = 0
@@ -101,6 +103,8 @@ class WebSocketLink(WSListener, Link):
         if self._closed:
             return  # what a failed or aborted link still has in its buffer
         kind = frame.msg_type
+        if frame.tail_size > BUSY:
+            self._take_turns()
         try:
             if frame.fin and self._parts is None and not (frame.rsv1 or frame.rsv2 or frame.rsv3):
                 if kind is BINARY:
@@ -115,7 +119,7 @@ class WebSocketLink(WSListener, Link):
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         self._closed = True
-        self._outbox = self._parts = None
+        self._outbox = self._parts = self._turns = None
         if self._up is None:  # else it was turned away before it was up
             self.events.on_closed(self._why or self._close_reason())
 
@@ -131,6 +135,13 @@ class WebSocketLink(WSListener, Link):
             self.events.on_writable()
 
     # Reading -------------------------------------------------------------------------------------
+
+    def _take_turns(self) -> None:
+        """There is much more where that came from."""
+        under = self._ws.underlying_transport
+        if not self._closed and under.get_protocol() is not self._turns:
+            self._turns = TakesTurns(under.get_protocol(), under, lambda: self.held)
+            self._turns.take_over()
 
     def _on_other_frame(self, kind: WSMsgType, frame: WSFrame) -> None:
         if self._ws.is_close_frame_sent and kind is not CLOSE:

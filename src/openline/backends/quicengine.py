@@ -19,7 +19,7 @@ from qh3.quic import events
 from qh3.quic.connection import QuicConnectionError
 
 from ..core.doubt import Sending
-from ..core.portion import Portion
+from ..core.portion import TARGET_QUIC, Portion
 from .quichold import Quic
 from .quicsize import MIN_DATAGRAM, datagram_size, shrink
 from .udp import Addr
@@ -118,7 +118,7 @@ class Engine:
         self._shaking = 0
         self._dead = self._stopped = False
         self._moved = False
-        quic.on_share, quic.portion = self._rest, Portion()
+        quic.on_share, quic.portion = self._rest, Portion(TARGET_QUIC)
 
     # In ------------------------------------------------------------------------------------------
 

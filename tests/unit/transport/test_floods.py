@@ -289,7 +289,7 @@ async def test_a_busy_connection_lets_others_have_their_turn(make: Make, raw: Op
         await good.send(address, task(stream_id="good"))
         await good.send(address, task(stream_id="good"))
     gaps = [after - before for before, after in itertools.pairwise(seen)]
-    assert count > 50_000
+    assert count > 1000
     assert max(gaps) < 10_000
 
 

@@ -347,7 +347,7 @@ class Connection(Outlet):
             self.allows()
             self._hub.on_far_end_lost(self, frame.lost)
         elif frame is None:
-            self.allows()  # of a kind that a later version may know
+            self.allows(NO_NEWS)  # of a kind that a later version may know
         else:
             raise Malformed(f"a {type(frame).__name__.lower()} frame out of place")
 

@@ -447,14 +447,14 @@ class Outlet:
 
     def tell_flow(self, stream_id: StreamId, stop: bool, answers: bool) -> None:
         """An openline peer: our inbox for that stream is full, or has room; after what has gathered."""
-        self._owing().stops.set(stream_id, stop, answers)
         self.flush()
+        self._owing().stops.set(stream_id, stop, answers)
         self.pay()
 
     def tell_ports(self, ports: tuple[int, ...]) -> None:
         """An openline peer: we listen on these now."""
-        self._owing().ports = ports
         self.flush()
+        self._owing().ports = ports
         self.pay()
 
     def _owing(self) -> Owed:

@@ -90,4 +90,4 @@ def test_all_that_is_owed_has_its_frame() -> None:
         frame = owed.frame({"a": 7})
         assert frame is not None
         frames.append(decode_frame(memoryview(frame)[HEADROOM:]))
-    assert frames == [Flow("a", True), Listening((1, 2)), Batched([], (("a", 7),))]
+    assert frames == [Batched([], (("a", 7),)), Flow("a", True), Listening((1, 2))]

@@ -123,10 +123,12 @@ class Owed:
 
     def frame(self, expected: Mapping[StreamId, int]) -> bytearray | None:
         """The next one; None where there is nothing to say after all."""
+        acks = self.acks.take(expected)
+        if acks:
+            return encode_notes_frame(encode_notes(acks, None))
         if self.stops:
             return encode_flow(*self.stops.take())
         if self.ports is not None:
             ports, self.ports = self.ports, None
             return encode_listening(ports)
-        acks = self.acks.take(expected)
-        return encode_notes_frame(encode_notes(acks, None)) if acks else None
+        return None

@@ -235,9 +235,7 @@ class Switchboard:
         self.dispatching = True
         try:
             messages, opens = batch.messages, batch.opens
-            news = False
-            if batch.acks or opens:
-                news = self.delivery.on_notes(connection, batch)
+            news = bool(batch.acks or opens) and self.delivery.on_notes(connection, batch)
             if (not messages and not news) or (opens and len(opens) > len(messages)):
                 connection.says_nothing(len(opens), len(messages), news)
             if messages and not (self.leaving and self._refuses(connection)):

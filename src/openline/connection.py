@@ -6,13 +6,14 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable
-from enum import Enum
+from enum import Enum, Flag, auto
 
 from .backends.base import Link
 from .core.collision import Claim, rank_of
 from .core.frames import Batched, Flow, Listening, Malformed, TooBig, Welcome, decode_frame, decode_plain
 from .core.handshake import CERTIFIED, check_ports
 from .core.liveness import Liveness
+from .core.rate import NO_NEWS, OPENS, Allowance
 from .core.selection import Endpoint, Quality
 from .core.session import MAX_STREAM_NAME, too_long
 from .message import Receipts, StreamId
@@ -23,10 +24,21 @@ log = logging.getLogger("openline")
 # Payloads that tell the answer to our liveness ping from a pong that nobody asked for.
 PROBE = b"probe"
 UNASKED = b"alive"
+# Pongs written to a peer whose link is full, until it has taken what is in front of them. At one per
+# tick of the clock that is a minute at the least.
+MAX_PONGS_WAITING = 256
 # Asked of a connection whose process seems to have been replaced by another with the same key.
 CHALLENGE = b"still you?"
 
 _numbers = itertools.count(1)
+
+
+class Pause(Flag):
+    """Why a connection is not read."""
+
+    NO = 0
+    INBOX = auto()  # what has come fills the inbox
+    UNREAD = auto()  # the peer does not read what it is owed
 
 
 class State(Enum):
@@ -42,10 +54,16 @@ class Connection(Outlet):
     """Between a peer and a link."""
 
     __slots__ = (
+        "_allowance",
         "_answered_at",
         "_callbacks",
         "_complained",
+        "_pauses",
         "_pings",
+        "_place_due",
+        "_poked_at",
+        "_pongs_waiting",
+        "_ports_due",
         "_probed_at",
         "_unanswered",
         "double",
@@ -54,7 +72,6 @@ class Connection(Outlet):
         "heard",
         "liveness",
         "number",
-        "positions",
         "reading_paused",
         "receipts",
         "set_aside",
@@ -72,9 +89,8 @@ class Connection(Outlet):
         # The last inbound unit, to the tick of the liveness clock.
         self.heard = hub.loop.time()
         self.reading_paused = False
+        self._pauses = Pause.NO
         self.receipts = Receipts(not self.plain, link.backend, link.endpoint.direction)
-        # Where the peer's streams are on this connection; None where nothing is taken in.
-        self.positions: dict[StreamId, int] | None = None
         # Streams that the peer has stopped over this connection; True where answers pass all the same.
         self.halts: dict[StreamId, bool] | None = None
         # Not used any more, because another process with that key has come.
@@ -83,9 +99,15 @@ class Connection(Outlet):
         self.double: Connection | None = None
         # What is sent does not get through, though it may be alive: suspect as long as that is so.
         self.stuck = False
-        # A ping that came while there was no room for the pong.
+        # A ping that came while there was no room for the pong, or among too many.
         self._unanswered: bytes | None = None
         self._answered_at = 0.0
+        self._pongs_waiting = 0
+        # How often the peer may ask for something; and changes of its that have been put off.
+        self._allowance: Allowance | None = None
+        self._ports_due: tuple[int, ...] | None = None
+        self._place_due: tuple[str, int] | None = None
+        self._poked_at = float("-inf")
         self._complained = False
         # Told of every change of state, the last one being CLOSED.
         self._callbacks: list[Callable[[], object]] = []
@@ -158,9 +180,22 @@ class Connection(Outlet):
             self.link.ping(CHALLENGE)
 
     def poke(self) -> None:
-        """If nobody is there any more, let that come out soon."""
-        if not self.link.closing:
+        """If nobody is there any more, let that come out soon. Others cause it, so once per tick."""
+        if not self.link.closing and self._poked_at != self._hub.now:
+            self._poked_at = self._hub.now
             self.link.ping(UNASKED)
+
+    def reassure(self) -> None:
+        """A pong that nobody asked for, to a peer that may watch us."""
+        if self._may_pong():
+            self.link.pong(UNASKED)
+
+    def _may_pong(self) -> bool:
+        """Pongs do not queue without limit behind what the peer does not take."""
+        if self.link.congested:
+            self._pongs_waiting += 1
+            return self._pongs_waiting <= MAX_PONGS_WAITING
+        return True
 
     async def ping(self) -> float:
         """One WebSocket ping: the round trip in seconds. Raises ``ConnectionError`` when it dies."""
@@ -176,18 +211,29 @@ class Connection(Outlet):
         finally:
             self._pings.pop(payload, None)
 
-    def pause_reading(self) -> None:
+    def pause_reading(self, why: Pause = Pause.INBOX) -> None:
+        self._pauses |= why
         if not self.reading_paused:
             self.reading_paused = True
             self._hub.paused[self] = None
             self.link.pause_reading()
 
-    def resume_reading(self) -> None:
-        if self.reading_paused:
+    def resume_reading(self, why: Pause = Pause.INBOX) -> None:
+        """That reason is gone; it is read again where there is no other."""
+        self._pauses &= ~why
+        if self.reading_paused and not self._pauses:
             self.reading_paused = False
             self._hub.paused.pop(self, None)
             self.liveness.hold(self._hub.loop.time())
             self.link.resume_reading()
+
+    def _fall_behind(self) -> None:
+        self._hub.watch.owes(self)
+
+    @property
+    def in_arrears(self) -> bool:
+        """Is the peer owed something that cannot be written?"""
+        return bool(self.owed) or self._unanswered is not None
 
     # From the link -------------------------------------------------------------------------------
 
@@ -207,8 +253,65 @@ class Connection(Outlet):
         if self.state is State.LIVE:
             self._hub.watch.doubt(self)
 
+    # What brings no message ----------------------------------------------------------------------
+
+    def allows(self, cost: float = 1.0) -> bool:
+        """A frame that says nothing new: is it within the rate? Raises ``Malformed`` for a flood."""
+        return self._allowed().frame(self._hub.loop.time(), cost)
+
+    def _allowed(self) -> Allowance:
+        if self._allowance is None:
+            self._allowance = Allowance(self._hub.loop.time())
+        return self._allowance
+
+    def says_nothing(self, opens: int, messages: int, news: bool) -> None:
+        """A frame with so many opens and messages, and with ``news`` besides. Raises ``Malformed``."""
+        cost = max(0, opens - messages - OPENS) / OPENS
+        if not messages and not news:
+            cost += NO_NEWS
+        if cost:
+            self.allows(cost)
+
     def on_moved(self, ip: str, port: int) -> None:
-        self._hub.on_moved(self, ip, port)
+        self._place_due = ip, port
+        self._change()
+
+    def _on_listening(self, ports: tuple[int, ...]) -> None:
+        hello = self.endpoint.hello
+        assert hello is not None
+        self.allows()
+        if ports != hello.ports or self._ports_due is not None:
+            self._ports_due = ports
+            self._change()
+
+    def _change(self) -> None:
+        """Now, or together with what else changes soon: sends have to look anew after every change."""
+        if self._allowed().change(self._hub.loop.time()):
+            if self.take_changes():
+                self._hub.changed()
+        else:
+            self._hub.later(self)
+
+    def take_changes(self) -> bool:
+        """The peer has other ports, or is somewhere else. True where that is so."""
+        ports, self._ports_due = self._ports_due, None
+        place, self._place_due = self._place_due, None
+        hello, end = self.endpoint.hello, self.endpoint
+        listens = ports is not None and hello is not None and ports != hello.ports
+        moved = place is not None and place != (end.ip, end.port)
+        if self.state is State.CLOSED:
+            return False
+        if listens and ports is not None:
+            self._hub.on_listening(self, ports)
+        if moved and place is not None:
+            self._hub.on_moved(self, *place)
+        return listens or moved
+
+    def catch_up(self) -> None:
+        """Answer the last one of too many pings."""
+        if self._unanswered is not None and not self.link.congested:
+            self.link.pong(self._unanswered)
+            self._unanswered = None
 
     def on_text(self, data: memoryview) -> None:
         if not self.plain:
@@ -243,24 +346,33 @@ class Connection(Outlet):
             self._hub.on_flow(self, frame)
         elif isinstance(frame, Listening):
             check_ports(frame.ports)
-            self._hub.on_listening(self, frame.ports)
+            self._on_listening(frame.ports)
         elif isinstance(frame, Welcome):
+            self.allows()
             self._hub.on_far_end_lost(self, frame.lost)
-        elif frame is not None:
+        elif frame is None:
+            self.allows(NO_NEWS)  # of a kind that a later version may know
+        else:
             raise Malformed(f"a {type(frame).__name__.lower()} frame out of place")
 
     def on_ping(self, payload: bytes) -> None:
         self._hear()
-        if self.link.congested and self._answered_at == self._hub.now:
-            # A peer that pings and does not read: one answer per tick of the clock. Of several
-            # pings only the last needs one (RFC 6455 section 5.5.3).
+        if not self.allows():
+            # Of several pings only the last needs an answer (RFC 6455 section 5.5.3).
             self._unanswered = payload
+            self._hub.later(self)
+            return
+        if self.link.congested and (self._answered_at == self._hub.now or not self._may_pong()):
+            # A peer that pings and does not read: one answer per tick of the clock.
+            self._unanswered = payload
+            self._fall_behind()
             return
         self._answered_at = self._hub.now
         self.link.pong(payload)
 
     def on_pong(self, payload: bytes) -> None:
         self._hear()
+        self.allows()
         if payload == PROBE and self._probed_at:
             self._measured(self._hub.stopwatch() - self._probed_at)
             self._probed_at = 0.0
@@ -277,9 +389,10 @@ class Connection(Outlet):
         self.receipts.measured(rtt)
 
     def on_writable(self) -> None:
-        if self._unanswered is not None:
-            self.link.pong(self._unanswered)
-            self._unanswered = None
+        self._pongs_waiting = 0
+        if self.owed:
+            self.pay()
+        self.catch_up()
         self._wake()
 
     def on_closed(self, reason: str) -> None:
@@ -295,8 +408,12 @@ class Connection(Outlet):
         self._callbacks.clear()  # the last there was to tell; who is told may hold this connection
 
     def _complain(self, error: Malformed) -> None:
-        """A message of a plain peer that cannot be read: dropped, counted, logged once."""
+        """A message of a plain peer that cannot be read: dropped, counted, logged once.
+
+        Raises ``Malformed`` where there are too many of them.
+        """
         self._hub.counters.malformed += 1
+        self.allows()
         if not self._complained:
             self._complained = True
             log.warning("dropped a message from %s: %s (logged once)", self.endpoint.remote, error)

@@ -181,8 +181,12 @@ class Delivery:
         """Never weaker than asked (rule 3.1)."""
         return not _picky(parcel.address) or answers(parcel.address, connection, self._board.config.certified)
 
-    def on_notes(self, connection: Connection, batch: Batched) -> None:
-        """Streams that go on over this connection, and acknowledgements. Raises ``Malformed``."""
+    def on_notes(self, connection: Connection, batch: Batched) -> bool:
+        """Streams that go on over this connection, and acknowledgements. Raises ``Malformed``.
+
+        True where something has been acknowledged that had not been.
+        """
+        news = False
         session = connection.session
         assert session is not None
         if batch.opens and connection.positions is not None:
@@ -191,11 +195,16 @@ class Delivery:
             out = session.out.get(stream_id)
             if out is None:
                 continue
+            before = out.acked
             done = out.ack(upto)
+            if out.acked == before and not done:
+                continue
+            news = True
             if done and connection.peer.stopped and out.roomy:
                 connection.peer.make_room(stream_id)
             for parcel in done:
                 parcel.arrived(connection)
+        return news
 
     # Receiving -----------------------------------------------------------------------------------
 

@@ -38,6 +38,8 @@ FULL_LANES_PER_PEER = 16
 # So is one that goes on after "stop". An honest one's bytes in flight fit in here: a full send
 # buffer and a full receive buffer of the kernel are about 10 MB on Linux.
 OVERRUN_BYTES = 16 * 1024 * 1024
+# What a message takes in memory besides its bytes on the wire, about, as small ones are mostly that.
+MESSAGE_OVERHEAD = 256
 # Lanes looked at when there are too many; more at a time would let a peer spend our time.
 LANES_LOOKED_AT = 16
 # What peers that are gone have left behind for receive(); beyond it the oldest is dropped.
@@ -126,7 +128,7 @@ class Inbox:
 
     def feed(self, peer: Peer, messages: list[Message], size: int) -> None:
         """Messages from one frame of ``size`` bytes."""
-        each = size // len(messages) if messages else 0
+        each = MESSAGE_OVERHEAD + (size // len(messages) if messages else 0)
         lanes = peer.lanes
         for message in messages:
             lane = lanes.get(message.stream_id)
@@ -162,6 +164,7 @@ class Inbox:
         peer = lane.peer
         if peer.overfull and lane.idle and peer.lanes.get(lane.stream_id) is lane:
             del peer.lanes[lane.stream_id]
+            lane.unbind()
             if len(peer.lanes) < self._config.max_streams:
                 peer.overfull = False
                 self._flow(peer, None)
@@ -174,6 +177,8 @@ class Inbox:
             lane = peer.lanes.pop(stream_id)
             if not lane.idle or len(peer.lanes) < self._config.max_streams // 2:
                 peer.lanes[stream_id] = lane
+            else:
+                lane.unbind()
         return len(peer.lanes) < self._config.max_streams
 
     def _deliver(self, lane: Lane, message: Message, size: int) -> None:

@@ -82,6 +82,16 @@ class Lane:
         self.answers = False
         self.overflowed = False
 
+    def unbind(self) -> None:
+        """It is given up. What it was bound to holds on to it, which only the collector would end, and
+        that takes its time where a peer opens one stream after the other."""
+        self.version = -1
+        self.carry_on = self.ended = _given_up
+
     @property
     def idle(self) -> bool:
         return not (self.running or self.count or self.paused)
+
+
+def _given_up(_: object) -> Any:
+    raise AssertionError("a lane that was given up is in use")

@@ -22,6 +22,7 @@ from .core.frames import (
     encode_notes_frame,
     encode_plain,
 )
+from .core.notes import MAX_RIDERS, Owed
 from .core.session import SENDER_STREAMS, Blocked, Outgoing, Session, open_at
 from .core.tracks import CONTROL, Tracks
 from .errors import InvalidMessage, MessageTooLarge
@@ -74,6 +75,14 @@ class Hub(Protocol):
     def on_flow(self, connection: Connection, flow: Flow) -> None: ...
     def on_listening(self, connection: Connection, ports: tuple[int, ...]) -> None: ...
     def on_moved(self, connection: Connection, ip: str, port: int) -> None: ...
+    def changed(self) -> None:
+        """What a send may depend on is not as it was."""
+        ...
+
+    def later(self, connection: Connection) -> None:
+        """It has put something off, which is to be done soon, together with what others have."""
+        ...
+
     def on_state(self, connection: Connection) -> None: ...
     def on_lost(self, connection: Connection, reason: str) -> None: ...
 
@@ -97,8 +106,10 @@ class Outlet:
         "barred",
         "doubted",
         "link",
+        "owed",
         "peer",
         "plain",
+        "positions",
         "session",
         "tx",
         "tx_heard",
@@ -115,6 +126,10 @@ class Outlet:
         # what is to be opened and acknowledged with the next frame.
         self.session: Session[Parcel] | None = None
         self.acks: dict[StreamId, int] | None = None
+        # Where the peer's streams are on this connection; None where nothing is taken in.
+        self.positions: dict[StreamId, int] | None = None
+        # What the peer is to be told once it reads again.
+        self.owed: Owed | None = None
         self._opened: dict[StreamId, Outgoing[Parcel]] | None = None
         self._opens: list[tuple[StreamId, int]] | None = None
         self._opening = 0
@@ -308,10 +323,12 @@ class Outlet:
         acks, opens = self.acks, self._opens
         if acks is None and opens is None:
             return None
-        if acks is not None and self._tracks is not None and (size > SMALL or self.link.backlog):
+        if acks is not None and (
+            len(acks) > MAX_RIDERS or (self._tracks is not None and (size > SMALL or self.link.backlog))
+        ):
             # They would come behind all that is in front of them on this track, or after its losses.
-            self.link.write_binary(encode_notes_frame(encode_notes(acks, None)))
-            self.acks = acks = None
+            self._acknowledge()
+            acks = None
             if opens is None:
                 return None
         self.acks = self._opens = None
@@ -405,20 +422,60 @@ class Outlet:
         """Write what has gathered: messages, and notes."""
         batch = self._batch
         if batch is None or not batch.count:
-            track = self._track if self._opens else CONTROL
+            if self._opens is None:
+                if self.acks is not None:
+                    self._acknowledge()
+                return
             notes = self._notes()
             if notes is not None and not self.link.closing:
-                self.link.write_binary(encode_notes_frame(notes), track)
+                self.link.write_binary(encode_notes_frame(notes), self._track)
         elif self.link.closing:
             batch.seal()  # its session sends it over another connection
         else:
             self.link.write_binary(batch.seal(self._notes(len(batch.buffer))), self._track)
 
-    def send_control(self, frame: bytearray) -> None:
-        """A control frame to an openline peer, after what has gathered."""
-        if not self.link.closing:
-            self.flush()
-            self.link.write_binary(frame)
+    def _acknowledge(self) -> None:
+        """In a frame of their own; where the link is full, once it is not."""
+        acks, link = self.acks, self.link
+        self.acks = None
+        assert acks is not None
+        if link.congested or len(acks) > MAX_RIDERS or self.owed:
+            self._owing().acks.add(acks, self.positions)
+            self.pay()
+        elif not link.closing:
+            link.write_binary(encode_notes_frame(encode_notes(acks, None)))
+
+    def tell_flow(self, stream_id: StreamId, stop: bool, answers: bool) -> None:
+        """An openline peer: our inbox for that stream is full, or has room; after what has gathered."""
+        self.flush()
+        self._owing().stops.set(stream_id, stop, answers)
+        self.pay()
+
+    def tell_ports(self, ports: tuple[int, ...]) -> None:
+        """An openline peer: we listen on these now."""
+        self.flush()
+        self._owing().ports = ports
+        self.pay()
+
+    def _owing(self) -> Owed:
+        if self.owed is None:
+            self.owed = Owed()
+        return self.owed
+
+    def pay(self) -> None:
+        """Write what is owed to the peer, as far as the link takes it."""
+        owed, link, session = self.owed, self.link, self.session
+        if session is None:
+            return
+        while owed and not link.congested and not link.closing:
+            frame = owed.frame(session.expected)
+            if frame is not None:
+                link.write_binary(frame)
+        if owed:
+            self._fall_behind()
+
+    def _fall_behind(self) -> None:
+        """The peer is owed something that cannot be written now."""
 
     async def room(self) -> None:
         """Wait until this connection can take more, or is gone."""

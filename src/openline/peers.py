@@ -115,6 +115,8 @@ class Peer:
         if gate.open:
             del self.stopped[stream_id]
             gate.let_pass()
+        elif not gate.full and gate.answers:
+            gate.let_pass()  # answers may go on, and whoever else waits looks again
 
     @property
     def address(self) -> str:

@@ -28,8 +28,9 @@ from .backends.base import (
 from .backends.choice import Choice
 from .config import Config
 from .connection import Connection, State
-from .core.frames import Batched, Flow, Malformed, encode_flow, encode_listening, encode_welcome
+from .core.frames import Batched, Flow, Malformed, encode_welcome
 from .core.handshake import MAX_PORTS
+from .core.rate import NO_NEWS
 from .core.selection import Endpoint, Rank, Reject, Want, match
 from .core.session import too_long
 from .delivery import Delivery
@@ -40,6 +41,7 @@ from .errors import Closed, IdentityConflict, NotConfirmed, Refused, Unreachable
 from .identity import Identity
 from .inbox import FULL_LANES_PER_PEER, Inbox
 from .lanes import Lane
+from .later import Later
 from .message import Message
 from .outlet import Outlet
 from .pairing import Pairing
@@ -82,6 +84,7 @@ class Switchboard:
         self.stopwatch = environment.stopwatch
         self.undelivered: list[Undelivered] = []
         self._warned_at = float("-inf")
+        self.later = Later(self.loop, self.changed).add
         identity = _identity(config)
         self.node_id = identity.node_id
         self.pairing = Pairing(self)
@@ -231,9 +234,10 @@ class Switchboard:
         """A frame of an openline peer's session."""
         self.dispatching = True
         try:
-            if batch.acks or batch.opens:
-                self.delivery.on_notes(connection, batch)
-            messages = batch.messages
+            messages, opens = batch.messages, batch.opens
+            news = bool(batch.acks or opens) and self.delivery.on_notes(connection, batch)
+            if (not messages and not news) or (opens and len(opens) > len(messages)):
+                connection.says_nothing(len(opens), len(messages), news)
             if messages and not (self.leaving and self._refuses(connection)):
                 counters = self.counters
                 counters.messages_received += len(messages)
@@ -318,14 +322,18 @@ class Switchboard:
             raise Malformed("the name of a stopped stream is too long")
         session = connection.session
         if session is None or flow.stream_id not in session.out:
+            connection.allows(NO_NEWS)
             return  # nothing goes out on that stream
         # The peer says it over all its connections; what counts is what it has said over the carrier.
         halts = connection.halts = connection.halts or {}
+        before = halts.get(flow.stream_id)
         if not flow.paused:
             halts.pop(flow.stream_id, None)
         elif len(halts) < self.config.max_streams or flow.stream_id in halts:
             halts[flow.stream_id] = flow.answers
-        if connection is peer.carrier:
+        if halts.get(flow.stream_id) is before:
+            connection.allows(NO_NEWS)
+        elif connection is peer.carrier:
             peer.heed(halts, flow.stream_id)
 
     def on_listening(self, connection: Connection, ports: tuple[int, ...]) -> None:
@@ -334,7 +342,6 @@ class Switchboard:
         assert hello is not None
         connection.endpoint.hello = msgspec.structs.replace(hello, ports=ports)
         self.router.told(connection)
-        self._changed()
 
     def on_moved(self, connection: Connection, ip: str, port: int) -> None:
         """The peer goes on from another address: a laptop in another network, or a NAT that forgot."""
@@ -343,10 +350,9 @@ class Switchboard:
         self.counters.migrations += 1
         log.info("moved: %r was at %s", connection, before)
         self.router.told(connection)
-        self._changed()
 
     def on_state(self, connection: Connection) -> None:
-        self._changed()
+        self.changed()
         peer = connection.peer
         if connection.plain:
             if connection.state is State.LIVE:
@@ -428,7 +434,7 @@ class Switchboard:
                     self.counters.handler_errors += 1
                     log.exception("on_undelivered handler %r failed", handler)
 
-    def _changed(self) -> None:
+    def changed(self) -> None:
         self.table.generation += 1
         self.inbox.rebind()
 
@@ -462,10 +468,9 @@ class Switchboard:
         else:
             peer.full.discard(lane)
         lane.answers = lane.paused and bool(peer.requests.out)
-        frame = lane.stream_id, lane.paused, lane.answers
         for connection in peer.connections:
             if not connection.plain:
-                connection.send_control(encode_flow(*frame))
+                connection.tell_flow(lane.stream_id, lane.paused, lane.answers)
 
     def asks(self, peer: Peer) -> None:
         """A request goes out to a peer that was told to stop: its answer is welcome all the same."""
@@ -478,7 +483,7 @@ class Switchboard:
         self.door.ports = ports = ports[:MAX_PORTS]
         for connection in self.table.connections:
             if not connection.plain:
-                connection.send_control(encode_listening(ports))
+                connection.tell_ports(ports)
 
 
 def _identity(config: Config) -> Identity:

@@ -10,8 +10,9 @@ import logging
 import math
 from collections.abc import Callable
 
-from .connection import UNASKED, Connection, State
+from .connection import Connection, Pause, State
 from .core.liveness import TICKS_PER_INTERVAL, Action
+from .core.unread import Unread, Verdict
 from .outlet import Hub
 
 log = logging.getLogger("openline")
@@ -46,6 +47,9 @@ class Watch:
         self._tick_number = 0
         self._pong_every = min(PONG_EVERY, self._interval / 2)
         self._pong_due = 0.0
+        # Connections that are owed something which cannot be written.
+        self._unread: dict[Connection, Unread] = {}
+        self._patience = max(1, int(hub.config.progress_cap / self._tick_length))
         self._schedule()
 
     def add(self, connection: Connection) -> None:
@@ -58,7 +62,13 @@ class Watch:
         if number in self._buckets:
             self._buckets[number].pop(connection, None)
         self._plain.pop(connection, None)
+        self._unread.pop(connection, None)
         self._hub.paused.pop(connection, None)
+
+    def owes(self, connection: Connection) -> None:
+        """What it is owed waits until its peer reads."""
+        if connection not in self._unread and connection in self._connections:
+            self._unread[connection] = Unread(TICKS_PER_INTERVAL, self._patience)
 
     def stop(self) -> None:
         self._timer.cancel()
@@ -91,11 +101,28 @@ class Watch:
                 self._check(connection, now)
             if connection.state is not State.CLOSED:
                 self._enter(connection)
+        for connection, unread in list(self._unread.items()):
+            self._look_at(connection, unread, now)
         if now >= self._pong_due:
             self._pong_due = now + self._pong_every
             self._reassure(now)
         self._on_tick(now, wall)
         self._schedule()
+
+    def _look_at(self, connection: Connection, unread: Unread, now: float) -> None:
+        """Does its peer take what it is owed?"""
+        if not connection.in_arrears:
+            del self._unread[connection]
+            connection.resume_reading(Pause.UNREAD)
+            return
+        verdict = unread.look(connection.link.taken(), now - connection.heard < self._interval)
+        if verdict is Verdict.STOP:
+            log.info("%r does not read: it is not read either", connection)
+            connection.pause_reading(Pause.UNREAD)
+        elif verdict is Verdict.GO:
+            connection.resume_reading(Pause.UNREAD)
+        elif verdict is Verdict.CUT:
+            self._bury(connection, f"it has not read for {self._patience * self._tick_length:g} s")
 
     def _take_due(self, now: float) -> list[Connection]:
         due: list[Connection] = []
@@ -138,7 +165,7 @@ class Watch:
                 connection.set_state(State.LIVE)
             log.info("recovered: %r", connection)
         elif action is Action.DEAD:
-            self._bury(connection)
+            self._bury(connection, f"no life for {3 * self._interval:g} s")
 
     def doubt(self, connection: Connection) -> None:
         """Its link has probed in vain: suspect, before the clock says so."""
@@ -156,19 +183,19 @@ class Watch:
         connection.set_state(State.LIVE)
         log.info("recovered: %r", connection)
 
-    def _bury(self, connection: Connection) -> None:
-        log.warning("dead: %r, no life for %.1f s", connection, 3 * self._interval)
+    def _bury(self, connection: Connection, why: str) -> None:
+        log.warning("dead: %r, %s", connection, why)
         self._hub.counters.evictions += 1
         connection.link.abort()
-        connection.on_closed(f"no life for {3 * self._interval:g} s")
+        connection.on_closed(why)
 
     def _reassure(self, now: float) -> None:
         """Pongs that nobody asked for: to plain peers that are sending, and where we do not read."""
         for connection in self._plain:
             if now - connection.heard < self._pong_every + self._tick_length:
-                connection.link.pong(UNASKED)
+                connection.reassure()
         for connection in list(self._hub.paused):
             if connection.link.broken():
                 connection.resume_reading()  # so that the loop sees the end of it
             else:
-                connection.link.pong(UNASKED)
+                connection.reassure()

@@ -167,6 +167,10 @@ class Link(ABC):
     def progress(self) -> Progress | None:
         """The kernel's counters, or None where it does not tell."""
 
+    @abstractmethod
+    def taken(self) -> int:
+        """Grows when the far end, or its kernel, takes what waits to be written, while nothing is written."""
+
     def sending(self, track: int) -> Sending | None:
         """How what was written to a track gets on, or None where nobody tells."""
         return None

@@ -280,3 +280,6 @@ class MemoryLink(Link):
             return None
         sock = self._sock
         return Progress(sock.acked, sock.received, sock.waiting)
+
+    def taken(self) -> int:
+        return self._sock.acked

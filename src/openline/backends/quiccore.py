@@ -14,13 +14,22 @@ from typing import Any
 
 from qh3.quic.connection import QuicConnection
 
+from ..core.portion import Portion
 from .sockets import forget_frames
+
+
+def _nobody() -> None:
+    """Is told, once it is over."""
 
 
 class Quic(QuicConnection):
     """A connection that can be told to hand nothing over, and hands stream data over directly."""
 
     holding = False
+    # It has had its share of this turn of the loop; and who is told that.
+    resting = False
+    on_share: Callable[[], None]
+    portion: Portion
     # Takes stream data, once the handshake is done.
     sink: Callable[[int, bytes, bool], None] | None = None
 
@@ -39,6 +48,7 @@ class Quic(QuicConnection):
     def let_go(self) -> None:
         """It is over: tell nobody any more."""
         self.sink = self._session_ticket_handler = self._session_ticket_fetcher = None
+        self.on_share = _nobody
         if self._bridge is not None:
             vars(self._bridge).clear()
         self._bridge = self._tls = None
@@ -49,12 +59,21 @@ class Quic(QuicConnection):
             if not self.holding:
                 super()._drain_core()
             return
+        if self.resting:
+            return
+        left = self.portion.size
         while not self.holding and self.sink is not None:
             native = core.next_event()
             if native is None:
                 return
             if native[0] == "stream_data" and not self._events:
-                sink(native[1], native[2], native[3])
+                data = native[2]
+                sink(native[1], data, native[3])
+                left -= len(data)
+                if left < 0:
+                    self.resting = True
+                    self.on_share()
+                    return
             else:
                 self._drain_one(native)
 

@@ -17,6 +17,7 @@ from qh3.quic import events
 from qh3.quic.connection import QuicConnectionError
 
 from ..core.doubt import Sending
+from ..core.portion import TARGET_QUIC, Portion
 from .quiccore import Quic
 from .quicsize import MIN_DATAGRAM, datagram_size, shrink
 from .udp import Addr
@@ -138,6 +139,7 @@ class Engine:
         self.early: int | None = 0
         self._dead = self._stopped = False
         self._moved = False
+        quic.on_share, quic.portion = self._rest, Portion(TARGET_QUIC)
 
     # In ------------------------------------------------------------------------------------------
 
@@ -158,6 +160,8 @@ class Engine:
                 alive = quic._core.receive_many_datagrams(batch, addr, now)[_ACCEPTED] > 0
                 self._busy = True
                 quic._drain_core()
+                if quic.resting:
+                    quic.portion.took(time.monotonic() - self._stalled - now)
             else:
                 alive = True
                 self._shaking += sum(map(len, batch))
@@ -205,7 +209,7 @@ class Engine:
                     self.user.on_pong(event.uid)
             else:
                 self._on_other(event)
-        if quic._close_event is not None and not self.over and not quic.holding:
+        if quic._close_event is not None and not (self.over or quic.holding or quic.resting):
             self._ended(quic._close_event)
 
     def _on_data(self, stream: int, data: bytes, end: bool) -> None:
@@ -256,6 +260,18 @@ class Engine:
         self.on_gone = self.on_id = self.on_silence = None
         self.send = _nowhere
         self.quic.let_go()
+
+    def _rest(self) -> None:
+        """There is more than one turn's share: the rest waits in the core, whose windows bound it, and
+        datagrams are taken in all the same, so that those of others behind them are."""
+        self._loop.call_soon(self._after_rest)
+
+    def _after_rest(self) -> None:
+        began = time.perf_counter()
+        self.quic.resting = False
+        self._catch_up()
+        if self.quic.resting:
+            self.quic.portion.took(time.perf_counter() - began)
 
     def hold(self) -> None:
         """Hand nothing over; packets are still received, and acknowledged."""

@@ -17,39 +17,29 @@ from qh3.quic.connection import QuicConnectionError
 
 from ..config import Config
 from ..core.doubt import Sending
-from ..core.frames import FRAME_BYTES, HEADROOM, Malformed, TooBig
+from ..core.frames import HEADROOM, Malformed, TooBig
 from ..core.selection import Endpoint
 from ..core.tracks import MAX_TRACKS
 from ..core.units import ANSWER, BINARY, GOODBYE, HELLO, TEXT, UnitReader, goodbye, header, read_goodbye
 from .base import NOBODY, NORMAL, PROTOCOL_ERROR, TOO_BIG, Link, LinkEvents
 from .quicengine import NO_USER, Engine
+from .quiclimits import (
+    CUT,
+    EARLY_BYTES,
+    EARLY_DATAGRAMS,
+    FRAME_OVERHEAD,
+    GOODBYE_WAIT,
+    HELLO_BYTES,
+    LARGE,
+    MAX_HELD,
+    MAX_LARGE,
+    SHORT,
+)
 from .sockets import ip_of
 from .udp import Addr
 from .unfinished import FREE, Unfinished
 
 log = logging.getLogger("openline")
-
-# A binary frame may carry other messages, its kind and a count besides a message of full size.
-_FRAME_OVERHEAD = FRAME_BYTES + 64
-# Bytes that come to one or two units: these take a shorter way.
-SHORT = 1200
-# Before the hello has come, no unit is longer.
-HELLO_BYTES = 4096
-# What a visitor may send on other streams before its proof has come: a first window's worth (some
-# ten packets), and what the next two round trips add while the proof is sent again.
-EARLY_BYTES = 256 * 1024
-# All that may come until then: the same again for what is sent twice, and for headers. qh3 keeps what
-# has come out of order, and tells nobody.
-EARLY_DATAGRAMS = 2 * EARLY_BYTES
-# Units over LARGE bytes take turns: so many at a time may have begun and not left. A receiver puts up
-# with the beginnings of MAX_HELD units of full size: that, and what is in flight of others.
-LARGE = 1024 * 1024
-MAX_LARGE = 4
-MAX_HELD = 16
-# How long a goodbye waits for what is still on its way, and for the other side's.
-GOODBYE_WAIT = 3.0
-# An application error code that says no more than that it was cut (abort).
-CUT = 0
 
 
 class QuicLink(Link):
@@ -65,7 +55,7 @@ class QuicLink(Link):
         self.endpoint = endpoint
         self.events: LinkEvents = NOBODY
         self._limit = HELLO_BYTES
-        self.full_limit = config.max_message_size + _FRAME_OVERHEAD
+        self.full_limit = config.max_message_size + FRAME_OVERHEAD
         self._high_water = config.write_high_water
         self._engine = engine
         engine.user = self
@@ -498,3 +488,6 @@ class QuicLink(Link):
     def progress(self) -> Any:
         """Any authentic packet counts as life (``on_alive``), so there is nothing else to look at."""
         return None
+
+    def taken(self) -> int:
+        return -self._engine.waiting

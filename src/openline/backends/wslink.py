@@ -25,6 +25,7 @@ from ..core.liveness import Progress
 from ..core.selection import Endpoint
 from . import deflate
 from .base import FRAGMENT, NOBODY, PROTOCOL_ERROR, TOO_BIG, Link, LinkEvents
+from .turns import BUSY, TakesTurns
 from .unfinished import FREE, Unfinished
 
 if sys.platform != "win32":
@@ -83,6 +84,9 @@ class WebSocketLink(WSListener, Link):
         self._closed = False
         self._is_closing: Any = None
         self._paused = False
+        # Not read on behalf of its user.
+        self.held = False
+        self._turns: TakesTurns | None = None
         self._outbox: deque[tuple[WSMsgType, memoryview, bool, bool]] | None = None
         self._parts: bytearray | None = None
         self._parts_count = 0
@@ -114,6 +118,8 @@ class WebSocketLink(WSListener, Link):
         if self._closed:
             return  # what a failed or aborted link still has in its buffer
         kind = frame.msg_type
+        if frame.tail_size > BUSY:
+            self._take_turns()
         try:
             if frame.fin and self._parts is None and not (frame.rsv1 or frame.rsv2 or frame.rsv3):
                 if kind is BINARY:
@@ -128,7 +134,7 @@ class WebSocketLink(WSListener, Link):
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         self._closed = True
-        self._outbox = self._parts = self._up = None
+        self._outbox = self._parts = self._up = self._turns = None
         self._unfinished.remove(self)
         # Whoever is told may hold this link; that must not be a circle.
         events, self.events = self.events, NOBODY
@@ -146,6 +152,13 @@ class WebSocketLink(WSListener, Link):
             self.events.on_writable()
 
     # Reading -------------------------------------------------------------------------------------
+
+    def _take_turns(self) -> None:
+        """There is much more where that came from."""
+        under = self._ws.underlying_transport
+        if not self._closed and under.get_protocol() is not self._turns:
+            self._turns = TakesTurns(under.get_protocol(), under, lambda: self.held)
+            self._turns.take_over()
 
     def _on_other_frame(self, kind: WSMsgType, frame: WSFrame) -> None:
         if self._ws.is_close_frame_sent and kind is not CLOSE:
@@ -326,10 +339,12 @@ class WebSocketLink(WSListener, Link):
         self._ws.disconnect(graceful=False)
 
     def pause_reading(self) -> None:
+        self.held = True
         if not self.closing:
             self._ws.underlying_transport.pause_reading()
 
     def resume_reading(self) -> None:
+        self.held = False
         if not self.closing:
             self._ws.underlying_transport.resume_reading()
 
@@ -377,6 +392,12 @@ class WebSocketLink(WSListener, Link):
         finally:
             sock.detach()
         return Progress(acked, received, unacked + self._ws.underlying_transport.get_write_buffer_size())
+
+    def taken(self) -> int:
+        progress = self.progress()
+        if progress is not None:
+            return progress.acked
+        return 0 if self.closing else -int(self._ws.underlying_transport.get_write_buffer_size())
 
 
 def _unacked(sock: Any) -> int:

@@ -114,6 +114,8 @@ class TinyQuic:
         self._events: deque[Any] = deque()
         self._close_event: events.ConnectionTerminated | None = None
         self.holding = False
+        # It never says that it has had its share: what the simulation measures is not time.
+        self.resting = False
         self.state = "active"
         self.link = link
         self._client = client

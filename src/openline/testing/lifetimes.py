@@ -71,13 +71,13 @@ class Lifetimes:
         """What is alive now and was not at first."""
         return dict(alive() - self._first)
 
-    async def all_gone(self, deadline: float) -> None:
-        """Wait until nothing is left. Raises ``AssertionError``."""
+    async def all_gone(self, deadline: float, poll: float = POLL) -> None:
+        """Wait until nothing is left, looking every ``poll`` seconds. Raises ``AssertionError``."""
         loop = asyncio.get_running_loop()
         until = loop.time() + deadline
         while left := self.left:
             assert loop.time() < until, f"still alive after {deadline:g} s: {left}"
-            await asyncio.sleep(POLL)
+            await asyncio.sleep(poll)
 
 
 @contextmanager

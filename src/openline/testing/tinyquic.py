@@ -104,6 +104,7 @@ class TinyQuic:
     _tls = None
     # Its packets have no size that a path could be too narrow for.
     _applied_transport_parameters = None
+    sink: Any = None
     # Streams that the other end lets this one open: both ways, and one way (as qh3 has it).
     stream_limits = 100, 103
 
@@ -180,7 +181,8 @@ class TinyQuic:
             self._wind_up("closing")
 
     def let_go(self) -> None:
-        """It has nobody to tell."""
+        """It is over: tell nobody any more."""
+        self.sink = None
 
     def change_connection_id(self) -> None:
         """Nobody looks at it here."""

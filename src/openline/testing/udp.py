@@ -41,6 +41,14 @@ class UdpUser(Protocol):
     def on_error(self, error: OSError) -> None: ...
 
 
+class _Nobody:
+    def on_datagram(self, packet: Any, source: Place, to: Place) -> None: ...
+    def on_error(self, error: OSError) -> None: ...
+
+
+_NOBODY: UdpUser = _Nobody()
+
+
 class Flow(Protocol):
     """One end of a connection over datagrams."""
 
@@ -86,6 +94,7 @@ class UdpSocket:
             self.open = False
             self._buffer.clear()
             self.stack.forget(self)
+            self.user = _NOBODY  # who was told may hold this
 
     # The kernel's side ---------------------------------------------------------------------------
 

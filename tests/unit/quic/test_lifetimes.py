@@ -21,7 +21,7 @@ from openline.testing.lifetimes import lifetimes
 from .conftest import Dial, Make, Serve
 from .rawquic import Over, RawQuic, client_configuration, unit
 
-SOON = 8.0
+SOON = 30.0
 
 Ending = Callable[[openline.Transport, RawQuic], Awaitable[object]]
 BEFORE: dict[str, Ending] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable
+from sys import get_asyncgen_hooks
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .address import Address
@@ -55,6 +56,7 @@ class Sender:
     def __init__(self, board: Switchboard) -> None:
         self._board = board
         self._loop = board.loop
+        self._home = board.home
         self._counters = board.counters
         self._router = board.router
         self._deadlines = Deadlines(board.loop)
@@ -69,6 +71,8 @@ class Sender:
     async def send(
         self, address: str | Address, message: Message, *, timeout: float | None = None
     ) -> Receipt:
+        if get_asyncgen_hooks()[0] is not self._home.mark:
+            self._home.check()
         route = self._router.quick(address)
         if route is None or route[1].peer.stopped or self._lines.has(route[2], message):
             return await self._send(self._target(address), message, timeout)
@@ -96,6 +100,8 @@ class Sender:
 
     async def send_to(self, peer: Peer, message: Message, *, timeout: float | None = None) -> Receipt:
         """``send`` for a peer in hand; ``peer.send`` and ``peer.reply`` come here."""
+        if get_asyncgen_hooks()[0] is not self._home.mark:
+            self._home.check()
         if not peer.known and message.reply_to is None:
             peer.known = True
         connections = peer.connections
@@ -243,6 +249,8 @@ class Sender:
     async def request(
         self, address: str | Address, message: Message, timeout: float | None = None
     ) -> Message:
+        if get_asyncgen_hooks()[0] is not self._home.mark:
+            self._home.check()
         route = self._router.quick(address)
         if route is None or route[1].peer.stopped or self._lines.has(route[2], message):
             return await self._request(None, self._target(address), message, timeout)
@@ -250,6 +258,8 @@ class Sender:
 
     async def request_of(self, peer: Peer, message: Message, timeout: float | None = None) -> Message:
         """``request`` for a peer in hand; ``peer.request`` comes here."""
+        if get_asyncgen_hooks()[0] is not self._home.mark:
+            self._home.check()
         return await self._request(None, peer, message, timeout)
 
     async def _request(

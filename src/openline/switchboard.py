@@ -36,6 +36,7 @@ from .delivery import Delivery
 from .dialing import Dialer
 from .eager import Runner
 from .errors import Closed, IdentityConflict, NotConfirmed, Refused, Unreachable
+from .home import Home
 from .identity import Identity
 from .inbox import FULL_LANES_PER_PEER, Inbox
 from .lanes import Lane
@@ -71,6 +72,7 @@ class Switchboard:
     def __init__(self, config: Config, environment: Environment) -> None:
         self.config = config
         self.counters = Counters()
+        self.home = Home()
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time()
         self.dispatching = False
@@ -119,6 +121,7 @@ class Switchboard:
             self.backends.files.look()
 
     def check_open(self) -> None:
+        self.home.check()
         if self.closing:
             raise Closed("the transport is closed")
 

@@ -16,15 +16,15 @@ from ..config import Config
 from ..core.frames import Malformed
 from ..core.selection import Endpoint
 from ..errors import Error, IdentityConflict, Refused, Unreachable
-from .acceptor import bind
 from .base import CONFLICT, REFUSED, Doorkeeper, LinkEvents, OnBad
+from .binding import Where, bind
 from .certificates import TlsFiles
 from .quicdoor import QuicDoor
 from .quicengine import IDLE, Engine, Quic
 from .quiclink import QuicLink
 from .quictls import ClientTickets, Trust, client_configuration, shown_by
 from .race import AllFailed, Race, merged
-from .sockets import NO_ROUTE, SockAddr, describe, ip_of, resolve
+from .sockets import NO_ROUTE, SockAddr, describe, ip_of, opened, resolve
 from .udp import REFUSED as PORT_CLOSED
 from .udp import Addr, Datagrams, UdpOpener, open_udp
 
@@ -71,15 +71,15 @@ class QuicBackend:
 
     # Listening -----------------------------------------------------------------------------------
 
-    async def listen(self, host: str | None, port: int) -> QuicDoor:
+    async def listen(self, host: Where, port: int) -> QuicDoor:
         """Raises ``OSError`` where the port cannot be had."""
-        sockets = await bind(host, port, socket.SOCK_DGRAM)
+        bound = await bind(host, port, socket.SOCK_DGRAM)
         door = QuicDoor(self.config, self._shown, self.doorkeeper, self._on_bad)
         try:
-            await door.start(sockets)
+            await door.start(bound)
         except BaseException:
             await door.close()
-            for sock in sockets:
+            for sock in bound.sockets:
                 sock.close()
             raise
         return door
@@ -114,7 +114,7 @@ class _Attempt:
         path = f"quic {join(ip_of(sockaddr), sockaddr[1])}"
         call: _Call | None = None
         try:
-            sock = await self._backend.opener(family, sockaddr)
+            sock = opened(await self._backend.opener(family, sockaddr))
             call = _Call(self._backend, self._address, family, sockaddr)
             await call.begin(sock)
             await call.answered
@@ -289,7 +289,7 @@ class _Call:
 
     async def _rebind(self, only_elsewhere: bool) -> None:
         try:
-            sock = await self._backend.opener(self._family, self._sockaddr)
+            sock = opened(await self._backend.opener(self._family, self._sockaddr))
         except OSError as error:
             log.debug("%r: no fresh socket: %s", self._link, describe(error))
             return

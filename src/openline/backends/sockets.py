@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import socket
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 
 from ..address import Address, canonical_ip, join
@@ -22,6 +23,39 @@ SockAddr = tuple[str, int] | tuple[str, int, int, int]
 Resolved = tuple[socket.AddressFamily, SockAddr]
 # Opens one connected, non-blocking socket. Tests and the demo put faults in here.
 Opener = Callable[[socket.AddressFamily, SockAddr], Awaitable[socket.socket]]
+
+
+# All that are open, of all transports. A child that came by fork has them too, which it must not: what it
+# writes, and what a destructor or its copy of the loop does to them, would be the parent's doing; and a
+# connection that the parent closes would not end as long as the child lives.
+_open: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def opened(sock: socket.socket) -> socket.socket:
+    """Whoever opens a socket for a transport says so here."""
+    _open.add(sock)
+    return sock
+
+
+def _cut_off() -> None:
+    """After fork, in the child: each descriptor becomes that of a socket which is closed at its far end.
+
+    Not simply closed: the copies of whatever owns them would close the number once more, when it is
+    something else's. The parent notices nothing, as its own descriptors stay open.
+    """
+    numbers = [number for sock in list(_open) if (number := sock.fileno()) >= 0]
+    if not numbers:
+        return
+    dead, far = socket.socketpair()
+    far.close()
+    dead.setblocking(False)
+    for number in numbers:
+        os.dup2(dead.fileno(), number, inheritable=False)
+    dead.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_cut_off)
 
 
 async def resolve(address: Address, kind: int = socket.SOCK_STREAM) -> list[Resolved]:
@@ -69,7 +103,7 @@ def _interleave(found: list[Resolved]) -> list[Resolved]:
 
 async def open_socket(family: socket.AddressFamily, sockaddr: SockAddr) -> socket.socket:
     """A fresh connected TCP socket. Raises ``OSError``."""
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = opened(socket.socket(family, socket.SOCK_STREAM))
     try:
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, sockaddr)
@@ -112,7 +146,7 @@ class _Path:
 
     async def __call__(self) -> socket.socket:
         try:
-            return await self._opener(*self._where)
+            return opened(await self._opener(*self._where))
         except OSError as error:
             _, sockaddr = self._where
             path = f"tcp {join(ip_of(sockaddr), sockaddr[1])}"

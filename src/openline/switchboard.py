@@ -150,6 +150,7 @@ class Switchboard:
         if not connection.plain:
             for peer in self.delivery.unacked():
                 self.delivery.move(peer, address, connection.peer)
+                self.recovery.waiting.look(peer)
         return connection
 
     def _poke_rivals(self, connection: Connection) -> None:
@@ -203,6 +204,7 @@ class Switchboard:
             if link.endpoint.direction == "inbound":
                 link.write_binary(encode_welcome(list(peer.lost)))
             self.pairing.joined(connection, lost)
+            self.recovery.waiting.look(peer)
         for address in self.dialer.waiting():
             want = self.router.want_now(address)
             if link.endpoint.direction == "inbound" and self.table.plan(want).chosen is connection:
@@ -358,6 +360,7 @@ class Switchboard:
                 self._retire_if_replaced(connection)
         elif connection.state is State.LIVE:
             self.pairing.settle(peer)
+            self.recovery.waiting.look(peer)
         elif connection is peer.carrier:
             if connection.state is State.DRAINING:
                 peer.carrier = None

@@ -133,5 +133,5 @@ def _cannot(kind: int, errors: dict[_Place, OSError]) -> OSError:
 
 def why(error: OSError, host: Where) -> str:
     """In words; without the address where ``host`` is that, and has been named already."""
-    plain = host is None or (isinstance(host, str) and canonical_ip(host) is not None) or len(host) == 1
-    return describe(error) if plain else error.strerror or describe(error)
+    named = canonical_ip(host) is not None if isinstance(host, str) else host is None or len(host) == 1
+    return describe(error) if named else error.strerror or describe(error)

@@ -203,7 +203,10 @@ class WebSocketBackend:
         loop = asyncio.get_running_loop()
         hello = self._door.hello()
         args = self._protocol_args(
-            address.netloc, address.path, True, lambda _, response: self._connected(response, endpoint, hello)
+            address.authority,
+            address.path,
+            True,
+            lambda _, response: self._connected(response, endpoint, hello),
         )
         offer = [(HEADER, hello)]
         if self._config.compression:

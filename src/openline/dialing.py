@@ -93,9 +93,12 @@ class Dialer:
             self._waiting.pop(flight.result, None)
             flight.result.set_result(connection)
 
-    async def close(self) -> None:
+    def stop(self) -> None:
+        """Nothing is dialed any more."""
         self._closed = True
-        tasks = [flight.task for flight in self._flying.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for flight in self._flying.values():
+            flight.task.cancel()
+
+    async def close(self) -> None:
+        self.stop()
+        await asyncio.gather(*(flight.task for flight in self._flying.values()), return_exceptions=True)

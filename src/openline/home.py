@@ -10,6 +10,7 @@ import asyncio
 import os
 import weakref
 from asyncio import get_running_loop
+from collections.abc import Callable
 from sys import get_asyncgen_hooks
 
 from .errors import Closed, Error, WrongLoop
@@ -23,7 +24,9 @@ class Home:
     half of ``get_running_loop``, which makes a system call in Python 3.11.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, in_child: Callable[[], None]) -> None:
+        """``in_child`` is called in a child that came by fork, whose copy shall do nothing."""
+        self._in_child = in_child
         self.loop: asyncio.AbstractEventLoop | None = get_running_loop()
         self.mark: object = _NOWHERE
         self._loop = self.loop
@@ -75,6 +78,7 @@ _homes: weakref.WeakSet[Home] = weakref.WeakSet()
 def _disown() -> None:
     for home in list(_homes):
         home.loop, home.mark = None, _NOWHERE
+        home._in_child()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork

@@ -27,7 +27,7 @@ fault = pytest.mark.parametrize("fault", list(FAULTS))
 
 
 async def apart(stage: Stage, fault: str, *, under_way: bool) -> tuple[Node, Node, Any]:
-    """Connected once; now the link is dead, and a dial from a to b fails. What a has under way, if anything."""
+    """Connected once; now the link is dead, and dials from a to b fail. What a has under way, if anything."""
     a, b = await stage.two(max_idle_timeout=IDLE)
     await a.send(b, 0)
     FAULTS[fault][0](stage.network, stage.a, stage.b)

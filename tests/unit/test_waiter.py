@@ -915,3 +915,22 @@ async def test_a_loop_that_ends_before_the_news_complains_of_nothing() -> None:
 
     await asyncio.to_thread(lambda: asyncio.run(main()))
     gc.collect()
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_the_end_of_the_program_gets_past_whatever_brought_the_news(kind: type[BaseException]) -> None:
+    """A socket callback in C prints such an error and goes on; the loop has to see it."""
+    loop = asyncio.new_event_loop()
+    waiter: Waiter[str] = Waiter(loop)
+
+    def callback() -> None:
+        waiter.set_result("news")  # raises nothing
+
+    async def program() -> None:
+        loop.call_soon(callback)
+        await waiter
+        raise kind
+
+    with pytest.raises(kind):
+        loop.run_until_complete(program())
+    loop.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import socket
 from typing import Any
 
@@ -160,6 +161,7 @@ class _Call:
         link.on_connected, link.on_hello, link.on_failed = self._connected, self._greeted, self._failed
         self._hello = backend.doorkeeper.hello()
         self._refusals = 0
+        self._process = os.getpid()
         self._moved_at = 0.0
         self._moving: asyncio.Task[None] | None = None
         self._datagrams = self._new_datagrams()
@@ -281,8 +283,8 @@ class _Call:
     def _move(self, why: str, *, only_elsewhere: bool) -> None:
         """Try a fresh socket, with whatever address this host has now."""
         now = self._loop.time()
-        if now < self._moved_at + REBIND_EVERY:
-            return
+        if now < self._moved_at + REBIND_EVERY or os.getpid() != self._process:
+            return  # a child that came by fork has no part in this connection
         self._moved_at = now
         log.debug("%r: %s; trying a fresh socket", self._link, why)
         self._moving = self._loop.create_task(self._rebind(only_elsewhere))

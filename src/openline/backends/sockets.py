@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -43,15 +44,33 @@ def _cut_off() -> None:
     Not simply closed: the copies of whatever owns them would close the number once more, when it is
     something else's. The parent notices nothing, as its own descriptors stay open.
     """
-    numbers = [number for sock in list(_open) if (number := sock.fileno()) >= 0]
-    if not numbers:
+    socks = [sock for sock in list(_open) if sock.fileno() >= 0]
+    if not socks:
         return
+    numbers = {sock.fileno() for sock in socks}
+    numbers |= _copies([sock for sock in socks if sock.type == socket.SOCK_DGRAM])
     dead, far = socket.socketpair()
     far.close()
     dead.setblocking(False)
     for number in numbers:
         os.dup2(dead.fileno(), number, inheritable=False)
     dead.close()
+
+
+def _copies(socks: Sequence[socket.socket]) -> set[int]:
+    """All descriptors of these: qh3 makes itself one for each UDP socket, on Linux."""
+    found: set[int] = set()
+    try:
+        numbers = [int(name) for name in os.listdir("/proc/self/fd")] if socks else []
+    except OSError:
+        return found
+    wanted = {os.fstat(sock.fileno()).st_ino for sock in socks}
+    for number in numbers:
+        with contextlib.suppress(OSError):  # that of the listing is closed by now
+            status = os.fstat(number)
+            if stat.S_ISSOCK(status.st_mode) and status.st_ino in wanted:
+                found.add(number)
+    return found
 
 
 if hasattr(os, "register_at_fork"):

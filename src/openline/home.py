@@ -24,9 +24,9 @@ class Home:
     half of ``get_running_loop``, which makes a system call in Python 3.11.
     """
 
-    def __init__(self, in_child: Callable[[], None]) -> None:
-        """``in_child`` is called in a child that came by fork, whose copy shall do nothing."""
-        self._in_child = in_child
+    def __init__(self) -> None:
+        # Called in a child that came by fork, whose copy shall do nothing.
+        self.in_child: Callable[[], None] | None = None
         self.loop: asyncio.AbstractEventLoop | None = get_running_loop()
         self.mark: object = _NOWHERE
         self._loop = self.loop
@@ -78,7 +78,8 @@ _homes: weakref.WeakSet[Home] = weakref.WeakSet()
 def _disown() -> None:
     for home in list(_homes):
         home.loop, home.mark = None, _NOWHERE
-        home._in_child()
+        if home.in_child is not None:
+            home.in_child()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork

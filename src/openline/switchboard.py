@@ -72,7 +72,7 @@ class Switchboard:
     def __init__(self, config: Config, environment: Environment) -> None:
         self.config = config
         self.counters = Counters()
-        self.home = Home(self._in_child)
+        self.home = Home()
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time()
         self.dispatching = False
@@ -119,12 +119,6 @@ class Switchboard:
         self.delivery.tick(now, wall)
         if self.backends.files is not None:
             self.backends.files.look()
-
-    def _in_child(self) -> None:
-        """For whatever the child's copy of the loop still runs: it neither dials nor takes anything in."""
-        self.closing = self.closed = True
-        self.dialer.stop()
-        self.watch.stop()
 
     def check_open(self) -> None:
         self.home.check()

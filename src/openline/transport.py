@@ -61,6 +61,7 @@ class Listener:
         A change of the files is noticed without this, at the next connection. Raises ``OSError`` where they
         cannot be used; then nothing has changed.
         """
+        self._transport._home.check_call()
         self._transport._reload_certificate()
 
     async def close(self) -> None:
@@ -80,12 +81,19 @@ class Transport:
         self.config = config
         self._board = board = Switchboard(config, environment or RealEnvironment())
         self._home = board.home
+        self._home.in_child = self._in_child
         self._table = board.table
         self._router = board.router
         self._inbox = board.inbox
         self._listeners: list[Listener] = []
         self._keeper = Keeper(self._reach, config.backoff_min, config.backoff_max, board.random.random)
         self._closing: asyncio.Task[None] | None = None
+
+    def _in_child(self) -> None:
+        """For whatever the child's copy of the loop still runs: it neither dials nor takes anything in."""
+        self._board.closing = self._board.closed = True
+        self._board.dialer.stop()
+        self._board.watch.stop()
 
     @property
     def node_id(self) -> str:
@@ -133,6 +141,7 @@ class Transport:
         A change of the files is noticed without this. Open connections stay as they are. Raises ``OSError``
         where one cannot be used; then what was read of it before stays in use.
         """
+        self._home.check_call()
         try:
             self._reload_certificate()
         finally:

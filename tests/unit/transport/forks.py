@@ -192,6 +192,8 @@ class Two:
             lambda: t.on_message(print),
             lambda: t.off_message(print),
             lambda: t.on_undelivered(print),
+            lambda: t.reload_tls(),
+            lambda: self.listener.reload_tls(),
         ]
 
 

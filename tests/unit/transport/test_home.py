@@ -65,6 +65,8 @@ class Pair:
             lambda: t.on_message(print),
             lambda: t.off_message(print),
             lambda: t.on_undelivered(print),
+            lambda: t.reload_tls(),
+            lambda: self.listener.reload_tls(),
             lambda: t.explain(self.to),
         ]
 

@@ -13,7 +13,7 @@ from .core.backoff import full_jitter
 from .delivery import stranded
 from .errors import Error
 from .peers import Peer
-from .waiting import Waiting
+from .waiting import Waiting, out_of_reach
 
 if TYPE_CHECKING:
     from .switchboard import Switchboard
@@ -36,7 +36,7 @@ class Recovery:
         """It has unacknowledged messages and no good connection."""
         if self._board.closing:
             return
-        if peer not in self.waiting:
+        if peer not in self.waiting and out_of_reach(peer):
             self.waiting.add(peer, self._addresses(peer))
         if peer not in self._tasks:
             task = self._tasks[peer] = self._board.loop.create_task(self._run(peer))

@@ -10,12 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .address import Address
+from .connection import State
 from .delivery import stranded
 from .lines import Place
 from .peers import Peer
 
 # Where a peer is dialed, whatever the backend: host, port and path; or its node id.
 Spot = tuple[str, int, str]
+
+
+def out_of_reach(peer: Peer) -> bool:
+    """Is something under way to it, and no good connection there? One that is not as an address asks
+    (``wss``, a pin) is one all the same: then nobody has to wait for the peer."""
+    return stranded(peer) and (peer.carrier is None or peer.carrier.state is not State.LIVE)
 
 
 class Waiting:
@@ -41,7 +48,7 @@ class Waiting:
 
     def look(self, peer: Peer) -> None:
         """Something about it has changed: is it within reach again, or given up?"""
-        if peer in self._spots and not stranded(peer):
+        if peer in self._spots and not out_of_reach(peer):
             self.remove(peer)
 
     def remove(self, peer: Peer) -> None:

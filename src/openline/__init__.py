@@ -15,6 +15,7 @@ from .errors import (
     NotConfirmed,
     Refused,
     Unreachable,
+    WrongLoop,
 )
 from .identity import Identity, node_id_of, public_key_of
 from .message import Message, Receipt
@@ -50,6 +51,7 @@ __all__ = [
     "Tls",
     "Transport",
     "Unreachable",
+    "WrongLoop",
     "__version__",
     "canonical",
     "capabilities",

@@ -18,6 +18,8 @@ _NODE_ID = re.compile(r"[a-z2-7]{51}[aq]")
 # An address ends up in an HTTP request: nothing that could begin another header.
 _PRINTABLE = re.compile(r"[!-~]+")
 _SCOPE = re.compile(r"[A-Za-z0-9._-]+")
+# How a scope begins in a URI: with an escaped percent sign (RFC 6874).
+_ESCAPED = "25"
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\.?")
 
 
@@ -81,6 +83,11 @@ class Address(msgspec.Struct, frozen=True):
         return join(self.host, self.port)
 
     @property
+    def authority(self) -> str:
+        """What goes into a Host header: a scope means something on this host only (RFC 6874 section 4)."""
+        return join(self.host.partition("%")[0], self.port)
+
+    @property
     def url(self) -> str:
         """What a WebSocket client dials."""
         return f"{self.scheme or 'ws'}://{self.netloc}{self.path}"
@@ -95,8 +102,25 @@ class Address(msgspec.Struct, frozen=True):
 
 
 def join(host: str, port: int) -> str:
-    """``host:port``, with brackets around IPv6."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    """``host:port``, with brackets around IPv6; what ``Address.parse`` reads back as the same.
+
+    A scope that looks like an escaped one (``25en0``) is escaped itself.
+    """
+    if ":" not in host:
+        return f"{host}:{port}"
+    if f"%{_ESCAPED}" in host:
+        ip, _, scope = host.partition("%")
+        host = f"{ip}%{_escaped(scope)}"
+    return f"[{host}]:{port}"
+
+
+def _escaped(scope: str) -> str:
+    return f"{_ESCAPED}{scope}" if _unescaped(scope) != scope else scope
+
+
+def _unescaped(scope: str) -> str:
+    """``25en0``, as in ``[fe80::1%25en0]``, is ``en0``; a mere ``25`` is interface number 25."""
+    return scope.removeprefix(_ESCAPED) or scope
 
 
 def canonical_ip(text: str) -> str | None:
@@ -164,8 +188,9 @@ def _split_port(text: str, hostport: str, default: int | None) -> tuple[str, int
 
 
 def _ipv6(text: str, host: str) -> str:
-    ip = canonical_ip(host)
-    scope = host.partition("%")[2]
+    base, percent, scope = host.partition("%")
+    scope = _unescaped(scope)
+    ip = canonical_ip(f"{base}{percent}{scope}")
     if ip is None or ":" not in host or ("%" in host and not _SCOPE.fullmatch(scope)):
         raise _invalid(text, f"{host!r} is not an IPv6 address")
     return ip

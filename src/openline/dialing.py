@@ -130,14 +130,19 @@ class Dialer:
         except Error as error:
             log.debug("looked whether somebody listens at %s: %s", address, error)
 
-    async def close(self) -> None:
+    def stop(self) -> None:
+        """Nothing is dialed any more."""
         self._closed = True
-        tasks: list[asyncio.Task[Any]] = [flight.task for flight in self._flying.values()]
-        for look in list(self._looking.values()):
-            if isinstance(look, asyncio.Task):
-                tasks.append(look)
-            else:
-                look.cancel()
-        for task in tasks:
+        for task in self._tasks():
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for look in self._looking.values():
+            if not isinstance(look, asyncio.Task):
+                look.cancel()
+
+    def _tasks(self) -> list[asyncio.Task[Any]]:
+        looks = [look for look in self._looking.values() if isinstance(look, asyncio.Task)]
+        return [*(flight.task for flight in self._flying.values()), *looks]
+
+    async def close(self) -> None:
+        self.stop()
+        await asyncio.gather(*self._tasks(), return_exceptions=True)

@@ -29,7 +29,8 @@ class RealEnvironment:
     """
 
     def __init__(self, opener: Opener | None = None, udp_opener: UdpOpener | None = None) -> None:
-        self.random = random.Random()
+        # Of the system: one with a state of its own would go on alike in two processes after fork.
+        self.random: random.Random = random.SystemRandom()
         self._opener = opener
         self._udp_opener = udp_opener
 

@@ -10,7 +10,11 @@ class Error(Exception):
 
 
 class Closed(Error):
-    """The transport, listener or iterator was closed by this program."""
+    """The transport, listener or iterator was closed by this program, or is another process's (fork)."""
+
+
+class WrongLoop(Error, RuntimeError):
+    """A call from another thread, or another event loop, than the transport belongs to; nothing was done."""
 
 
 class InvalidAddress(Error, ValueError):

@@ -70,6 +70,15 @@ class Place:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
 
+    async def pause(self, seconds: float) -> None:
+        """At the head of the line: until somebody calls, for so long at most."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        await asyncio.wait([self._waiter], timeout=seconds)
+
+    def wake_first(self) -> None:
+        """One behind it knows that there is a connection: it need not pause any longer."""
+        self._line[0].call()
+
     def leave(self) -> None:
         """Written, or given up: the next one, please."""
         line = self._line

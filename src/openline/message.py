@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import secrets
 from typing import Any
 
@@ -21,6 +22,15 @@ BY_IP = "ip alone"
 # A random prefix per process and a counter: unique across machines, far cheaper than a UUID each.
 _prefix = secrets.token_hex(8)
 _next = itertools.count(1).__next__
+
+
+def _renew_prefix() -> None:
+    global _prefix
+    _prefix = secrets.token_hex(8)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_prefix)
 
 
 def new_id() -> str:

@@ -13,6 +13,7 @@ from .core.backoff import full_jitter
 from .delivery import stranded
 from .errors import Error
 from .peers import Peer
+from .waiting import Waiting, out_of_reach
 
 if TYPE_CHECKING:
     from .switchboard import Switchboard
@@ -29,18 +30,31 @@ class Recovery:
     def __init__(self, board: Switchboard) -> None:
         self._board = board
         self._tasks: dict[Peer, asyncio.Task[None]] = {}
+        self.waiting = Waiting()
 
     def stranded(self, peer: Peer) -> None:
         """It has unacknowledged messages and no good connection."""
-        if peer not in self._tasks and not self._board.closing:
+        if self._board.closing:
+            return
+        if peer not in self.waiting and out_of_reach(peer):
+            self.waiting.add(peer, self._addresses(peer))
+        if peer not in self._tasks:
             task = self._tasks[peer] = self._board.loop.create_task(self._run(peer))
-            task.add_done_callback(lambda _: self._tasks.pop(peer, None))
+            task.add_done_callback(lambda _: self._ended(peer))
+
+    def _ended(self, peer: Peer) -> None:
+        del self._tasks[peer]
+        if stranded(peer):
+            self.stranded(peer)  # again, before this was called
+        else:
+            self.waiting.remove(peer)
 
     def said_goodbye(self, peer: Peer) -> None:
         pause = GOODBYE_PAUSE * (1 + self._board.random.random())
         peer.not_before = max(peer.not_before, self._board.loop.time() + pause)
 
     async def close(self) -> None:
+        self.waiting.close()
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable
+from sys import get_asyncgen_hooks
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .address import Address
 from .connection import Connection
+from .core.backoff import full_jitter
 from .core.frames import FRAME_BYTES
 from .core.session import Blocked
 from .errors import Closed, Error, InvalidMessage, NotConfirmed, Unreachable
@@ -55,6 +57,7 @@ class Sender:
     def __init__(self, board: Switchboard) -> None:
         self._board = board
         self._loop = board.loop
+        self._home = board.home
         self._counters = board.counters
         self._router = board.router
         self._deadlines = Deadlines(board.loop)
@@ -69,6 +72,8 @@ class Sender:
     async def send(
         self, address: str | Address, message: Message, *, timeout: float | None = None
     ) -> Receipt:
+        if get_asyncgen_hooks()[0] is not self._home.mark:
+            self._home.check()
         route = self._router.quick(address)
         if route is None or route[1].peer.stopped or self._lines.has(route[2], message):
             return await self._send(self._target(address), message, timeout)
@@ -97,6 +102,8 @@ class Sender:
 
     async def send_to(self, peer: Peer, message: Message, *, timeout: float | None = None) -> Receipt:
         """``send`` for a peer in hand; ``peer.send`` and ``peer.reply`` come here."""
+        if get_asyncgen_hooks()[0] is not self._home.mark:
+            self._home.check()
         if not peer.known and message.reply_to is None:
             peer.known = True
         connections = peer.connections
@@ -151,6 +158,7 @@ class Sender:
         """Find a connection, wait for room, write; evict and try again where it has died."""
         limit = self._limit if timeout is None else timeout
         label = to.address if isinstance(to, Peer) else str(to)
+        failed: list[tuple[str, str]] = []
         line = self._lines.enter(to, cargo.stream_id, cargo.answer)
         try:
             async with asyncio.timeout(limit):
@@ -159,7 +167,7 @@ class Sender:
                 dialed = 0
                 # Several that were open may have died at once; that is no reason not to dial.
                 while dialed < most and attempts < DEAD_ONES + most:
-                    connection, reused = await self._ready(to, cargo.stream_id, line)
+                    connection, reused = await self._ready(to, cargo.stream_id, line, failed)
                     if not cargo.answer:
                         connection.peer.known = True  # to answer whoever asks is no reason to know it
                     try:
@@ -178,19 +186,37 @@ class Sender:
                 raise Unreachable(label, tried)
         except TimeoutError:
             text = f"no connection to {label}, or no room on it, within {limit:g} s"
-            raise TimeoutError(text) from None
+            reasons = "; ".join(f"{path}: {reason}" for path, reason in failed)
+            raise TimeoutError(f"{text}; tried {reasons}" if failed else text) from None
         finally:
             line.leave()
 
-    async def _ready(self, to: Address | Peer, stream_id: StreamId, line: Place) -> tuple[Connection, bool]:
-        """A connection with room, to a peer for which this stream is not held up, when it is our turn."""
+    async def _ready(
+        self, to: Address | Peer, stream_id: StreamId, line: Place, failed: list[tuple[str, str]]
+    ) -> tuple[Connection, bool]:
+        """A connection with room, to a peer for which this stream is not held up, when it is our turn.
+
+        ``failed`` gets the reasons for which there was none at the last look.
+        """
+        failures = 0
         while True:
             if self._board.closed:
                 raise Closed("the transport is closed")
             # All of a line look together: they share one dial, and its failure.
-            connection, reused = await self._find(to)
+            try:
+                connection, reused = await self._find(to)
+            except Unreachable as error:
+                peer = self._waits_for(to)
+                if peer is None:
+                    raise
+                failed[:] = error.tried
+                failures += 1
+                await self._wait_for(peer, line, failures)
+                continue
+            failed.clear()
             gate = connection.peer.stopped.get(stream_id)
             if not line.first:
+                line.wake_first()
                 await line.turn()
             elif connection.link.congested and not connection.link.closing:
                 await connection.room()
@@ -198,6 +224,26 @@ class Sender:
                 await gate.wait(line.answer)
             else:
                 return connection, reused
+
+    def _waits_for(self, to: Address | Peer) -> Peer | None:
+        """There is no way to it: is something under way to it already, that waits for one as well?"""
+        board = self._board
+        if board.closing:
+            return None
+        if isinstance(to, Peer):
+            return board.recovery.waiting.peer_at(to, ())
+        board.backends.check(to)
+        return board.recovery.waiting.peer_at(to, board.router.want_now(to).ips)
+
+    async def _wait_for(self, peer: Peer, line: Place, failures: int) -> None:
+        """Of each line the first one goes on looking, with growing pauses."""
+        if not line.first:
+            await line.turn()
+            return
+        config = self._board.config
+        chance = self._board.random.random()
+        pause = full_jitter(failures, config.backoff_min, config.backoff_max, chance)
+        await self._board.recovery.waiting.back(peer, line, pause)
 
     def _find(self, to: Address | Peer) -> Coroutine[Any, Any, tuple[Connection, bool]]:
         return self._router.find_for(to) if isinstance(to, Peer) else self._router.find(to)
@@ -244,6 +290,8 @@ class Sender:
     async def request(
         self, address: str | Address, message: Message, timeout: float | None = None
     ) -> Message:
+        if get_asyncgen_hooks()[0] is not self._home.mark:
+            self._home.check()
         route = self._router.quick(address)
         if route is None or route[1].peer.stopped or self._lines.has(route[2], message):
             return await self._request(None, self._target(address), message, timeout)
@@ -251,6 +299,8 @@ class Sender:
 
     async def request_of(self, peer: Peer, message: Message, timeout: float | None = None) -> Message:
         """``request`` for a peer in hand; ``peer.request`` comes here."""
+        if get_asyncgen_hooks()[0] is not self._home.mark:
+            self._home.check()
         return await self._request(None, peer, message, timeout)
 
     async def _request(

@@ -38,6 +38,7 @@ from .dialing import Dialer
 from .doubt import Doubts
 from .eager import Runner
 from .errors import Closed, IdentityConflict, NotConfirmed, Refused, Unreachable
+from .home import Home
 from .identity import Identity
 from .inbox import FULL_LANES_PER_PEER, Inbox
 from .lanes import Lane
@@ -75,6 +76,7 @@ class Switchboard:
     def __init__(self, config: Config, environment: Environment) -> None:
         self.config = config
         self.counters = Counters()
+        self.home = Home()
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time()
         self.dispatching = False
@@ -125,6 +127,7 @@ class Switchboard:
             self.backends.files.look()
 
     def check_open(self) -> None:
+        self.home.check()
         if self.closing:
             raise Closed("the transport is closed")
 
@@ -165,6 +168,7 @@ class Switchboard:
         if not connection.plain:
             for peer in self.delivery.unacked():
                 self.delivery.move(peer, address, connection.peer)
+                self.recovery.waiting.look(peer)
 
     def _on_bad_handshake(self, peer: str, reason: str) -> None:
         self.counters.malformed += 1
@@ -200,6 +204,7 @@ class Switchboard:
             if link.endpoint.direction == "inbound":
                 link.write_binary(encode_welcome(self._lost_to(peer.node_id or "")))
             self.pairing.joined(connection, lost)
+            self.recovery.waiting.look(peer)
         for address in self.dialer.waiting():
             want = self.router.want_now(address)
             if link.endpoint.direction == "inbound" and self.table.plan(want).chosen is connection:
@@ -359,6 +364,7 @@ class Switchboard:
                 self._retire_if_replaced(connection)
         elif connection.state is State.LIVE:
             self.pairing.settle(peer)
+            self.recovery.waiting.look(peer)
         elif connection is peer.carrier:
             if connection.state is State.DRAINING:
                 peer.carrier = None

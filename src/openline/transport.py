@@ -61,6 +61,7 @@ class Listener:
         A change of the files is noticed without this, at the next connection. Raises ``OSError`` where they
         cannot be used; then nothing has changed.
         """
+        self._transport._home.check_call()
         self._transport._reload_certificate()
 
     async def close(self) -> None:
@@ -71,13 +72,16 @@ class Listener:
 class Transport:
     """Listens and dials; a message rides any live connection that reaches the peer before it dials.
 
-    Made by ``load_transport``. Belongs to the event loop it was made on; not thread safe.
+    Made by ``load_transport``. Belongs to the event loop it was made on: calls from another loop or thread
+    raise ``WrongLoop``, and in a child that came by fork ``Closed``, before anything happens.
     """
 
     def __init__(self, config: Config, environment: Environment | None = None) -> None:
         """Must be called with an event loop running. ``environment`` replaces network and clocks."""
         self.config = config
         self._board = board = Switchboard(config, environment or RealEnvironment())
+        self._home = board.home
+        self._home.in_child = self._in_child
         self._table = board.table
         self._router = board.router
         self._inbox = board.inbox
@@ -85,13 +89,20 @@ class Transport:
         self._keeper = Keeper(self._reach, config.backoff_min, config.backoff_max, board.random.random)
         self._closing: asyncio.Task[None] | None = None
 
+    def _in_child(self) -> None:
+        """For whatever the child's copy of the loop still runs: it neither dials nor takes anything in."""
+        self._board.closing = self._board.closed = True
+        self._board.dialer.stop()
+        self._board.watch.stop()
+
     @property
     def node_id(self) -> str:
         """This node's id: its public key in base32."""
         return self._board.node_id
 
     def __repr__(self) -> str:
-        state = "closed" if self._board.closed else f"{len(self._table.connections)} connections"
+        closed = "another process's" if self._home.foreign else "closed" if self._board.closed else ""
+        state = closed or f"{len(self._table.connections)} connections"
         return f"<openline transport {self.config.name!r}, {state}>"
 
     # Listening and connecting --------------------------------------------------------------------
@@ -110,6 +121,7 @@ class Transport:
         return listener
 
     async def _stop_listening(self, listener: Listener) -> None:
+        self._home.check()
         if listener in self._listeners:
             self._listeners.remove(listener)
             self._announce()
@@ -129,6 +141,7 @@ class Transport:
         A change of the files is noticed without this. Open connections stay as they are. Raises ``OSError``
         where one cannot be used; then what was read of it before stays in use.
         """
+        self._home.check_call()
         try:
             self._reload_certificate()
         finally:
@@ -221,6 +234,7 @@ class Transport:
             return lambda function: self.on_message(function, stream_id=stream_id)
         if not callable(handler):
             raise TypeError("on_message takes a function; use on_message(stream_id=...) for one stream")
+        self._home.check_call()
         self._inbox.add_handler(handler, stream_id)
         return handler
 
@@ -232,11 +246,13 @@ class Transport:
         unacknowledged, when it was out of reach for ``Config.resume_timeout``. Counted as
         ``stats().in_doubt`` in any case.
         """
+        self._home.check_call()
         self._board.undelivered.append(handler)
         return handler
 
     def off_message(self, handler: Handler) -> None:
         """Stop calling ``handler``."""
+        self._home.check_call()
         self._inbox.remove_handler(handler)
 
     async def receive(
@@ -274,10 +290,11 @@ class Transport:
     # Looking at it -------------------------------------------------------------------------------
 
     def stats(self) -> Stats:
-        """A snapshot of all counters."""
-        connections = self._table.connections
+        """A snapshot of all counters. Any thread may ask."""
+        self._home.check_process()
+        connections = list(self._table.connections)
         idle = sum(c.heard != self._board.now and c.tx == c.tx_heard for c in connections)
-        acceptors = [listener._acceptor for listener in self._listeners]
+        acceptors = [listener._acceptor for listener in list(self._listeners)]
         files = self._board.backends.files
         return Stats(
             **{name: getattr(self._board.counters, name) for name in Counters.__struct_fields__},
@@ -291,11 +308,13 @@ class Transport:
         )
 
     def peers(self) -> list[Peer]:
-        """The peers that a live connection reaches now."""
-        return [peer for peer in self._table if peer.connections]
+        """The peers that a live connection reaches now. Any thread may ask."""
+        self._home.check_process()
+        return [peer for peer in list(self._table) if peer.connections]
 
     def explain(self, address: str | Address) -> Explanation:
         """Which connection a send to ``address`` would take, and why not the others. Sends nothing."""
+        self._home.check_call()
         return self._router.explain(Address.parse(address))
 
     # Closing -------------------------------------------------------------------------------------
@@ -305,6 +324,9 @@ class Transport:
 
         Idempotent; concurrent calls wait for the same end.
         """
+        if self._closing is not None and self._closing.done():
+            return
+        self._home.check()
         if self._closing is None:
             self._board.closing = True
             self._closing = asyncio.ensure_future(self._close())
@@ -314,7 +336,8 @@ class Transport:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self.close()
+        if not self._home.foreign:  # a child that leaves its parent's block has nothing to close
+            await self.close()
 
     async def _close(self) -> None:
         await self._keeper.close()
@@ -379,7 +402,7 @@ class _Loading:
 
     async def __aexit__(self, *exc: object) -> None:
         assert self._transport is not None
-        await self._transport.close()
+        await self._transport.__aexit__(*exc)
 
     def __getattr__(self, name: str) -> object:
         raise AttributeError(

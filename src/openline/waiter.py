@@ -58,7 +58,11 @@ class Waiter(Generic[T]):
         if self._context is None:
             callback(self)
         elif current_task(self._loop) is None:
-            self._context.run(callback, self)
+            try:
+                self._context.run(callback, self)
+            except (SystemExit, KeyboardInterrupt) as error:
+                # For the loop, which they end; from here they would get no further than a socket callback.
+                self._loop.call_soon(_raise, error)
         else:
             self._loop.call_soon(callback, self, context=self._context)
 
@@ -121,3 +125,7 @@ class Waiter(Generic[T]):
         if removed:
             self._callback = None
         return int(removed)
+
+
+def _raise(error: BaseException) -> None:
+    raise error

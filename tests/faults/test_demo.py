@@ -19,8 +19,18 @@ BACKENDS = ("websocket", "quic")
 def start(namespaces: bool, idle_timeout: float = IDLE_TIMEOUT) -> subprocess.Popen[str]:
     call = f"run_demo({idle_timeout}, {namespaces})"
     script = f"import sys; from openline.cli.demo import run_demo; sys.exit({call})"
-    pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-c", script], stdout=pipe, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=_obey_ctrl_c,
+    )
+
+
+def _obey_ctrl_c() -> None:
+    """Tests may themselves run under nohup or as a background job, and what is ignored is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def assert_story(text: str) -> None:

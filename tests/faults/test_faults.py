@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from agents import INTERVAL, Agent, Pair, connections, introduce, two
-from processes import wait_until
+from processes import plain, wait_until
 
 from openline.testing.netns import ADDRESS6, DEVICE, LINK_LOCAL, Direction, TwoHosts
 
@@ -80,6 +80,24 @@ def test_a_link_local_address_answers_on_the_open_line(lab: TwoHosts, backend: s
     assert b.send(a, 5) == [[1, "inbound"]] * 5
     assert b.stat("dials") == [0]
     assert "<inbound" in b.ask("explain", to=a.address)
+
+
+def test_a_scope_may_be_written_as_in_uris_and_servers_are_not_told_it(lab: TwoHosts) -> None:
+    if not lab.ipv6:
+        pytest.skip("no IPv6 here")
+    server = plain(lab, "A", "listen", "9000")
+    assert server.hear() == "listening"
+    b = Agent(lab, "B", f"{LINK_LOCAL['B']}%{DEVICE}", backends=["websocket"]).ready()
+    order = b.post("send", to=f"ws://[{LINK_LOCAL['A']}%25{DEVICE}]:9000", numbers=[1])
+    assert server.hear() == "connected"
+    head = []
+    while (line := server.hear().strip()) != "":
+        head.append(line)
+    assert f"Host: [{LINK_LOCAL['A']}]:9000" in head
+    server.kill()
+    [[error, text]] = b.answer(order)
+    assert error == "Unreachable"
+    assert f"[{LINK_LOCAL['A']}%{DEVICE}]:9000" in text
 
 
 @OVER_TCP

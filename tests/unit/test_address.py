@@ -106,6 +106,42 @@ def test_a_scope_is_part_of_the_address() -> None:
     assert address != Address.parse("[fe80::1%en1]:8770")
 
 
+@pytest.mark.parametrize(
+    ("text", "host", "written"),
+    [
+        ("[fe80::1%en0]:1", "fe80::1%en0", "[fe80::1%en0]:1"),
+        # As URIs have it (RFC 6874), and with the number of the interface.
+        ("[fe80::1%25en0]:1", "fe80::1%en0", "[fe80::1%en0]:1"),
+        ("[fe80::1%3]:1", "fe80::1%3", "[fe80::1%3]:1"),
+        ("[fe80::1%253]:1", "fe80::1%3", "[fe80::1%3]:1"),
+        ("[fe80::1%25]:1", "fe80::1%25", "[fe80::1%25]:1"),
+        ("[fe80::1%2525]:1", "fe80::1%25", "[fe80::1%25]:1"),
+        # An interface whose name begins like an escaped percent sign: only the escaped form says it.
+        ("[fe80::1%2525en0]:1", "fe80::1%25en0", "[fe80::1%2525en0]:1"),
+        ("[fe80::1%252525]:1", "fe80::1%2525", "[fe80::1%252525]:1"),
+    ],
+)
+def test_a_scope_is_written_plainly_or_as_in_uris(text: str, host: str, written: str) -> None:
+    address = Address.parse(text)
+    assert (address.host, str(address)) == (host, written)
+    assert Address.parse(f"wss://{text}/path").host == host
+
+
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [
+        ("ws://[fe80::1%en0]:8770/path", "[fe80::1]:8770"),
+        ("ws://[fe80::1%25en0]", "[fe80::1]:80"),
+        ("[2001:db8::1]:8770", "[2001:db8::1]:8770"),
+        ("agents.example:8770", "agents.example:8770"),
+        (f"ws://{NODE}@10.0.0.2:8770", "10.0.0.2:8770"),
+    ],
+)
+def test_other_hosts_are_not_told_the_scope(text: str, host: str) -> None:
+    """It is a name of this host's interface: in a Host header servers take it for malformed."""
+    assert Address.parse(text).authority == host
+
+
 MALFORMED = [
     ("", "for example"),
     ("10.0.0.2", "port is missing"),
@@ -166,6 +202,8 @@ def test_malformed_addresses_say_what_is_wrong_and_show_a_valid_form(text: str, 
     "text",
     [
         "[fe80::1%]:8770",
+        "[fe80::1%25en%30]:8770",
+        "[fe80::1%25%65n0]:8770",
         "[fe80::1%en 0]:8770",
         "[fe80::1%en0\r\nX-Evil: 1]:8770",
         "ws://agents.example:8770/a b",
@@ -190,7 +228,8 @@ def test_arbitrary_text_is_an_address_or_invalid(text: str) -> None:
 
 labels = st.from_regex(r"[a-z0-9_]([a-z0-9_-]{0,10}[a-z0-9_])?", fullmatch=True)
 names = st.lists(labels, min_size=1, max_size=3).map(".".join).filter(lambda name: not name[-1].isdigit())
-scopes = st.from_regex(r"(%[a-zA-Z0-9_.-]{1,8})?", fullmatch=True)
+scope_names = st.from_regex(r"(25){0,2}[a-zA-Z0-9_.-]{1,8}", fullmatch=True)
+scopes = st.just("") | scope_names.map("%{}".format)
 ipv6 = st.tuples(st.ip_addresses(v=6).map(str), scopes).map("".join)
 hosts = names | st.ip_addresses(v=4).map(str) | ipv6.map(lambda ip: canonical_ip(ip) or "")
 # 52 characters hold 260 bits, and a key has 256: the last character has two forms.
@@ -214,12 +253,23 @@ def test_text_form_round_trips(address: Address) -> None:
     assert Address.parse(str(address)) == address
 
 
+@given(st.ip_addresses(v=6).filter(lambda ip: ip.ipv4_mapped is None), scope_names, ports)
+def test_both_forms_of_a_scope_are_one_address(ip: object, scope: str, port: int) -> None:
+    address = Address.parse(f"[{ip}%25{scope}]:{port}")
+    assert address.host == f"{ip}%{scope}"
+    assert Address.parse(str(address)) == address
+    if not scope.startswith("25"):
+        assert Address.parse(f"[{ip}%{scope}]:{port}") == address
+    assert "%" not in address.authority
+    assert Address.parse(address.authority) == Address(str(ip), port)
+
+
 @given(st.ip_addresses(v=4), ports)
 def test_ipv4_and_its_mapped_form_are_one_address(ip: object, port: int) -> None:
     assert Address.parse(f"[::ffff:{ip}]:{port}") == Address.parse(f"{ip}:{port}")
 
 
-@given(st.ip_addresses(), ports)
+@given(st.ip_addresses() | ipv6, ports)
 def test_join_writes_what_parse_reads(ip: object, port: int) -> None:
     host = canonical_ip(str(ip))
     assert host is not None

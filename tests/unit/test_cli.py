@@ -81,9 +81,15 @@ class Program:
 Start = Callable[..., Awaitable[Program]]
 
 
-def _obey_sigint() -> None:
-    """Tests may themselves run as a background job, which has SIGINT ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _obey_signals() -> None:
+    """Tests may themselves run under nohup or as a background job, and what is ignored is inherited."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _ignore_as_under_nohup() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 @pytest.fixture
@@ -92,7 +98,7 @@ async def start() -> AsyncIterator[Start]:
     running: list[Process] = []
 
     async def start(*args: object, python: tuple[str, ...] = ("-m", "openline.cli"), **how: Any) -> Program:
-        channels = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE, "preexec_fn": _obey_sigint}
+        channels = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE, "preexec_fn": _obey_signals}
         channels |= {"env": ENVIRONMENT, **how}
         process = await asyncio.create_subprocess_exec(sys.executable, *python, *map(str, args), **channels)
         running.append(process)
@@ -608,6 +614,17 @@ async def test_a_signal_ends_listening_cleanly(listen: Start) -> None:
     signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     for program, number in [(await listen(stdin=DEVNULL), number) for number in signals]:
         assert await program.end(number) == (0, "", "")
+
+
+async def test_what_was_ignored_at_the_start_stays_ignored(listen: Start) -> None:
+    """``nohup openline listen``, and a background job of a script: whoever started it wanted that."""
+    program = await listen(stdin=DEVNULL, preexec_fn=_ignore_as_under_nohup)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        program.process.send_signal(number)
+    async with openline.load_transport() as t:
+        await t.send(program.address, openline.Message(payload="still there?"))
+    assert (await program.record())["payload"] == "still there?"
+    assert (await program.end(signal.SIGTERM))[0] == 0
 
 
 async def test_the_end_of_input_ends_it_once_all_is_sent(listen: Start, closed_port: str) -> None:

@@ -8,6 +8,7 @@ import gc
 import re
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import pytest
@@ -915,3 +916,31 @@ async def test_a_loop_that_ends_before_the_news_complains_of_nothing() -> None:
 
     await asyncio.to_thread(lambda: asyncio.run(main()))
     gc.collect()
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_the_end_of_the_program_gets_past_whatever_brought_the_news(kind: type[BaseException]) -> None:
+    """A socket callback in C prints such an error and goes on; the loop has to see it."""
+    loop = asyncio.new_event_loop()
+    waiter: Waiter[str] = Waiter(loop)
+
+    def callback() -> None:
+        with suppress(BaseException):
+            waiter.set_result("news")
+
+    async def program() -> None:
+        loop.call_soon(callback)
+        await waiter
+        raise kind
+
+    hung: list[bool] = []
+
+    def give_up() -> None:
+        hung.append(True)
+        loop.stop()
+
+    loop.call_later(2.0, give_up)
+    with pytest.raises(kind):
+        loop.run_until_complete(program())
+    assert not hung
+    loop.close()

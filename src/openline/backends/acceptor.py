@@ -12,12 +12,12 @@ import itertools
 import logging
 import socket
 import ssl
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from ..address import join
-from .sockets import forget_frames, ip_of, prepare_udp
+from .binding import Bound
+from .sockets import forget_frames, ip_of, opened
 
 log = logging.getLogger("openline")
 
@@ -40,7 +40,8 @@ _CLIENT_FAILED = (
 # Anything else, as that there are no file descriptors: let some close before accepting again, instead of
 # spinning.
 _RETRY_ACCEPT = 0.5
-BACKLOG = 1024
+# Where this is the copy of a loop in a child that came by fork, which has another socket in its place.
+_NOT_LISTENING = (errno.EINVAL, errno.ENOTSOCK, errno.EBADF)
 
 # How long a client's answer to TLS's goodbye is waited for. Nothing depends on it, and it holds a socket.
 TLS_GOODBYE = 1.0
@@ -54,9 +55,6 @@ _SPEAKS_TLS = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain\r\n"
     b"Content-Length: 37\r\n\r\nThis port speaks TLS: dial wss:// it.\n"
 )
-
-# Ports tried where any will do, until one is free in both address families.
-PICKS = 5
 
 # Called with whether the handshake has become a connection; with None when it has come a step further.
 Done = Callable[[bool | None], None]
@@ -97,9 +95,10 @@ class Acceptor:
     def pending(self) -> int:
         return len(self._pending)
 
-    def start(self, sockets: Sequence[socket.socket]) -> None:
-        self._sockets = list(sockets)
-        self._accepting = [asyncio.ensure_future(self._accept(sock)) for sock in sockets]
+    def start(self, bound: Bound) -> None:
+        self._sockets = bound.sockets
+        self.hosts, self.failed = bound.hosts, bound.failed
+        self._accepting = [asyncio.ensure_future(self._accept(sock)) for sock in bound.sockets]
 
     async def close(self) -> None:
         for task in self._accepting:
@@ -116,13 +115,15 @@ class Acceptor:
             try:
                 sock, _ = await loop.sock_accept(listening)
             except OSError as error:
+                if error.errno in _NOT_LISTENING:
+                    return
                 if error.errno in _CLIENT_FAILED:
                     await asyncio.sleep(0)
                 else:
                     log.error("cannot accept: %s; trying again in %s s", error, _RETRY_ACCEPT)
                     await asyncio.sleep(_RETRY_ACCEPT)
                 continue
-            self._begin(sock)
+            self._begin(opened(sock))
             if not count % ACCEPTS_PER_TURN:
                 await asyncio.sleep(0)
 
@@ -244,61 +245,3 @@ def _peer_of(sock: socket.socket) -> str:
     except OSError:
         return "a client that has gone"
     return join(ip_of(name), name[1])
-
-
-async def bind(host: str | None, port: int, kind: int = socket.SOCK_STREAM) -> list[socket.socket]:
-    """Sockets on ``port`` of ``host``, or of all interfaces; port 0 picks one for all. TCP listens.
-
-    Raises ``OSError``.
-    """
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=kind, flags=socket.AI_PASSIVE)
-    places = list(dict.fromkeys((item[0], item[4]) for item in found))
-    for _ in range(PICKS if port == 0 else 1):
-        try:
-            return _bind_all(places, kind, required=host is not None)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            taken = error  # the port picked for one family is somebody's in the other
-    raise taken
-
-
-def _bind_all(places: Sequence[tuple[int, Any]], kind: int, required: bool) -> list[socket.socket]:
-    sockets: list[socket.socket] = []
-    try:
-        for family, sockaddr in places:
-            if sockaddr[1] == 0 and sockets:
-                sockaddr = (sockaddr[0], sockets[0].getsockname()[1], *sockaddr[2:])
-            sockets += _bind_one(family, sockaddr, kind, required or not sockets)
-    except BaseException:
-        for sock in sockets:
-            sock.close()
-        raise
-    return sockets
-
-
-def _bind_one(family: int, sockaddr: Any, kind: int, required: bool) -> list[socket.socket]:
-    try:
-        sock = socket.socket(family, kind)
-    except OSError:
-        if required:
-            raise
-        return []  # a kernel without IPv6
-    try:
-        if kind == socket.SOCK_DGRAM:
-            prepare_udp(sock)
-        elif sys.platform != "win32":  # there it would let two processes share the port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind(sockaddr)
-        if kind == socket.SOCK_STREAM:
-            sock.listen(BACKLOG)
-        sock.setblocking(False)
-    except OSError as error:
-        sock.close()
-        if not required and error.errno == errno.EADDRNOTAVAIL:
-            return []
-        raise
-    return [sock]

@@ -11,7 +11,7 @@ import random
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..address import Address
 from ..config import Config
@@ -278,8 +278,12 @@ class Backend(Protocol):
         """A link to there was up, and what was sent over it did not get through."""
         ...
 
-    async def listen(self, host: str | None, port: int) -> Door:
-        """Raises ``OSError`` where the port cannot be had."""
+    async def listen(self, host: Any, port: int) -> Door:
+        """On all interfaces (None), a host, or several IPs where a backend before this one had those.
+
+        Raises ``OSError`` where the port cannot be had. A door that has ``hosts`` (IPs) and ``failed``
+        (reasons, by address) tells which of a name's addresses it has, and why not the others.
+        """
         ...
 
 

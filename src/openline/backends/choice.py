@@ -16,11 +16,10 @@ from functools import partial
 
 from ..address import Address
 from ..errors import Unreachable
-from .acceptor import PICKS
 from .base import NORMAL, Backend, Door, LinkEvents
+from .binding import PICKS, why
 from .certificates import TlsFiles
 from .race import STAGGER, AllFailed, Race, merged
-from .sockets import describe
 
 log = logging.getLogger("openline")
 
@@ -170,21 +169,24 @@ class Choice:
     # Listening -----------------------------------------------------------------------------------
 
     async def listen(self, host: str | None, port: int) -> Doors:
-        """The same port for all backends. Raises ``OSError`` where it cannot be had.
+        """The same port for all backends, on the same addresses. Raises ``OSError`` where it cannot be had.
 
-        The TCP port is what counts: where UDP's is somebody else's, QUIC is left out.
+        The TCP port is what counts: where UDP's is somebody else's on any of them, QUIC is left out.
         """
         ordered = sorted(self.backends, key=lambda backend: backend.name == "quic")
         for pick in range(PICKS):
-            doors = Doors([(ordered[0], await ordered[0].listen(host, port))], dict(self._missing))
+            first = await ordered[0].listen(host, port)
+            doors = Doors([(ordered[0], first)], self._missing | getattr(first, "failed", {}))
+            # The others on the same addresses, whatever else the name may stand for.
+            bound = getattr(first, "hosts", ()) or host
             try:
                 for backend in ordered[1:]:
-                    doors.add(backend, await backend.listen(host, doors.port))
+                    doors.add(backend, await backend.listen(bound, doors.port))
             except OSError as error:
                 if port == 0 and error.errno == errno.EADDRINUSE and pick + 1 < PICKS:
                     await doors.close()
                     continue
-                doors.unavailable["quic"] = f"udp port {doors.port}: {describe(error)}"
+                doors.unavailable["quic"] = f"udp port {doors.port}: {why(error, bound)}"
                 log.warning("listening without QUIC: %s", doors.unavailable["quic"])
             except BaseException:
                 await doors.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import socket
 from typing import Any
 
@@ -16,8 +17,8 @@ from ..config import Config
 from ..core.frames import Malformed
 from ..core.selection import Endpoint
 from ..errors import Error, IdentityConflict, Refused, Unreachable
-from .acceptor import bind
 from .base import CONFLICT, REFUSED, Doorkeeper, LinkEvents, OnBad
+from .binding import Where, bind
 from .certificates import TlsFiles
 from .quiccore import Quic
 from .quicdoor import QuicDoor
@@ -25,7 +26,7 @@ from .quicengine import IDLE, Engine
 from .quiclink import QuicLink
 from .quictls import ClientTickets, Trust, client_configuration, shown_by
 from .race import AllFailed, Race, merged
-from .sockets import NO_ROUTE, SockAddr, describe, ip_of, resolve
+from .sockets import NO_ROUTE, SockAddr, describe, ip_of, opened, resolve
 from .udp import REFUSED as PORT_CLOSED
 from .udp import TRANSIENT, Addr, Datagrams, UdpOpener, least_mtu, open_udp, path_mtu
 
@@ -72,15 +73,15 @@ class QuicBackend:
 
     # Listening -----------------------------------------------------------------------------------
 
-    async def listen(self, host: str | None, port: int) -> QuicDoor:
+    async def listen(self, host: Where, port: int) -> QuicDoor:
         """Raises ``OSError`` where the port cannot be had."""
-        sockets = await bind(host, port, socket.SOCK_DGRAM)
+        bound = await bind(host, port, socket.SOCK_DGRAM)
         door = QuicDoor(self.config, self._shown, self.doorkeeper, self._on_bad)
         try:
-            await door.start(sockets)
+            await door.start(bound)
         except BaseException:
             await door.close()
-            for sock in sockets:
+            for sock in bound.sockets:
                 sock.close()
             raise
         return door
@@ -118,7 +119,7 @@ class _Attempt:
         path = f"quic {join(ip_of(sockaddr), sockaddr[1])}"
         call: _Call | None = None
         try:
-            sock = await self._backend.opener(family, sockaddr)
+            sock = opened(await self._backend.opener(family, sockaddr))
             call = _Call(self._backend, self._address, family, sockaddr)
             await call.begin(sock)
             await call.answered
@@ -169,6 +170,7 @@ class _Call:
         link.on_narrow = self._too_narrow
         self._hello = backend.doorkeeper.hello(named and backend.config.certified)
         self._refusals = 0
+        self._process = os.getpid()
         self._moved_at = 0.0
         self._moving: asyncio.Task[None] | None = None
         self._datagrams = self._new_datagrams()
@@ -312,15 +314,15 @@ class _Call:
     def _move(self, why: str, *, only_elsewhere: bool) -> None:
         """Try a fresh socket, with whatever address this host has now."""
         now = self._loop.time()
-        if now < self._moved_at + REBIND_EVERY:
-            return
+        if now < self._moved_at + REBIND_EVERY or os.getpid() != self._process:
+            return  # a child that came by fork has no part in this connection
         self._moved_at = now
         log.debug("%r: %s; trying a fresh socket", self._link, why)
         self._moving = self._loop.create_task(self._rebind(only_elsewhere))
 
     async def _rebind(self, only_elsewhere: bool) -> None:
         try:
-            sock = await self._backend.opener(self._family, self._sockaddr)
+            sock = opened(await self._backend.opener(self._family, self._sockaddr))
         except OSError as error:
             log.debug("%r: no fresh socket: %s", self._link, describe(error))
             return

@@ -22,12 +22,13 @@ from ..core.frames import Malformed
 from ..core.selection import Endpoint
 from ..errors import Error, IdentityConflict
 from .base import CONFLICT, PROTOCOL_ERROR, REFUSED, Doorkeeper, OnBad
+from .binding import Bound
 from .certificates import Made
 from .quiccore import Quic
 from .quicengine import IDLE, Engine
 from .quiclink import QuicLink
 from .quictls import RetryTokens, ServerTickets, Shown
-from .sockets import ip_of, prepare_udp
+from .sockets import ip_of, opened, prepare_udp
 from .udp import Addr, Datagrams, least_mtu, local_addresses
 
 log = logging.getLogger("openline")
@@ -71,8 +72,9 @@ class QuicDoor:
         self._looked_at = 0.0
         self._looking: asyncio.Task[None] | None = None
 
-    async def start(self, sockets: list[socket.socket]) -> None:
-        for sock in sockets:
+    async def start(self, bound: Bound) -> None:
+        self.hosts, self.failed = bound.hosts, bound.failed
+        for sock in bound.sockets:
             await self._open(sock)
         await self.look_around()
 
@@ -155,7 +157,7 @@ def _bind_beside(wildcard: socket.socket, sockaddr: tuple[str, int]) -> socket.s
 
     Others may not do the same: the permission to share lasts only as long as this.
     """
-    sock = socket.socket(wildcard.family, socket.SOCK_DGRAM)
+    sock = opened(socket.socket(wildcard.family, socket.SOCK_DGRAM))
     both = (wildcard, sock)
     try:
         prepare_udp(sock)

@@ -7,7 +7,9 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 import traceback
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 
 from ..address import Address, canonical_ip, join
@@ -38,6 +40,57 @@ SockAddr = tuple[str, int] | tuple[str, int, int, int]
 Resolved = tuple[socket.AddressFamily, SockAddr]
 # Opens one connected, non-blocking socket. Tests and the demo put faults in here.
 Opener = Callable[[socket.AddressFamily, SockAddr], Awaitable[socket.socket]]
+
+
+# All that are open, of all transports. A child that came by fork has them too, which it must not: what it
+# writes, and what a destructor or its copy of the loop does to them, would be the parent's doing; and a
+# connection that the parent closes would not end as long as the child lives.
+_open: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def opened(sock: socket.socket) -> socket.socket:
+    """Whoever opens a socket for a transport says so here."""
+    _open.add(sock)
+    return sock
+
+
+def _cut_off() -> None:
+    """After fork, in the child: each descriptor becomes that of a socket which is closed at its far end.
+
+    Not simply closed: the copies of whatever owns them would close the number once more, when it is
+    something else's. The parent notices nothing, as its own descriptors stay open.
+    """
+    socks = [sock for sock in list(_open) if sock.fileno() >= 0]
+    if not socks:
+        return
+    numbers = {sock.fileno() for sock in socks}
+    numbers |= _copies([sock for sock in socks if sock.type == socket.SOCK_DGRAM])
+    dead, far = socket.socketpair()
+    far.close()
+    dead.setblocking(False)
+    for number in numbers:
+        os.dup2(dead.fileno(), number, inheritable=False)
+    dead.close()
+
+
+def _copies(socks: Sequence[socket.socket]) -> set[int]:
+    """All descriptors of these: qh3 makes itself one for each UDP socket, on Linux."""
+    found: set[int] = set()
+    try:
+        numbers = [int(name) for name in os.listdir("/proc/self/fd")] if socks else []
+    except OSError:
+        return found
+    wanted = {os.fstat(sock.fileno()).st_ino for sock in socks}
+    for number in numbers:
+        with contextlib.suppress(OSError):  # that of the listing is closed by now
+            status = os.fstat(number)
+            if stat.S_ISSOCK(status.st_mode) and status.st_ino in wanted:
+                found.add(number)
+    return found
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_cut_off)
 
 
 async def resolve(address: Address, kind: int = socket.SOCK_STREAM) -> list[Resolved]:
@@ -87,7 +140,7 @@ async def open_socket(
     family: socket.AddressFamily, sockaddr: SockAddr, segment: int | None = None
 ) -> socket.socket:
     """A fresh connected TCP socket. ``segment``: no larger ones, in either direction. Raises ``OSError``."""
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = opened(socket.socket(family, socket.SOCK_STREAM))
     try:
         sock.setblocking(False)
         if segment is not None:
@@ -137,7 +190,7 @@ class _Path:
 
     async def __call__(self) -> socket.socket:
         try:
-            return await self._opener(*self._where)
+            return opened(await self._opener(*self._where))
         except OSError as error:
             _, sockaddr = self._where
             path = f"tcp {join(ip_of(sockaddr), sockaddr[1])}"

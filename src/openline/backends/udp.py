@@ -16,7 +16,7 @@ from typing import Any
 from qh3.asyncio._transport import OptimizedDatagramTransport, enable_gro, has_gso
 
 from .quicsize import MIN_DATAGRAM
-from .sockets import SockAddr, prepare_udp
+from .sockets import SockAddr, opened, prepare_udp
 
 Addr = tuple[Any, ...]
 # Opens one connected, non-blocking UDP socket. Tests and the demo put faults in here.
@@ -25,7 +25,7 @@ UdpOpener = Callable[[socket.AddressFamily, SockAddr], Awaitable[socket.socket]]
 
 async def open_udp(family: socket.AddressFamily, sockaddr: SockAddr) -> socket.socket:
     """A fresh UDP socket, connected: so the system tells of an ICMP error. Raises ``OSError``."""
-    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock = opened(socket.socket(family, socket.SOCK_DGRAM))
     try:
         prepare_udp(sock)
         sock.connect(sockaddr)

@@ -26,8 +26,9 @@ from ..core.handshake import HEADER, REFUSED_HEADER
 from ..core.selection import Endpoint
 from ..errors import Error, IdentityConflict, Refused, Unreachable
 from . import deflate, tls
-from .acceptor import Acceptor, Done, bind
+from .acceptor import Acceptor, Done
 from .base import Doorkeeper, Link, LinkEvents, OnBad
+from .binding import Where, bind
 from .certificates import Made, TlsFiles
 from .sockets import Opener, connect, describe, ip_of, open_narrow, open_socket
 from .wslink import WebSocketLink
@@ -133,7 +134,7 @@ class WebSocketBackend:
 
     # Listening -----------------------------------------------------------------------------------
 
-    async def listen(self, host: str | None, port: int) -> Acceptor:
+    async def listen(self, host: Where, port: int) -> Acceptor:
         """Raises ``OSError`` where the port cannot be had."""
         config = self._config
         acceptor = Acceptor(
@@ -242,7 +243,10 @@ class WebSocketBackend:
         loop = asyncio.get_running_loop()
         hello = self._door.hello(address.scheme == "wss")
         args = self._protocol_args(
-            address.netloc, address.path, True, lambda _, response: self._connected(response, endpoint, hello)
+            address.authority,
+            address.path,
+            True,
+            lambda _, response: self._connected(response, endpoint, hello),
         )
         offer = [(HEADER, hello)]
         if self._config.compression:

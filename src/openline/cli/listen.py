@@ -9,7 +9,7 @@ from typing import get_args
 import msgspec
 
 import openline
-from openline.backends.sockets import describe
+from openline.backends.binding import why
 from openline.config import BackendName
 
 from .common import Failure, complain, transport
@@ -78,7 +78,7 @@ class Session:
             return await t.listen(options.port, options.host)
         except OSError as error:
             where = f"{options.host} port {options.port}" if options.host else f"port {options.port}"
-            raise Failure(f"cannot listen on {where}: {describe(error)}") from None
+            raise Failure(f"cannot listen on {where}: {why(error, options.host)}") from None
 
     def _raise_if_output_failed(self) -> None:
         if self.output.broken.done() and (error := self.output.broken.exception()):

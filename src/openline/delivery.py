@@ -109,6 +109,7 @@ class Delivery:
         best = winner(self._board.node_id, peer.node_id or "", own or rivals)
         if best is not peer.carrier:
             self._carry(best, peer)
+        self._board.recovery.waiting.look(peer)
         return surplus(best, rivals)
 
     def _carry(self, connection: Connection, peer: Peer) -> None:
@@ -332,6 +333,7 @@ class Delivery:
         if moved:
             log.info("%r answers at %s in place of %r: it gets what was not acknowledged", new, target, peer)
             self._unacked[new] = None
+            self._board.recovery.waiting.look(peer)
 
     async def drain(self) -> None:
         """Wait until everything is acknowledged by the peers that are there; the caller bounds the time."""

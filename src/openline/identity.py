@@ -56,6 +56,13 @@ class Identity:
         self.node_id = node_id_of(self.public_key)
 
     @classmethod
+    def of(cls, given: FilePath | Identity | None) -> Identity:
+        """What ``Config.identity`` says: None is a new one, in memory."""
+        if given is None:
+            return cls()
+        return given if isinstance(given, Identity) else cls.load(given)
+
+    @classmethod
     def load(cls, path: FilePath) -> Identity:
         """Read an unencrypted Ed25519 key in PEM form (PKCS #8), as ``openssl genpkey`` writes too.
 

@@ -87,7 +87,7 @@ class Switchboard:
         self.undelivered: list[Undelivered] = []
         self._warned_at = float("-inf")
         self.later = Later(self.loop, self.changed).add
-        identity = _identity(config)
+        identity = Identity.of(config.identity)
         self.node_id = identity.node_id
         self.pairing = Pairing(self)
         self.door = Admission(
@@ -168,7 +168,6 @@ class Switchboard:
         if not connection.plain:
             for peer in self.delivery.unacked():
                 self.delivery.move(peer, address, connection.peer)
-                self.recovery.waiting.look(peer)
 
     def _on_bad_handshake(self, peer: str, reason: str) -> None:
         self.counters.malformed += 1
@@ -204,7 +203,6 @@ class Switchboard:
             if link.endpoint.direction == "inbound":
                 link.write_binary(encode_welcome(self._lost_to(peer.node_id or "")))
             self.pairing.joined(connection, lost)
-            self.recovery.waiting.look(peer)
         for address in self.dialer.waiting():
             want = self.router.want_now(address)
             if link.endpoint.direction == "inbound" and self.table.plan(want).chosen is connection:
@@ -364,7 +362,6 @@ class Switchboard:
                 self._retire_if_replaced(connection)
         elif connection.state is State.LIVE:
             self.pairing.settle(peer)
-            self.recovery.waiting.look(peer)
         elif connection is peer.carrier:
             if connection.state is State.DRAINING:
                 peer.carrier = None
@@ -490,12 +487,6 @@ class Switchboard:
         for connection in self.table.connections:
             if not connection.plain:
                 connection.tell_ports(ports)
-
-
-def _identity(config: Config) -> Identity:
-    if config.identity is None:
-        return Identity()
-    return config.identity if isinstance(config.identity, Identity) else Identity.load(config.identity)
 
 
 def _take_hint(connection: Connection, message: Message) -> None:

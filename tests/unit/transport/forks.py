@@ -311,7 +311,8 @@ async def released(scheme: str) -> None:
                     os.read(read, 1)
             os.close(read)
             await two.listener.close()
-            assert select.select([client], [], [], DEADLINE)[0], "the far end is not told"
+            told = await asyncio.to_thread(select.select, [client], [], [], DEADLINE)
+            assert told[0], "the far end is not told"
         with socket.socket() as again:
             again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             again.bind(("127.0.0.1", port))

@@ -18,8 +18,6 @@ from .core.session import MAX_STREAM_NAME, too_long
 from .message import Receipts, StreamId
 from .outlet import Hub, Outlet
 
-log = logging.getLogger("openline")
-
 # Payloads that tell the answer to our liveness ping from a pong that nobody asked for.
 PROBE = b"probe"
 UNASKED = b"alive"
@@ -294,4 +292,5 @@ class Connection(Outlet):
         self._hub.counters.malformed += 1
         if not self._complained:
             self._complained = True
-            log.warning("dropped a message from %s: %s (logged once)", self.endpoint.remote, error)
+            text = "dropped a message from %s: %s (logged once)"
+            self._hub.log.about(self.peer, logging.WARNING, text, self.endpoint.remote, error)

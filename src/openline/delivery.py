@@ -28,8 +28,6 @@ from .peers import Peer
 if TYPE_CHECKING:
     from .switchboard import Switchboard
 
-log = logging.getLogger("openline")
-
 # Peers that are gone and whose session is kept; beyond it the one gone longest is forgotten.
 MAX_GONE = 4096
 # Streams of all of those together; one takes 300 bytes, more where its name is long.
@@ -86,7 +84,7 @@ class Delivery:
 
     def _restarted(self, peer: Peer, old: Session[Parcel], process: str) -> Session[Parcel]:
         """Another process with that identity: what the old one has not acknowledged is the new one's."""
-        log.info("%r is another process than before", peer)
+        self._board.log.about(peer, logging.INFO, "%r is another process than before", peer)
         session = peer.former.pop(process, None) or Session(process, self._limits, old.floor)
         peer.former[old.process] = old
         if len(peer.former) > MAX_FORMER:
@@ -321,7 +319,8 @@ class Delivery:
                 for parcel in mine:
                     parcel.moved(peer, new)
         if moved:
-            log.info("%r answers at %s in place of %r: it gets what was not acknowledged", new, target, peer)
+            text = "%r answers at %s in place of %r: it gets what was not acknowledged"
+            self._board.log.about(new, logging.INFO, text, new, target, peer)
             self._unacked[new] = None
 
     async def drain(self) -> None:

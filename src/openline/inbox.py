@@ -24,12 +24,11 @@ from .eager import Ended, Runner, Steps
 from .errors import Closed
 from .lanes import Handler, Lane, Use
 from .message import Message, StreamId
+from .ratelog import RateLog
 from .stats import Counters
 
 if TYPE_CHECKING:
     from .peers import Peer
-
-log = logging.getLogger("openline")
 
 # Distinct (address, stream) pairs that receive() remembers; the oldest is forgotten.
 MAX_USES = 1024
@@ -57,6 +56,7 @@ class Inbox:
         matches: Callable[[Want, Peer], bool],
         flow: Callable[[Peer, Lane | None], None],
         forget: Callable[[Peer], None],
+        log: RateLog,
     ) -> None:
         self._config = config
         self._counters = counters
@@ -64,6 +64,7 @@ class Inbox:
         self._matches = matches
         self._flow = flow
         self._forget = forget
+        self._log = log
         self._left_behind: dict[Peer, None] = {}
         self._handlers: list[tuple[Handler, StreamId | None]] = []
         self._received: OrderedDict[tuple[str, StreamId], Use] = OrderedDict()
@@ -279,7 +280,8 @@ class Inbox:
         self._counters.handler_errors += 1
         name = getattr(handler, "__qualname__", repr(handler))
         info = (type(error), error, error.__traceback__) if error is not None else True
-        log.error("handler %s failed on a message from %s", name, lane.peer, exc_info=info)
+        text = "handler %s failed on a message from %s"
+        self._log.about(lane.peer, logging.ERROR, text, name, lane.peer, kind=name, exc_info=info)
 
     # Limits --------------------------------------------------------------------------------------
 
@@ -339,7 +341,8 @@ class Inbox:
             self._counters.undelivered += 1
             if not lane.overflowed:
                 lane.overflowed = True
-                log.warning("nobody takes stream %r of %r: dropping its oldest", lane.stream_id, lane.peer)
+                text = "nobody takes stream %r of %r: dropping its oldest"
+                self._log.about(lane.peer, logging.WARNING, text, _short(lane.stream_id), lane.peer)
 
     def use_for(self, want: Want, stream_id: StreamId) -> Use:
         """The consumer behind ``receive(address, stream_id)``; it stays in use from now on."""
@@ -432,7 +435,8 @@ class Inbox:
                 self._release(lane, lane.tap.popleft()[1])
             self._waiting.pop(lane, None)
         self._counters.undelivered += dropped
-        log.warning("dropped %d messages that %r left behind and nobody took", dropped, peer)
+        text = "dropped %d messages that %r left behind and nobody took"
+        self._log.about(peer, logging.WARNING, text, dropped, peer)
         self._tidy(peer)
 
     def _tidy(self, peer: Peer) -> None:
@@ -447,6 +451,10 @@ class Inbox:
         for use in (*self._received.values(), *self._iterating):
             while use.waiters:
                 use.wake()
+
+
+def _short(stream_id: StreamId) -> StreamId:
+    return stream_id[:32] if isinstance(stream_id, str) else stream_id
 
 
 async def _await(awaitable: Awaitable[Any]) -> Any:

@@ -27,14 +27,13 @@ from .core.tracks import CONTROL, Tracks
 from .errors import InvalidMessage, MessageTooLarge
 from .message import Message, StreamId
 from .parcel import Parcel
+from .ratelog import RateLog
 from .stats import Counters
 
 if TYPE_CHECKING:
     from .connection import Connection
     from .peers import Peer
     from .watch import Watch
-
-log = logging.getLogger("openline")
 
 
 # Acknowledgements ride on frames of up to so many bytes, which fit in one packet with them, where
@@ -51,6 +50,7 @@ class Hub(Protocol):
 
     config: Config
     counters: Counters
+    log: RateLog
     loop: asyncio.AbstractEventLoop
     # The liveness clock: loop time at its last tick. Reading it costs nothing.
     now: float
@@ -261,7 +261,8 @@ class Outlet:
         except InvalidMessage as error:
             # The program has changed it meanwhile. Its numbers are skipped.
             parcel.set_exception(error)
-            log.error("message changed while it was on its way: %s", error)
+            text = "message changed while it was on its way: %s"
+            self._hub.log.about(self.peer, logging.ERROR, text, error)
             self._open(stream_id, out, parcel.end)
             if self._tracks is not None:
                 self._tracks.pin(stream_id)

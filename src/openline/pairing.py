@@ -172,7 +172,8 @@ class Pairing:
         assert peer.node_id is not None
         self._remember(peer.node_id)
         self._board.counters.conflicts += 1
-        log.error("two processes present node id %s (%r): closing both", peer.node_id, peer)
+        text = "two processes present node id %s (%r): closing both"
+        self._board.log.about(peer, logging.ERROR, text, peer.node_id, peer)
         for each in list(peer.connections):
             each.set_state(State.DRAINING)
             each.link.close(CONFLICT, f"{_CUT}: another process has this key")
@@ -234,7 +235,8 @@ class Pairing:
     def told_of_conflict(self, connection: Connection) -> None:
         """The peer has closed it because another process presents our identity."""
         peer, own = connection.peer, self._board.node_id
-        log.error("%r says that another process has our key, node id %s", peer, own)
+        text = "%r says that another process has our key, node id %s"
+        self._board.log.about(peer, logging.ERROR, text, peer, own)
         self._board.counters.conflicts += 1
         self._fail(peer, f"another process presents our node id {own}")
 

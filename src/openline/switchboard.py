@@ -29,9 +29,11 @@ from .backends.choice import Choice
 from .config import Config
 from .connection import Connection, State
 from .core.frames import Batched, Flow, Malformed, encode_flow, encode_listening, encode_welcome
-from .core.handshake import MAX_PORTS
+from .core.handshake import MAX_NAME, MAX_PORTS
+from .core.origin import origin
 from .core.selection import Endpoint, Rank, Reject, Want, match
 from .core.session import too_long
+from .core.text import printable
 from .delivery import Delivery
 from .dialing import Dialer
 from .doubt import Doubts
@@ -45,6 +47,7 @@ from .outlet import Outlet
 from .pairing import Pairing
 from .parcel import Parcel
 from .peers import MAX_LOST, Peer, PeerTable
+from .ratelog import RateLog
 from .recovery import Recovery
 from .requests import Pending
 from .rivals import bury_predecessors, poke_rivals
@@ -58,10 +61,6 @@ log = logging.getLogger("openline")
 # How a connection may end without leaving its last messages in doubt: closed by this side, by no
 # code, and as RFC 6455 section 7.4.1 has it.
 CLEAN_ENDS = (CLOSED_BY_US, 0, *range(1000, 1010))
-
-# Seconds between two warnings about clients that were turned away; the others are logged as debug,
-# and all are counted (``stats().malformed``).
-WARN_EVERY = 1.0
 
 # Told of messages that may not have arrived: the peer, the message, and why.
 Undelivered = Callable[[Peer, Message, str], object]
@@ -81,7 +80,7 @@ class Switchboard:
         self.random = environment.random
         self.stopwatch = environment.stopwatch
         self.undelivered: list[Undelivered] = []
-        self._warned_at = float("-inf")
+        self.log = RateLog(log, self.loop.time)
         identity = _identity(config)
         self.node_id = identity.node_id
         self.pairing = Pairing(self)
@@ -110,7 +109,13 @@ class Switchboard:
         self.router = Router(self.table, self.dialer, config, self.loop, self.backends)
         self.runner = Runner(self.loop)
         self.inbox = Inbox(
-            config, self.counters, self.runner, self.table.matches, self._regulate, self.table.forget
+            config,
+            self.counters,
+            self.runner,
+            self.table.matches,
+            self._regulate,
+            self.table.forget,
+            self.log,
         )
         self.sender = Sender(self)
         self.doubts = Doubts(self)
@@ -165,12 +170,8 @@ class Switchboard:
 
     def _on_bad_handshake(self, peer: str, reason: str) -> None:
         self.counters.malformed += 1
-        # A scanner or a health check must not fill the disk.
-        now = self.loop.time()
-        quiet = now < self._warned_at + WARN_EVERY
-        log.log(logging.DEBUG if quiet else logging.WARNING, "turned away %s: %s", peer, reason)
-        if not quiet:
-            self._warned_at = now
+        host = peer.partition(" ")[0].rpartition(":")[0].strip("[]")
+        self.log.line(origin(host), False, logging.WARNING, "turned away %s: %s", peer, reason)
 
     def _link_up(self, link: Link, lost: list[bytes]) -> Connection:
         end = link.endpoint
@@ -341,7 +342,7 @@ class Switchboard:
         before = connection.endpoint.remote
         self.table.moved(connection, ip, port)
         self.counters.migrations += 1
-        log.info("moved: %r was at %s", connection, before)
+        self.log.about(connection.peer, logging.INFO, "moved: %r was at %s", connection, before)
         self.router.told(connection)
         self._changed()
 
@@ -372,7 +373,7 @@ class Switchboard:
         self.counters.closed += 1
         if reason.startswith("bad input"):
             self.counters.malformed += 1
-            log.warning("closed %r: %s", connection, reason)
+            self.log.about(connection.peer, logging.WARNING, "closed %r: %s", connection, reason)
         else:
             log.debug("gone: %r: %s", connection, reason)
         peer = connection.peer
@@ -426,7 +427,8 @@ class Switchboard:
                     handler(peer, message, why)
                 except Exception:
                     self.counters.handler_errors += 1
-                    log.exception("on_undelivered handler %r failed", handler)
+                    text = "on_undelivered handler %r failed"
+                    self.log.about(peer, logging.ERROR, text, handler, exc_info=True)
 
     def _changed(self) -> None:
         self.table.generation += 1
@@ -435,7 +437,7 @@ class Switchboard:
     def evict(self, connection: Connection) -> None:
         """It failed when it was used: no send shall choose it again; its last bytes are still read."""
         self.counters.evictions += 1
-        log.info("evicted: %r", connection)
+        self.log.about(connection.peer, logging.INFO, "evicted: %r", connection)
         connection.set_state(State.DRAINING)
         self.router.went(connection)
         self.table.remove(connection)
@@ -490,4 +492,4 @@ def _identity(config: Config) -> Identity:
 def _take_hint(connection: Connection, message: Message) -> None:
     source = message.metadata.get("sourceNodeId") if message.metadata else None
     if isinstance(source, str):
-        connection.endpoint.hint = connection.peer.name = source[:128]
+        connection.endpoint.hint = connection.peer.name = printable(source, MAX_NAME)

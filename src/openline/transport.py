@@ -344,6 +344,7 @@ class Transport:
         self._board.sender.close()
         self._inbox.close()
         await self._board.runner.close()
+        self._board.log.close()
         await asyncio.sleep(0)  # let aborted sockets go
 
     async def _say_goodbye(self) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable
 
 from .connection import UNASKED, Connection, State
 from .core.liveness import TICKS_PER_INTERVAL, Action
 from .outlet import Hub
+from .ratelog import process_log
 
 log = logging.getLogger("openline")
 
@@ -91,6 +93,8 @@ class Watch:
             self._pong_due = now + self._pong_every
             self._reassure(now)
         self._on_tick(now, wall)
+        self._hub.log.tick(now)
+        process_log.tick(time.monotonic())
         self._schedule()
 
     def _take_due(self, now: float) -> list[Connection]:
@@ -123,14 +127,15 @@ class Watch:
             connection.probe()
         elif action is Action.SUSPECT:
             counters.suspects += 1
-            log.info("suspect: %r has not answered for %.1f s", connection, self._interval)
+            text = "suspect: %r has not answered for %.1f s"
+            self._hub.log.about(connection.peer, logging.INFO, text, connection, self._interval)
             connection.set_state(State.SUSPECT)
             connection.probe()
         elif action is Action.RECOVERED:
             counters.recoveries += 1
             if connection.state is State.SUSPECT and not connection.stuck:
                 connection.set_state(State.LIVE)
-            log.info("recovered: %r", connection)
+            self._hub.log.about(connection.peer, logging.INFO, "recovered: %r", connection)
         elif action is Action.DEAD:
             self._bury(connection)
 
@@ -138,7 +143,7 @@ class Watch:
         """Its link has probed in vain: suspect, before the clock says so."""
         connection.liveness.doubt(self._hub.loop.time())
         self._hub.counters.suspects += 1
-        log.info("suspect: %r does not answer", connection)
+        self._hub.log.about(connection.peer, logging.INFO, "suspect: %r does not answer", connection)
         connection.set_state(State.SUSPECT)
 
     def trust(self, connection: Connection) -> None:
@@ -148,10 +153,11 @@ class Watch:
             return
         self._hub.counters.recoveries += 1
         connection.set_state(State.LIVE)
-        log.info("recovered: %r", connection)
+        self._hub.log.about(connection.peer, logging.INFO, "recovered: %r", connection)
 
     def _bury(self, connection: Connection) -> None:
-        log.warning("dead: %r, no life for %.1f s", connection, 3 * self._interval)
+        text = "dead: %r, no life for %.1f s"
+        self._hub.log.about(connection.peer, logging.WARNING, text, connection, 3 * self._interval)
         self._hub.counters.evictions += 1
         connection.link.abort()
         connection.on_closed(f"no life for {3 * self._interval:g} s")

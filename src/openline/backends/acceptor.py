@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..address import join
+from ..ratelog import process_log
 from .sockets import ip_of, prepare_udp
 
 log = logging.getLogger("openline")
@@ -116,7 +117,8 @@ class Acceptor:
                 if error.errno in _CLIENT_FAILED:
                     await asyncio.sleep(0)
                 else:
-                    log.error("cannot accept: %s; trying again in %s s", error, _RETRY_ACCEPT)
+                    text = "cannot accept: %s; trying again in %s s"
+                    process_log.line("accept", True, logging.ERROR, text, error, _RETRY_ACCEPT)
                     await asyncio.sleep(_RETRY_ACCEPT)
                 continue
             self._begin(sock)

@@ -19,6 +19,7 @@ from qh3.quic import events
 from qh3.quic.connection import QuicConnectionError
 
 from ..core.doubt import Sending
+from ..core.text import printable
 from .quichold import Quic
 from .quicsize import MIN_DATAGRAM, datagram_size, shrink
 from .udp import Addr
@@ -209,7 +210,7 @@ class Engine:
     def _ended(self, event: events.ConnectionTerminated) -> None:
         if not self.over:
             self.over = True
-            reason = "".join(c for c in event.reason_phrase[:MAX_REASON] if c.isprintable())
+            reason = printable(event.reason_phrase, MAX_REASON)
             self.user.on_over(event.error_code, event.frame_type is None, reason)
             self._finish()
 

@@ -22,7 +22,9 @@ from ..config import Config
 from ..core.frames import FRAME_BYTES, Malformed
 from ..core.handshake import HEADER, REFUSED_HEADER
 from ..core.selection import Endpoint
+from ..core.text import printable_lines
 from ..errors import Error, IdentityConflict, Refused, Unreachable
+from ..ratelog import process_log
 from . import deflate, tls
 from .acceptor import Acceptor, Done, bind
 from .base import Doorkeeper, Link, LinkEvents, OnBad
@@ -47,7 +49,7 @@ class _PicowsLog(logging.LoggerAdapter[logging.Logger]):
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         if level >= logging.ERROR and kwargs.get("exc_info"):
-            super().log(level, msg, *args, **kwargs)
+            process_log.line("picows", True, level, str(msg), *args, **kwargs)
         else:
             super().log(logging.DEBUG, msg, *args, **kwargs)
 
@@ -65,6 +67,26 @@ class _Protocol(WSProtocol):  # type: ignore[misc]
         # compiled connection_lost writes to it all the same, which corrupts memory.
         if self.transport is not None:
             super().connection_lost(exc)
+
+
+class _ClientProtocol(_Protocol):
+    """picows gives a client the error of its connection in a future. It has been told by then; where
+    nobody asks for it, asyncio would log it."""
+
+    __slots__ = ()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.transport is None:
+            return
+        ended = self.transport.wait_disconnected()
+        try:
+            ended.send(None)
+        except StopIteration:
+            return
+        except Exception as error:
+            log.debug("picows: %r", error)
+        ended.close()
 
 
 class _ServerProtocol(_Protocol):
@@ -226,7 +248,7 @@ class WebSocketBackend:
             offer.append((_EXTENSIONS, deflate.OFFER))
 
         def make() -> WSProtocol:
-            return _Protocol(*args, None, *self._protocol_tail(offer))
+            return _ClientProtocol(*args, None, *self._protocol_tail(offer))
 
         if address.scheme != "wss":
             _, protocol = await loop.create_connection(make, sock=sock)
@@ -339,11 +361,11 @@ def _turn_away(
 
 
 def _body(error: WSHandshakeError) -> str:
-    return (error.raw_body or b"")[:300].decode(errors="replace").strip()
+    return printable_lines((error.raw_body or b"").decode(errors="replace"))
 
 
 def _upgrade_refusal(error: WSHandshakeError) -> str:
     if error.response is None:
-        return str(error)
+        return printable_lines(str(error))
     body = _body(error)
     return f"HTTP {int(error.response.status)} instead of an upgrade{': ' + body if body else ''}"

@@ -22,7 +22,7 @@ from .core.frames import (
     encode_notes_frame,
     encode_plain,
 )
-from .core.session import SENDER_STREAMS, Blocked, Outgoing, Session, open_at
+from .core.session import SENDER_STREAMS, STREAM_WEIGHT, Blocked, Outgoing, Session, open_at, weight
 from .core.tracks import CONTROL, Tracks
 from .errors import InvalidMessage, MessageTooLarge
 from .message import Message, StreamId
@@ -292,13 +292,13 @@ class Outlet:
         return out is None or not out.unacked
 
     def _open(self, stream_id: StreamId, out: Outgoing[Parcel], number: int) -> None:
-        if self._opened is None or self._opening >= SENDER_STREAMS:
+        if self._opened is None or self._opening >= SENDER_STREAMS * STREAM_WEIGHT:
             # From time to time all are opened anew with their next message: the receiver forgets
             # streams that were opened too many others ago, however busy they are. What has
             # gathered goes first: an open is read before the messages of its frame.
             self.flush()
             self._opened, self._opening = {}, 0
-        self._opening += 1
+        self._opening += weight(stream_id)
         self._opened[stream_id] = out
         if self._opens is None:
             self._opens = []

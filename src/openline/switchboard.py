@@ -40,8 +40,9 @@ from .doubt import Doubts
 from .eager import Runner
 from .errors import Closed, IdentityConflict, NotConfirmed, Refused, Unreachable
 from .identity import Identity
-from .inbox import FULL_LANES_PER_PEER, Inbox
+from .inbox import Inbox
 from .lanes import Lane
+from .levels import FULL_LANES_PER_PEER
 from .message import Message
 from .outlet import Outlet
 from .pairing import Pairing
@@ -116,6 +117,7 @@ class Switchboard:
             self._regulate,
             self.table.forget,
             self.log,
+            self.delivery.retention.weigh,
         )
         self.sender = Sender(self)
         self.doubts = Doubts(self)
@@ -451,7 +453,7 @@ class Switchboard:
         if lane is not None:
             self._tell_sender(peer, lane)
         unruly = peer.plain or peer.held > FULL_LANES_PER_PEER * self.config.inbox_bytes
-        stop = peer.overfull or any(unruly or full.overrun for full in peer.full)
+        stop = peer.overfull or peer.unread or any(unruly or full.overrun for full in peer.full)
         for connection in peer.connections:
             if stop:
                 connection.pause_reading()

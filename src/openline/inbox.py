@@ -416,6 +416,8 @@ class Inbox:
 
     def peer_back(self, peer: Peer) -> None:
         self._left_behind.remove(peer)
+        if len(peer.connections) == 1:
+            self._levels.throttle.back(peer)
 
     def _drop_all(self, peer: Peer) -> None:
         """All that no handler is at work on."""
@@ -430,9 +432,10 @@ class Inbox:
             while lane.tap:
                 self._levels.release(lane, lane.tap.popleft()[1])
             self._waiting.pop(lane, None)
-        self._counters.undelivered += dropped
-        text = "dropped %d messages that %r left behind and nobody took"
-        self._log.about(peer, logging.WARNING, text, dropped, peer)
+        if dropped:
+            self._counters.undelivered += dropped
+            text = "dropped %d messages that %r left behind and nobody took"
+            self._log.about(peer, logging.WARNING, text, dropped, peer)
         self._tidy(peer)
 
     def _tidy(self, peer: Peer) -> None:

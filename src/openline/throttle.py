@@ -1,8 +1,9 @@
 """What strangers have waiting in the inboxes, all of them together (rule 3.10).
 
-Beyond the limit those that hold the most are told to stop, stream by stream, as with any full inbox.
-Beyond twice the limit they are not read any more, and plain peers, which cannot be told, at once.
-Whoever holds next to nothing goes on all the same, and peers that this program knows are not counted.
+Those who may send have one limit. Beyond it the one that holds the most is told to stop, stream by
+stream, as with any full inbox; a plain peer, which cannot be told, is not read any more. Where all of
+them, told or not, hold a multiple of it, those that were told and went on are not read either. Whoever
+holds next to nothing goes on all the same, and peers that this program knows are not counted.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ MESSAGE_BYTES = 512
 # A peer is looked at when it holds so much more, or less, than when it was looked at last: rarely
 # enough to cost nothing, and as many strangers as may connect hold little below it.
 GRAIN = 4096
-# Those that do not stop when they are told are not read beyond this many times the limit.
-PATIENCE = 2
+# So many times the limit is what all may hold, also those that were told to stop and have more on its
+# way than they can take back.
+PATIENCE = 3
 
 
 class Throttle:
@@ -64,27 +66,34 @@ class Throttle:
             self._settle()
 
     def gone(self, peer: Peer) -> None:
-        """Nothing more comes of it: it is only told, and read, again once it is back."""
+        """Nothing more comes of it; it may be made to pay by losing what waits."""
         self._release(peer)
         self.note(peer)
+
+    def back(self, peer: Peer) -> None:
+        self._release(peer)
 
     def _settle(self) -> None:
         self._busy = True
         try:
-            while (peer := self._over(self._flowing, self._limit)) is not None:
+            while (peer := self._flowing.excess()) is not None:
                 self._hold_back(peer)
-            while (peer := self._over(self._stopped, self._limit * PATIENCE)) is not None:
-                self._shut(peer)
+            for pool in (self._stopped, self._flowing):
+                while (peer := self._largest(pool)) is not None:
+                    self._shut(peer)
+            self._flowing.limit = self._limit
         finally:
             self._busy = False
         if self.used <= self._limit // 2:
             for peer in [*self._stopped, *self._unread]:
-                self._release(peer)
+                if peer.connections:
+                    self._release(peer)
 
-    def _over(self, pool: FairShare[Peer], limit: int) -> Peer | None:
-        """Who pays where all of them together are over the limit, if it is one of the pool."""
-        pool.limit = limit - (self.used - pool.used)
-        return pool.excess()
+    def _largest(self, pool: FairShare[Peer]) -> Peer | None:
+        """Who of the pool pays where all of them together hold too much."""
+        pool.limit = PATIENCE * self._limit - (self.used - pool.used)
+        peer = pool.excess()
+        return peer if peer is not None and peer.noted > GRAIN else None
 
     def _hold_back(self, peer: Peer) -> None:
         peer.throttled = True
@@ -97,6 +106,7 @@ class Throttle:
         self._shut(peer)
 
     def _shut(self, peer: Peer) -> None:
+        peer.throttled = True
         _move(peer, self._flowing, self._unread)
         _move(peer, self._stopped, self._unread)
         peer.unread = True

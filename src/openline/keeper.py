@@ -10,6 +10,7 @@ from .address import Address
 from .connection import Connection, State
 from .core.backoff import full_jitter
 from .errors import Error
+from .ratelog import process_log
 
 log = logging.getLogger("openline")
 
@@ -68,15 +69,15 @@ class Keeper:
             return await self._reach(address)
         except Error as error:
             # Once aloud, then quietly: an absent peer must not fill the log.
-            log.log(
-                logging.DEBUG if failures else logging.WARNING,
-                "keep %s: %s; will go on trying",
-                address,
-                error,
-            )
+            text = "keep %s: %s; will go on trying"
+            if failures:
+                log.debug(text, address, error)
+            else:
+                process_log.line(str(address), True, logging.WARNING, text, address, error)
             return None
         except Exception:
-            log.exception("keep %s: unexpected; will go on trying", address)
+            text = "keep %s: unexpected; will go on trying"
+            process_log.line(str(address), True, logging.ERROR, text, address, exc_info=True)
             return None
 
 

@@ -253,7 +253,10 @@ class Pairing:
         hold = min(2 * hold, MAX_CONFLICT_HOLD) if again else CONFLICT_HOLD
         self._conflicts[node_id] = now + hold, hold
         if len(self._conflicts) > MAX_CONFLICTS:
-            del self._conflicts[next(iter(self._conflicts))]
+            # Whoever has keys can make conflicts: those of strangers go first.
+            knows = self._board.table.knows
+            strangers = (each for each in self._conflicts if not knows(each) and each != node_id)
+            del self._conflicts[next(strangers, next(iter(self._conflicts)))]
 
 
 def _is_copy(one: Connection, other: Connection) -> bool:

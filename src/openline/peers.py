@@ -339,6 +339,11 @@ class PeerTable:
         """The peer with that node id, also while it is gone."""
         return self._peers.get(("node", node_id, ""))
 
+    def knows(self, node_id: str) -> bool:
+        """Has this program a reason to know that node?"""
+        peer = self.node(node_id)
+        return peer is not None and peer.known
+
     def plan(self, want: Want) -> Plan[Connection]:
         return plan(want, self.candidates(want))
 

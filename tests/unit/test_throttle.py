@@ -30,7 +30,7 @@ class Strangers:
         )
 
     def peer(self, name: str, ip: str = "10.0.0.1", plain: bool = False) -> Any:
-        peer = _Peer(
+        return _Peer(
             name=name,
             endpoint=SimpleNamespace(ip=ip),
             plain=plain,
@@ -42,7 +42,6 @@ class Strangers:
             connections=["one"],
             kept=0,
         )
-        return peer
 
     def holds(self, peer: Any, size: int) -> None:
         peer.load = size

@@ -10,7 +10,7 @@ from .address import Address
 from .connection import Connection, State
 from .core.backoff import full_jitter
 from .errors import Error
-from .ratelog import process_log
+from .ratelog import RateLog
 
 log = logging.getLogger("openline")
 
@@ -24,11 +24,13 @@ class Keeper:
         low: float,
         high: float,
         random: Callable[[], float],
+        log: RateLog,
     ) -> None:
         self._reach = reach
         self._low = low
         self._high = high
         self._random = random
+        self._log = log
         self._tasks: dict[Address, tuple[asyncio.Task[None], asyncio.Future[Connection | None]]] = {}
 
     async def keep(self, address: Address) -> Connection | None:
@@ -73,11 +75,11 @@ class Keeper:
             if failures:
                 log.debug(text, address, error)
             else:
-                process_log.line(str(address), True, logging.WARNING, text, address, error)
+                self._log.line(str(address), True, logging.WARNING, text, address, error)
             return None
         except Exception:
             text = "keep %s: unexpected; will go on trying"
-            process_log.line(str(address), True, logging.ERROR, text, address, exc_info=True)
+            self._log.line(str(address), True, logging.ERROR, text, address, exc_info=True)
             return None
 
 

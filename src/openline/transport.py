@@ -82,7 +82,8 @@ class Transport:
         self._router = board.router
         self._inbox = board.inbox
         self._listeners: list[Listener] = []
-        self._keeper = Keeper(self._reach, config.backoff_min, config.backoff_max, board.random.random)
+        low, high = config.backoff_min, config.backoff_max
+        self._keeper = Keeper(self._reach, low, high, board.random.random, board.log)
         self._closing: asyncio.Task[None] | None = None
 
     @property

@@ -111,6 +111,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     handshake_timeout: Positive = 5.0
     # Half-open handshakes kept at a time; the oldest makes room, so a flood cannot shut the door.
     max_pending_handshakes: Count = 256
+    # Connections from one IP (IPv6: /64) that prove no node id: many agents may sit behind one NAT.
+    max_connections_per_ip: Count = 1024
+    # Inbound connections of all peers together that this program has no reason to know; a quarter of it
+    # over QUIC. Over TCP not more than there are file descriptors, less a reserve for those it knows.
+    max_strangers: Count = 16384
     # How long a send may wait: for a connection, for room on it, and for the acknowledgement.
     send_timeout: Positive = 30.0
     # How long a peer that cannot be reached keeps its place: then what is not acknowledged is given

@@ -145,7 +145,7 @@ class Delivery:
         for connection in list(peer.connections):
             connection.link.close(POLICY, why)
             connection.link.abort()
-            connection.on_closed(why)
+            connection.on_closed(f"closed by this side: {why}")
         self.forget(peer, why)
 
     def carry_on(self, connection: Connection) -> None:

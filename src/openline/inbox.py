@@ -414,6 +414,11 @@ class Inbox:
         if peer.held:
             self._left_behind.add(peer)
 
+    @property
+    def waiting_of_strangers(self) -> int:
+        """Bytes, with what messages take besides."""
+        return self._levels.throttle.used
+
     def peer_back(self, peer: Peer) -> None:
         self._left_behind.remove(peer)
         if len(peer.connections) == 1:

@@ -43,6 +43,7 @@ from .identity import Identity
 from .inbox import Inbox
 from .lanes import Lane
 from .levels import FULL_LANES_PER_PEER
+from .limits import Limits
 from .message import Message
 from .outlet import Outlet
 from .pairing import Pairing
@@ -94,6 +95,7 @@ class Switchboard:
             self._on_bad_handshake,
             self.pairing.is_copy,
             self.pairing.on_copy,
+            self._crowded,
         )
         self.unacked: dict[Peer, None] = {}
         self.recovery = Recovery(self)
@@ -119,6 +121,7 @@ class Switchboard:
             self.log,
             self.delivery.retention.weigh,
         )
+        self.limits = Limits(self)
         self.sender = Sender(self)
         self.doubts = Doubts(self)
         self.watch = Watch(self, environment.wall_clock, self._tick)
@@ -170,6 +173,9 @@ class Switchboard:
             for peer in self.delivery.unacked():
                 self.delivery.move(peer, address, connection.peer)
 
+    def _crowded(self, ip: str, backend: str, node_id: str | None) -> str | None:
+        return self.limits.crowded(ip, backend, node_id)
+
     def _on_bad_handshake(self, peer: str, reason: str) -> None:
         self.counters.malformed += 1
         host = peer.partition(" ")[0].rpartition(":")[0].strip("[]")
@@ -188,6 +194,7 @@ class Switchboard:
             self.delivery.joined(connection)
         self.router.came(connection)
         self.inbox.peer_back(peer)
+        self.limits.opened(connection)
         self.watch.add(connection)
         poke_rivals(self.table, connection)
         self.inbox.rebind()
@@ -380,6 +387,7 @@ class Switchboard:
             log.debug("gone: %r: %s", connection, reason)
         peer = connection.peer
         code = closed_with(reason)
+        self.limits.closed(connection)
         self.router.went(connection)
         self.table.remove(connection)
         self.watch.remove(connection)

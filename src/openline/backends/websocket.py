@@ -29,6 +29,7 @@ from . import deflate, tls
 from .acceptor import Acceptor, Done, bind
 from .base import Doorkeeper, Link, LinkEvents, OnBad
 from .certificates import Made, TlsFiles
+from .descriptors import max_pending
 from .sockets import Opener, connect, describe, ip_of, open_narrow, open_socket
 from .wslink import WebSocketLink
 
@@ -148,7 +149,7 @@ class WebSocketBackend:
             self._server_protocol,
             self._server_context.current if self._server_context is not None else None,
             config.handshake_timeout,
-            config.max_pending_handshakes,
+            max_pending(config),
             self._on_bad,
         )
         acceptor.start(await bind(host, port))
@@ -182,8 +183,13 @@ class WebSocketBackend:
             protocol.done = _told
             status = 409 if isinstance(error, IdentityConflict) else 403
             return _turn_away(status, f"{error}\n", [(REFUSED_HEADER, "1")])
-        protocol.done(None)
         ip, port = _peername(protocol)
+        crowded = visitor.crowded(ip, self.name) if visitor else self._door.crowded(ip, self.name)
+        if crowded is not None:
+            protocol.done(True)
+            protocol.done = _told
+            return _turn_away(503, f"There is no room just now: {crowded}.\n", [("Retry-After", "5")])
+        protocol.done(None)
         endpoint = Endpoint("inbound", ip, port, secure=self.secure)
         answer = [(HEADER, visitor.answer)] if visitor else []
         window = 0

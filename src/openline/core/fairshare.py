@@ -48,6 +48,18 @@ class FairShare(Generic[H]):
     def used(self) -> int:
         return self._origins.used
 
+    def used_by(self, origin: str) -> int:
+        group = self._groups.get(origin)
+        return group.used if group is not None else 0
+
+    def of(self, origin: str) -> Iterator[H]:
+        """The holders of an origin, in the order in which they came."""
+        return iter(self._groups.get(origin, ()))
+
+    def largest_origin(self) -> str:
+        """By powers of two, the one that has been there longest; empty where nobody holds anything."""
+        return self._origins.largest() or ""
+
     def held_by(self, holder: H) -> int:
         origin = self._origin_of.get(holder)
         return self._groups[origin].held_by(holder) if origin is not None else 0

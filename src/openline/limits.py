@@ -64,7 +64,7 @@ class Limits:
         if node_id is not None and self._knows(node_id):
             return None
         place = origin(ip)
-        why = self._objection(place, backend, node_id is not None)
+        why = self._objection(place, backend, node_id)
         if why is not None:
             self._board.counters.turned_away += 1
             self._board.log.line(place, False, logging.WARNING, "no room for %s: %s", ip, why)
@@ -73,15 +73,17 @@ class Limits:
     def _knows(self, node_id: str) -> bool:
         return node_id in (self._board.config.allow or ()) or self._board.table.knows(node_id)
 
-    def _objection(self, place: str, backend: str, proves: bool) -> str | None:
+    def _objection(self, place: str, backend: str, node_id: str | None) -> str | None:
         board = self._board
         if board.inbox.waiting_of_strangers > (PATIENCE + 1) * board.config.strangers_inbox_bytes:
             return "too much that strangers have sent waits here"
         limit = board.config.max_connections_per_ip
-        if not proves and self._unproven.used_by(place) >= limit:
+        if node_id is None and self._unproven.used_by(place) >= limit:
             return f"{limit} connections from there that prove no node id"
         share = self._share(backend)
-        if share.used < share.limit or self._make_room(share, place, proves):
+        if share.used < share.limit or self._end_spare(node_id):
+            return None
+        if self._make_room(share, place, node_id is not None):
             return None
         return f"{share.used} connections of strangers, and nobody elsewhere has more of them"
 
@@ -89,6 +91,14 @@ class Limits:
         share = self._strangers["quic" if backend == "quic" else "tcp"]
         share.limit = max_strangers(self._board.config, backend)
         return share
+
+    def _end_spare(self, node_id: str | None) -> bool:
+        """Room for another connection of a node that has several."""
+        peer = self._board.table.node(node_id) if node_id is not None else None
+        spare = next((c for c in peer.connections if c is not peer.carrier), None) if peer else None
+        if spare is not None:
+            self._end(spare, REPLACED, "another connection stays")
+        return spare is not None
 
     def _make_room(self, share: FairShare[Connection], place: str, proves: bool) -> bool:
         """By a connection of the origin that has the most. A newcomer from there takes the place of one

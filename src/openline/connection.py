@@ -11,11 +11,12 @@ from enum import Enum
 from .backends.base import Link
 from .core.collision import Claim, rank_of
 from .core.frames import Batched, Flow, Listening, Malformed, TooBig, Welcome, decode_frame, decode_plain
-from .core.handshake import CERTIFIED, check_ports
+from .core.handshake import CERTIFIED, MAX_NAME, check_ports
 from .core.liveness import Liveness
 from .core.selection import Endpoint, Quality
 from .core.session import MAX_STREAM_NAME, too_long
-from .message import Receipts, StreamId
+from .core.text import printable
+from .message import Message, Receipts, StreamId
 from .outlet import Hub, Outlet
 
 # Payloads that tell the answer to our liveness ping from a pong that nobody asked for.
@@ -286,6 +287,12 @@ class Connection(Outlet):
                 answer.set_exception(ConnectionResetError(reason))
         self._hub.on_lost(self, reason)
         self._tell()
+
+    def take_hint(self, message: Message) -> None:
+        """What a plain peer calls itself: a claim."""
+        source = message.metadata.get("sourceNodeId") if message.metadata else None
+        if isinstance(source, str):
+            self.endpoint.hint = self.peer.name = printable(source, MAX_NAME)
 
     def _complain(self, error: Malformed) -> None:
         """A message of a plain peer that cannot be read: dropped, counted, logged once."""

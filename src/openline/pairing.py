@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from .address import Address
@@ -25,19 +24,7 @@ log = logging.getLogger("openline")
 CONFLICT_HOLD = 30.0
 MAX_CONFLICT_HOLD = 3600.0
 MAX_CONFLICTS = 1024
-# Attempts with a stolen key: each node's are logged once in this time, with their number.
-COPY_LOG_EVERY = 60.0
 _CUT = "identity conflict"
-
-
-class _Copies:
-    """Attempts to pass for a process of one node."""
-
-    __slots__ = ("quiet_until", "unsaid")
-
-    def __init__(self) -> None:
-        self.quiet_until = float("-inf")
-        self.unsaid = 0
 
 
 class Pairing:
@@ -47,7 +34,6 @@ class Pairing:
         self._board = board
         # Node id → until when, and how long it was held.
         self._conflicts: dict[str, tuple[float, float]] = {}
-        self._copies: OrderedDict[str, _Copies] = OrderedDict()
 
     def joined(self, connection: Connection, lost: list[bytes]) -> None:
         """A connection to a proven node is open. ``lost``: those that its far end says are dead."""
@@ -194,22 +180,11 @@ class Pairing:
         Here it is certain who is genuine, so nothing happens to that one.
         """
         self._board.counters.conflicts += 1
-        seen = self._copies.setdefault(node_id, _Copies())
-        self._copies.move_to_end(node_id)
-        if len(self._copies) > MAX_CONFLICTS:
-            self._copies.popitem(last=False)
-        now = self._board.loop.time()
-        seen.unsaid += 1
-        if now >= seen.quiet_until:
-            seen.quiet_until = now + COPY_LOG_EVERY
-            log.error(
-                "%s has the key of node %s and pretends to be a process of it that is known here: turned "
-                "away (%d times since this was last said). That key is stolen: replace it",
-                where,
-                node_id,
-                seen.unsaid,
-            )
-            seen.unsaid = 0
+        text = (
+            "%s has the key of node %s and pretends to be a process of it that is known here: turned away. "
+            "That key is stolen: replace it"
+        )
+        self._board.log.line(node_id, self._board.table.knows(node_id), logging.ERROR, text, where, node_id)
 
     def _expose(self, connection: Connection) -> None:
         """It was up, or nearly, before the process whose instance it repeats had signed for that."""

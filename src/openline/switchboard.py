@@ -29,11 +29,10 @@ from .backends.choice import Choice
 from .config import Config
 from .connection import Connection, State
 from .core.frames import Batched, Flow, Malformed, encode_flow, encode_listening, encode_welcome
-from .core.handshake import MAX_NAME, MAX_PORTS
+from .core.handshake import MAX_PORTS
 from .core.origin import origin
 from .core.selection import Endpoint, Rank, Reject, Want, match
 from .core.session import too_long
-from .core.text import printable
 from .delivery import Delivery
 from .dialing import Dialer
 from .doubt import Doubts
@@ -86,6 +85,7 @@ class Switchboard:
         identity = _identity(config)
         self.node_id = identity.node_id
         self.pairing = Pairing(self)
+        self.limits = Limits(self)
         self.door = Admission(
             config,
             identity,
@@ -95,7 +95,7 @@ class Switchboard:
             self._on_bad_handshake,
             self.pairing.is_copy,
             self.pairing.on_copy,
-            self._crowded,
+            self.limits.crowded,
         )
         self.unacked: dict[Peer, None] = {}
         self.recovery = Recovery(self)
@@ -121,7 +121,6 @@ class Switchboard:
             self.log,
             self.delivery.retention.weigh,
         )
-        self.limits = Limits(self)
         self.sender = Sender(self)
         self.doubts = Doubts(self)
         self.watch = Watch(self, environment.wall_clock, self._tick)
@@ -173,9 +172,6 @@ class Switchboard:
             for peer in self.delivery.unacked():
                 self.delivery.move(peer, address, connection.peer)
 
-    def _crowded(self, ip: str, backend: str, node_id: str | None) -> str | None:
-        return self.limits.crowded(ip, backend, node_id)
-
     def _on_bad_handshake(self, peer: str, reason: str) -> None:
         self.counters.malformed += 1
         host = peer.partition(" ")[0].rpartition(":")[0].strip("[]")
@@ -225,7 +221,7 @@ class Switchboard:
         if self.closed:
             counters.undelivered += len(messages)
             return
-        _take_hint(connection, messages[0])
+        connection.take_hint(messages[0])
         self.dispatching = True
         try:
             peer = connection.peer
@@ -497,9 +493,3 @@ def _identity(config: Config) -> Identity:
     if config.identity is None:
         return Identity()
     return config.identity if isinstance(config.identity, Identity) else Identity.load(config.identity)
-
-
-def _take_hint(connection: Connection, message: Message) -> None:
-    source = message.metadata.get("sourceNodeId") if message.metadata else None
-    if isinstance(source, str):
-        connection.endpoint.hint = connection.peer.name = printable(source, MAX_NAME)

@@ -114,7 +114,8 @@ class Watch:
             for connection in self._connections:
                 connection.liveness.shift(late)
             return
-        log.info("stalled for %.1f s: probing all connections before judging any", late)
+        text = "stalled for %.1f s: probing all connections before judging any"
+        self._hub.log.line("this side", True, logging.INFO, text, late)
         for connection in self._connections:
             connection.liveness.wait_for_probe(now)
         self._buckets = {self._number(now): list(self._connections)}

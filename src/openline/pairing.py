@@ -184,7 +184,8 @@ class Pairing:
             "%s has the key of node %s and pretends to be a process of it that is known here: turned away. "
             "That key is stolen: replace it"
         )
-        self._board.log.line(node_id, self._board.table.knows(node_id), logging.ERROR, text, where, node_id)
+        known = self._board.table.knows(node_id)
+        self._board.log.line(node_id, known, logging.ERROR, text, where, node_id, most=1)
 
     def _expose(self, connection: Connection) -> None:
         """It was up, or nearly, before the process whose instance it repeats had signed for that."""

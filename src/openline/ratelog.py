@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .core.origin import origin
-from .core.ratelimit import WINDOW, LogLimit
+from .core.ratelimit import LINES_PER_KIND, WINDOW, LogLimit
 
 if TYPE_CHECKING:
     from .peers import Peer
@@ -41,14 +41,22 @@ class RateLog:
         self.line(source, peer.known, level, text, *args, **more)
 
     def line(
-        self, source: str, known: bool, level: int, text: str, *args: object, kind: str = "", **more: Any
+        self,
+        source: str,
+        known: bool,
+        level: int,
+        text: str,
+        *args: object,
+        kind: str = "",
+        most: int = LINES_PER_KIND,
+        **more: Any,
     ) -> None:
         """``kind`` tells apart what has the same ``text``."""
         if not self._logger.isEnabledFor(level):
             return
         now = self._clock()
         self.tick(now)
-        allowed = self._limit.allows(now, source, (level, text, kind), known)
+        allowed = self._limit.allows(now, source, (level, text, kind), known, most)
         self._logger.log(level if allowed else logging.DEBUG, text, *args, **more)
 
     def tick(self, now: float) -> None:

@@ -24,8 +24,7 @@ from .errors import Refused, Unreachable
 from .lookup import Lookup
 from .message import BY_ADDRESS, BY_NODE_ID
 from .peers import Peer, PeerTable
-
-log = logging.getLogger("openline")
+from .ratelog import RateLog
 
 # Addresses whose last choice is kept; they are this program's own.
 MAX_ROUTES = 4096
@@ -72,7 +71,9 @@ class Router:
         config: Config,
         loop: asyncio.AbstractEventLoop,
         backends: Choice,
+        log: RateLog,
     ) -> None:
+        self._log = log
         self._backends = backends
         self._table = table
         self._dialer = dialer
@@ -339,7 +340,8 @@ class Router:
         """Say so, and look in the background whether somebody else listens there."""
         end = connection.endpoint
         where = Address(end.ip, address.port, address.scheme)
-        log.warning(_BY_IP_ALONE, address, connection, join(end.ip, address.port))
+        place = join(end.ip, address.port)
+        self._log.about(connection.peer, logging.WARNING, _BY_IP_ALONE, address, connection, place)
 
         def in_doubt() -> bool:
             return end.bound_port == address.port and connection.state is not State.CLOSED

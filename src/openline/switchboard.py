@@ -109,7 +109,7 @@ class Switchboard:
         )
         self.table = PeerTable(self._make_peer, self.door.is_own)
         self.dialer = Dialer(self._dial, self._try_out)
-        self.router = Router(self.table, self.dialer, config, self.loop, self.backends)
+        self.router = Router(self.table, self.dialer, config, self.loop, self.backends, self.log)
         self.runner = Runner(self.loop)
         self.inbox = Inbox(
             config,

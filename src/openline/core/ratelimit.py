@@ -52,8 +52,8 @@ class LogLimit(Generic[K]):
         # By whether the source is known, by source, by kind.
         self._counts: dict[bool, dict[str, dict[K, _Count]]] = {True: {}, False: {}}
 
-    def allows(self, now: float, source: str, kind: K, known: bool) -> bool:
-        """May this line be written? If not, it is counted."""
+    def allows(self, now: float, source: str, kind: K, known: bool, most: int = LINES_PER_KIND) -> bool:
+        """May this line be written, with ``most`` of its kind? If not, it is counted."""
         if self._until == float("inf"):
             self._until = now + WINDOW
         sources = self._counts[known]
@@ -63,7 +63,7 @@ class LogLimit(Generic[K]):
         count = kinds.get(kind)
         if count is None:
             count = kinds[kind] = _Count()
-        if count.written >= LINES_PER_KIND or not (known or self._strangers < STRANGERS_LINES):
+        if count.written >= most or not (known or self._strangers < STRANGERS_LINES):
             count.left_out += 1
             return False
         count.written += 1

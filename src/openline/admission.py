@@ -11,6 +11,8 @@ import logging
 import math
 import secrets
 from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 import msgspec
 
@@ -51,6 +53,10 @@ LAST_WORD = 1.0
 CONFLICT = "identity conflict"
 
 
+class Crowded(Protocol):
+    def __call__(self, ip: str, backend: str, node_id: str | None) -> str | None: ...
+
+
 class Admission:
     """The doorkeeper of one transport.
 
@@ -59,7 +65,8 @@ class Admission:
     ``in_conflict(node_id)`` says whether two processes have lately presented that identity;
     ``on_bad`` is told of visitors whose proof did not come or was wrong; ``is_copy(hello)``
     says whether it repeats the instance of a process with which there is, or lately was, a session, and
-    ``on_copy(node_id, where)`` is told of somebody with a node's key who has done that.
+    ``on_copy(node_id, where)`` is told of somebody with a node's key who has done that;
+    ``crowded(ip, backend, node_id)`` says why there is no room for one more, if so.
     """
 
     def __init__(
@@ -72,6 +79,7 @@ class Admission:
         on_bad: OnBad,
         is_copy: Callable[[Hello], bool] = lambda hello: False,
         on_copy: Callable[[str, str], None] = lambda node_id, where: None,
+        crowded: Crowded = lambda ip, backend, node_id: None,
     ) -> None:
         self.identity = identity
         self.unfinished = Unfinished(config.stranger_buffer)
@@ -85,6 +93,7 @@ class Admission:
         self._lost = lost
         self._in_conflict = in_conflict
         self.on_bad = on_bad
+        self._crowded = crowded
         self._dials = itertools.count(1)
 
     def renew_instance(self) -> None:
@@ -136,7 +145,11 @@ class Admission:
             )
         own = self._hello(0, certificate)
         transcript = Transcript(hello, own, certificate)
-        return Visitor(client, with_proof(own, self._sign(transcript, "server")), transcript)
+        answer = with_proof(own, self._sign(transcript, "server"))
+        return Visitor(client, answer, transcript, partial(self._crowded, node_id=client.node_id))
+
+    def crowded(self, ip: str, backend: str) -> str | None:
+        return self._crowded(ip, backend, None)
 
     def admit(self, link: Link, visitor: Visitor | None, entered: Callable[[], None]) -> LinkEvents:
         if visitor is None:

@@ -116,6 +116,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     handshake_timeout: Positive = 5.0
     # Half-open handshakes kept at a time; the oldest makes room, so a flood cannot shut the door.
     max_pending_handshakes: Count = 256
+    # Connections from one IP (IPv6: /64) that prove no node id: many agents may sit behind one NAT.
+    max_connections_per_ip: Count = 1024
+    # Inbound connections of all peers together that this program has no reason to know; a quarter of it
+    # over QUIC. Over TCP not more than there are file descriptors, less a reserve for those it knows.
+    max_strangers: Count = 16384
     # How long a send may wait: for a connection, for room on it, and for the acknowledgement.
     send_timeout: Positive = 30.0
     # How long a peer that cannot be reached keeps its place: then what is not acknowledged is given
@@ -147,6 +152,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     # Messages and bytes waiting per (peer, stream) before that stream's sender is held back.
     inbox_messages: Count = 1024
     inbox_bytes: Count = 4 * 1024 * 1024
+    # The same of all peers together that this program has no reason to know, 512 bytes for each
+    # message included: sixteen full streams. Beyond it those that hold the most are held back.
+    strangers_inbox_bytes: Count = 64 * 1024 * 1024
     # Streams of one peer with something waiting; idle ones are forgotten.
     max_streams: Count = 1024
 

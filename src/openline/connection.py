@@ -11,15 +11,14 @@ from enum import Enum, Flag, auto
 from .backends.base import Link
 from .core.collision import Claim, rank_of
 from .core.frames import Batched, Flow, Listening, Malformed, TooBig, Welcome, decode_frame, decode_plain
-from .core.handshake import CERTIFIED, check_ports
+from .core.handshake import CERTIFIED, MAX_NAME, check_ports
 from .core.liveness import Liveness
 from .core.rate import NO_NEWS, OPENS, Allowance
 from .core.selection import Endpoint, Quality
 from .core.session import MAX_STREAM_NAME, too_long
-from .message import Receipts, StreamId
+from .core.text import printable
+from .message import Message, Receipts, StreamId
 from .outlet import Hub, Outlet
-
-log = logging.getLogger("openline")
 
 # Payloads that tell the answer to our liveness ping from a pong that nobody asked for.
 PROBE = b"probe"
@@ -407,6 +406,12 @@ class Connection(Outlet):
         self._tell()
         self._callbacks.clear()  # the last there was to tell; who is told may hold this connection
 
+    def take_hint(self, message: Message) -> None:
+        """What a plain peer calls itself: a claim."""
+        source = message.metadata.get("sourceNodeId") if message.metadata else None
+        if isinstance(source, str):
+            self.endpoint.hint = self.peer.name = printable(source, MAX_NAME)
+
     def _complain(self, error: Malformed) -> None:
         """A message of a plain peer that cannot be read: dropped, counted, logged once.
 
@@ -416,4 +421,5 @@ class Connection(Outlet):
         self.allows()
         if not self._complained:
             self._complained = True
-            log.warning("dropped a message from %s: %s (logged once)", self.endpoint.remote, error)
+            text = "dropped a message from %s: %s (logged once)"
+            self._hub.log.about(self.peer, logging.WARNING, text, self.endpoint.remote, error)

@@ -14,26 +14,22 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .address import Address
+from .backends.base import POLICY
 from .connection import Connection, State
 from .core.collision import surplus, winner
 from .core.frames import Batched
 from .core.selection import Rank, Want, match
 from .core.session import Outgoing, Session
 from .errors import Error
-from .message import Message
+from .message import Message, StreamId
 from .outlet import Outlet
 from .parcel import Parcel
 from .peers import Peer
+from .retention import Retention
 
 if TYPE_CHECKING:
     from .switchboard import Switchboard
 
-log = logging.getLogger("openline")
-
-# Peers that are gone and whose session is kept; beyond it the one gone longest is forgotten.
-MAX_GONE = 4096
-# Streams of all of those together; one takes 300 bytes, more where its name is long.
-MAX_GONE_STREAMS = 100_000
 # Processes with one key that are remembered for a peer: two of them make a conflict soon.
 MAX_FORMER = 4
 # While closing: how often to look whether everything has been acknowledged.
@@ -50,9 +46,7 @@ class Delivery:
         # Told of a peer that has unacknowledged messages and no good connection.
         self._stranded = stranded
         self._unacked = board.unacked
-        # Since when peers are gone; and how many streams their sessions hold.
-        self._gone: dict[Peer, float] = {}
-        self._gone_streams = 0
+        self.retention = Retention(self._push_out, board.loop.call_soon)
         # The last reading of the clock that goes on while the machine sleeps; and its progress.
         self._wall_clock = wall_clock
         self._wall, self._awake = wall_clock(), 0.0
@@ -69,7 +63,6 @@ class Delivery:
         peer, hello = connection.peer, connection.endpoint.hello
         assert hello is not None
         self._look_at_the_clock(self._wall_clock())  # nothing goes out again that peers may have forgotten
-        self._back(peer)
         session = peer.session
         if session is not None and hello.is_copy(session.process, *peer.former):
             # Its process has come while it was dialed: this one shares nothing, and is cut (``Pairing``).
@@ -83,10 +76,11 @@ class Delivery:
         session.remembered_for = 2.0 * hello.resume
         connection.session = session
         connection.positions = {}
+        self.retention.back(peer)
 
     def _restarted(self, peer: Peer, old: Session[Parcel], process: str) -> Session[Parcel]:
         """Another process with that identity: what the old one has not acknowledged is the new one's."""
-        log.info("%r is another process than before", peer)
+        self._board.log.about(peer, logging.INFO, "%r is another process than before", peer)
         session = peer.former.pop(process, None) or Session(process, self._limits, old.floor)
         peer.former[old.process] = old
         if len(peer.former) > MAX_FORMER:
@@ -143,15 +137,17 @@ class Delivery:
         if session is None or not (session.out or session.expected or peer.former):
             self.forget(peer, "nothing was exchanged")
             return
-        self._gone[peer] = self._awake
-        self._gone_streams += session.streams
-        while len(self._gone) > MAX_GONE or self._gone_streams > MAX_GONE_STREAMS:
-            self.forget(next(iter(self._gone)), "too many peers are gone")
+        self.retention.left(peer, self._awake)
 
-    def _back(self, peer: Peer) -> None:
-        """It is not gone any more, or for good."""
-        if self._gone.pop(peer, None) is not None and peer.session is not None:
-            self._gone_streams -= peer.session.streams
+    def _push_out(self, peer: Peer, why: str) -> None:
+        """It has to make room for others."""
+        self._board.counters.forgotten += 1
+        self._board.log.about(peer, logging.INFO, "forgotten: %r: %s", peer, why)
+        for connection in list(peer.connections):
+            connection.link.close(POLICY, why)
+            connection.link.abort()
+            connection.on_closed(f"closed by this side: {why}")
+        self.forget(peer, why)
 
     def carry_on(self, connection: Connection) -> None:
         """It answers for more than before: what was barred may travel now."""
@@ -191,7 +187,7 @@ class Delivery:
         session = connection.session
         assert session is not None
         if batch.opens and connection.positions is not None:
-            session.open(connection.positions, batch.opens)
+            self._opened(connection, session.open(connection.positions, batch.opens))
         for stream_id, upto in batch.acks:
             out = session.out.get(stream_id)
             if out is None:
@@ -206,6 +202,12 @@ class Delivery:
             for parcel in done:
                 parcel.arrived(connection)
         return news
+
+    def _opened(self, connection: Connection, forgotten: list[StreamId]) -> None:
+        for other in connection.peer.connections if forgotten else ():
+            for stream_id in forgotten if other.session is connection.session else ():
+                (other.positions or {}).pop(stream_id, None)
+        self.retention.weigh(connection.peer)
 
     # Receiving -----------------------------------------------------------------------------------
 
@@ -249,12 +251,16 @@ class Delivery:
             self._board.doubts.look(peer, now)
             if session is None or not session.has_unacked:
                 del self._unacked[peer]
+                self.retention.look(peer)
                 continue
+            if not peer.known:
+                self.retention.look(peer)
             # Who waits is told at once, and may send again from there.
             for parcel in [p for _, out in session.unacked() for p in out.unacked if p.deadline <= now]:
                 parcel.expire()
         patience = self._board.config.resume_timeout
-        for peer, since in list(self._gone.items()):
+        self.retention.tick(self._awake)
+        for peer, since in list(self.retention.gone.items()):
             gone = self._awake - since
             if gone < patience:
                 break  # the one that is gone longest comes first
@@ -298,7 +304,7 @@ class Delivery:
 
     def forget(self, peer: Peer, why: str) -> None:
         """The end of a session: numbers, and what has been received, are no longer known."""
-        self._back(peer)
+        self.retention.ended(peer)
         if peer.session is None:
             return
         self.drop(peer, lambda parcel: parcel.unconfirmed(why), why)
@@ -331,7 +337,8 @@ class Delivery:
                 for parcel in mine:
                     parcel.moved(peer, new)
         if moved:
-            log.info("%r answers at %s in place of %r: it gets what was not acknowledged", new, target, peer)
+            text = "%r answers at %s in place of %r: it gets what was not acknowledged"
+            self._board.log.about(new, logging.INFO, text, new, target, peer)
             self._unacked[new] = None
             self._board.recovery.waiting.look(peer)
 

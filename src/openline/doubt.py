@@ -19,8 +19,6 @@ from .peers import Peer
 if TYPE_CHECKING:
     from .switchboard import Switchboard
 
-log = logging.getLogger("openline")
-
 
 class Doubts:
     """Looked at with every tick of the liveness clock, for peers with something unacknowledged."""
@@ -57,7 +55,8 @@ class Doubts:
     def _suspect(self, connection: Connection) -> None:
         connection.stuck = True
         self._board.counters.suspects += 1
-        log.info("suspect: %r is alive, but what is sent over it does not get through", connection)
+        text = "suspect: %r is alive, but what is sent over it does not get through"
+        self._board.log.about(connection.peer, logging.INFO, text, connection)
         connection.link.relieve()
         target = connection.endpoint.target
         if target is not None:

@@ -20,31 +20,28 @@ from typing import TYPE_CHECKING, Any
 
 from .config import Config
 from .core.selection import Want
+from .core.session import weight
 from .eager import Ended, Runner, Steps
 from .errors import Closed
 from .lanes import Handler, Lane, Use
+from .leftbehind import LeftBehind
+from .levels import Levels
 from .message import Message, StreamId
+from .ratelog import RateLog
 from .stats import Counters
+from .throttle import GRAIN
 
 if TYPE_CHECKING:
     from .peers import Peer
 
-log = logging.getLogger("openline")
-
 # Distinct (address, stream) pairs that receive() remembers; the oldest is forgotten.
 MAX_USES = 1024
-# A peer that fills this many streams is stopped as a whole, by not reading from it.
-FULL_LANES_PER_PEER = 16
-# So is one that goes on after "stop". An honest one's bytes in flight fit in here: a full send
-# buffer and a full receive buffer of the kernel are about 10 MB on Linux.
-OVERRUN_BYTES = 16 * 1024 * 1024
 # What a message takes in memory besides its bytes on the wire, about, as small ones are mostly that.
 MESSAGE_OVERHEAD = 256
 # Lanes looked at when there are too many; more at a time would let a peer spend our time.
 LANES_LOOKED_AT = 16
-# What peers that are gone have left behind for receive(); beyond it the oldest is dropped.
-LEFT_BEHIND_BYTES = 64 * 1024 * 1024
-LEFT_BEHIND_PEERS = 1024
+# A lane that nothing waits in, besides its name.
+LANE_BYTES = 2048
 
 
 class Inbox:
@@ -59,6 +56,8 @@ class Inbox:
         matches: Callable[[Want, Peer], bool],
         flow: Callable[[Peer, Lane | None], None],
         forget: Callable[[Peer], None],
+        log: RateLog,
+        weigh: Callable[[Peer], None],
     ) -> None:
         self._config = config
         self._counters = counters
@@ -66,7 +65,10 @@ class Inbox:
         self._matches = matches
         self._flow = flow
         self._forget = forget
-        self._left_behind: dict[Peer, None] = {}
+        self._log = log
+        self._weigh = weigh
+        self._left_behind = LeftBehind(self._drop)
+        self._levels = Levels(config, flow, self._drop_all)
         self._handlers: list[tuple[Handler, StreamId | None]] = []
         self._received: OrderedDict[tuple[str, StreamId], Use] = OrderedDict()
         self._iterating: list[Use] = []
@@ -117,7 +119,7 @@ class Inbox:
             items, lane.tap = lane.tap, deque()
             for message, size, handled in reversed(items):
                 if handled:
-                    self._release(lane, size)
+                    self._levels.release(lane, size)
                 else:
                     lane.queue.appendleft((message, size))
             if lane.queue and not lane.running:
@@ -136,20 +138,22 @@ class Inbox:
                 lane = self._open(peer, message.stream_id)
             if lane.running:
                 lane.queue.append((message, each))
-                self._charge(lane, each)
+                self._levels.charge(lane, each)
                 continue
             if lane.version != self._version:
                 self._bind(lane)
             if lane.only is None:
                 self._deliver(lane, message, each)
             else:
-                self._deliver_to(lane, lane.only, message)
+                self._deliver_to(lane, lane.only, message, each)
 
-    def _deliver_to(self, lane: Lane, handler: Handler, message: Message) -> None:
+    def _deliver_to(self, lane: Lane, handler: Handler, message: Message, size: int) -> None:
         """``_deliver`` for the usual case: one handler, and nothing else takes the message."""
         steps = self._call(lane, handler, message)
-        if steps is not None:
-            self._start(lane, handler, steps, lane.carry_on, lane.ended)
+        if steps is None or self._start(lane, handler, steps, lane.carry_on, lane.ended):
+            return
+        if size > GRAIN:
+            self._levels.occupy(lane, size)
 
     def _open(self, peer: Peer, stream_id: StreamId) -> Lane:
         if len(peer.lanes) >= self._config.max_streams and not self._drop_idle(peer) and not peer.overfull:
@@ -157,14 +161,21 @@ class Inbox:
             peer.overfull = True
             self._flow(peer, None)
         lane = peer.lanes[stream_id] = Lane(peer, stream_id)
+        peer.lanes_weight += LANE_BYTES + weight(stream_id)
+        if not peer.known:
+            self._weigh(peer)
         return lane
+
+    def _close_lane(self, lane: Lane) -> None:
+        del lane.peer.lanes[lane.stream_id]
+        lane.unbind()
+        lane.peer.lanes_weight -= LANE_BYTES + weight(lane.stream_id)
 
     def _settled(self, lane: Lane) -> None:
         """Perhaps nothing is under way on this lane any more: then an overfull peer has one less."""
         peer = lane.peer
         if peer.overfull and lane.idle and peer.lanes.get(lane.stream_id) is lane:
-            del peer.lanes[lane.stream_id]
-            lane.unbind()
+            self._close_lane(lane)
             if len(peer.lanes) < self._config.max_streams:
                 peer.overfull = False
                 self._flow(peer, None)
@@ -174,11 +185,11 @@ class Inbox:
     def _drop_idle(self, peer: Peer) -> bool:
         """Forget idle lanes, looking at a few, oldest first; True if there is room for one more."""
         for stream_id in list(itertools.islice(peer.lanes, LANES_LOOKED_AT)):
-            lane = peer.lanes.pop(stream_id)
-            if not lane.idle or len(peer.lanes) < self._config.max_streams // 2:
-                peer.lanes[stream_id] = lane
+            lane = peer.lanes[stream_id]
+            if lane.idle and len(peer.lanes) > self._config.max_streams // 2:
+                self._close_lane(lane)
             else:
-                lane.unbind()
+                peer.lanes[stream_id] = peer.lanes.pop(stream_id)  # to the end
         return len(peer.lanes) < self._config.max_streams
 
     def _deliver(self, lane: Lane, message: Message, size: int) -> None:
@@ -188,6 +199,8 @@ class Inbox:
             steps = self._call(lane, handler, message)
             carry_on = partial(self._carry_on, lane, message, index + 1)
             if steps is not None and not self._start(lane, handler, steps, carry_on):
+                if size > GRAIN:
+                    self._levels.occupy(lane, size)
                 return  # the lane is running now; a task does the rest
 
     def _call(self, lane: Lane, handler: Handler, message: Message) -> Steps | None:
@@ -226,6 +239,7 @@ class Inbox:
         try:
             await self._guard(lane, handlers[index - 1], rest)
             await self._rest_of(lane, handlers[index:], message)
+            self._levels.vacate(lane)
         except asyncio.CancelledError:
             lane.running = False
             raise
@@ -235,6 +249,7 @@ class Inbox:
         """The same where there was only that handler."""
         try:
             await self._guard(lane, lane.handlers[0], rest)
+            self._levels.vacate(lane)
         except asyncio.CancelledError:
             lane.running = False
             raise
@@ -244,6 +259,8 @@ class Inbox:
         """The same where that handler has been stepped to its end without a task."""
         if error is not None and not (self._closed and isinstance(error, asyncio.CancelledError)):
             self._failed(lane, lane.handlers[0] if lane.handlers else None, error)
+        if lane.busy:
+            self._levels.vacate(lane)
         if lane.queue:
             return self._drain(lane)
         lane.running = False
@@ -254,12 +271,16 @@ class Inbox:
         try:
             while lane.queue:
                 message, size = lane.queue.popleft()
-                self._release(lane, size)
+                self._levels.release(lane, size)
                 if lane.version != self._version:
                     self._bind(lane)
                 if lane.uses or not lane.handlers:
                     self._keep(lane, message, size)
+                if size > GRAIN:
+                    self._levels.occupy(lane, size)
                 await self._rest_of(lane, lane.handlers, message)
+                if lane.busy:
+                    self._levels.vacate(lane)
         finally:
             lane.running = False
         self._settled(lane)
@@ -284,38 +305,8 @@ class Inbox:
         self._counters.handler_errors += 1
         name = getattr(handler, "__qualname__", repr(handler))
         info = (type(error), error, error.__traceback__) if error is not None else True
-        log.error("handler %s failed on a message from %s", name, lane.peer, exc_info=info)
-
-    # Limits --------------------------------------------------------------------------------------
-
-    def _charge(self, lane: Lane, size: int) -> None:
-        lane.count += 1
-        lane.bytes += size
-        lane.peer.held += size
-        config = self._config
-        if not lane.paused:
-            if (
-                lane.count >= config.inbox_messages
-                or lane.bytes >= config.inbox_bytes
-                or lane.peer.held > FULL_LANES_PER_PEER * config.inbox_bytes
-            ):
-                lane.paused = True
-                self._flow(lane.peer, lane)
-        elif not lane.overrun and lane.bytes > config.inbox_bytes + OVERRUN_BYTES:
-            lane.overrun = True
-            self._flow(lane.peer, lane)
-
-    def _release(self, lane: Lane, size: int) -> None:
-        lane.count -= 1
-        lane.bytes -= size
-        lane.peer.held -= size
-        if (
-            lane.paused
-            and lane.count <= self._config.inbox_messages // 2
-            and lane.bytes <= self._config.inbox_bytes // 2
-        ):
-            lane.paused = lane.overrun = False
-            self._flow(lane.peer, lane)
+        text = "handler %s failed on a message from %s"
+        self._log.about(lane.peer, logging.ERROR, text, name, lane.peer, kind=name, exc_info=info)
 
     # receive() and messages() --------------------------------------------------------------------
 
@@ -324,7 +315,7 @@ class Inbox:
             self._make_room(lane, size)
         lane.tap.append((message, size, bool(lane.handlers)))
         self._waiting.setdefault(lane)
-        self._charge(lane, size)
+        self._levels.charge(lane, size)
         for use in lane.uses:
             if use.waiters:
                 use.wake()
@@ -340,11 +331,12 @@ class Inbox:
         while lane.tap and (
             lane.count + 1 >= config.inbox_messages or lane.bytes + size >= config.inbox_bytes
         ):
-            self._release(lane, lane.tap.popleft()[1])
+            self._levels.release(lane, lane.tap.popleft()[1])
             self._counters.undelivered += 1
             if not lane.overflowed:
                 lane.overflowed = True
-                log.warning("nobody takes stream %r of %r: dropping its oldest", lane.stream_id, lane.peer)
+                text = "nobody takes stream %r of %r: dropping its oldest"
+                self._log.about(lane.peer, logging.WARNING, text, _short(lane.stream_id), lane.peer)
 
     def use_for(self, want: Want, stream_id: StreamId) -> Use:
         """The consumer behind ``receive(address, stream_id)``; it stays in use from now on."""
@@ -409,7 +401,7 @@ class Inbox:
                 message, size, _ = lane.tap.popleft()
                 if not lane.tap:
                     del self._waiting[lane]
-                self._release(lane, size)
+                self._levels.release(lane, size)
                 self._settled(lane)
                 return lane.peer, message
         return None
@@ -418,32 +410,47 @@ class Inbox:
 
     def peer_gone(self, peer: Peer) -> None:
         """Its last connection has ended; what it left behind stays for receive(), within bounds."""
+        for lane in [lane for lane in peer.lanes.values() if lane.idle]:
+            self._close_lane(lane)
+        self._weigh(peer)
+        self._levels.throttle.gone(peer)
         if peer.held:
-            self._left_behind[peer] = None
-        while (
-            len(self._left_behind) > LEFT_BEHIND_PEERS
-            or sum(gone.held for gone in self._left_behind) > LEFT_BEHIND_BYTES
-        ):
-            self._drop(next(iter(self._left_behind)))
+            self._left_behind.add(peer)
+
+    @property
+    def waiting_of_strangers(self) -> int:
+        """Bytes, with what messages take besides."""
+        return self._levels.throttle.used
 
     def peer_back(self, peer: Peer) -> None:
-        self._left_behind.pop(peer, None)
+        self._left_behind.remove(peer)
+        if len(peer.connections) == 1:
+            self._levels.throttle.back(peer)
 
-    def _drop(self, peer: Peer) -> None:
+    def _drop_all(self, peer: Peer) -> None:
+        """All that no handler is at work on."""
+        self._drop(peer, handlers_too=True)
+
+    def _drop(self, peer: Peer, handlers_too: bool = False) -> None:
         dropped = 0
-        for lane in peer.lanes.values():
-            dropped += len(lane.tap)
+        for lane in list(peer.lanes.values()):
+            dropped += len(lane.tap) + (len(lane.queue) if handlers_too else 0)
+            while handlers_too and lane.queue:
+                self._levels.release(lane, lane.queue.popleft()[1])
             while lane.tap:
-                self._release(lane, lane.tap.popleft()[1])
+                self._levels.release(lane, lane.tap.popleft()[1])
             self._waiting.pop(lane, None)
-        self._counters.undelivered += dropped
-        log.warning("dropped %d messages that %r left behind and nobody took", dropped, peer)
+        if dropped:
+            self._counters.undelivered += dropped
+            text = "dropped %d messages that %r left behind and nobody took"
+            self._log.about(peer, logging.WARNING, text, dropped, peer)
         self._tidy(peer)
 
     def _tidy(self, peer: Peer) -> None:
         if all(lane.idle for lane in peer.lanes.values()):
-            self._left_behind.pop(peer, None)
+            self._left_behind.remove(peer)
             self._forget(peer)
+            self._weigh(peer)
 
     def close(self) -> None:
         """Wake every consumer; count what nobody took."""
@@ -452,6 +459,10 @@ class Inbox:
         for use in (*self._received.values(), *self._iterating):
             while use.waiters:
                 use.wake()
+
+
+def _short(stream_id: StreamId) -> StreamId:
+    return stream_id[:32] if isinstance(stream_id, str) else stream_id
 
 
 async def _await(awaitable: Awaitable[Any]) -> Any:

@@ -10,6 +10,7 @@ from .address import Address
 from .connection import Connection, State
 from .core.backoff import full_jitter
 from .errors import Error
+from .ratelog import RateLog
 
 log = logging.getLogger("openline")
 
@@ -23,11 +24,13 @@ class Keeper:
         low: float,
         high: float,
         random: Callable[[], float],
+        log: RateLog,
     ) -> None:
         self._reach = reach
         self._low = low
         self._high = high
         self._random = random
+        self._log = log
         self._tasks: dict[Address, tuple[asyncio.Task[None], asyncio.Future[Connection | None]]] = {}
 
     async def keep(self, address: Address) -> Connection | None:
@@ -68,15 +71,15 @@ class Keeper:
             return await self._reach(address)
         except Error as error:
             # Once aloud, then quietly: an absent peer must not fill the log.
-            log.log(
-                logging.DEBUG if failures else logging.WARNING,
-                "keep %s: %s; will go on trying",
-                address,
-                error,
-            )
+            text = "keep %s: %s; will go on trying"
+            if failures:
+                log.debug(text, address, error)
+            else:
+                self._log.line(str(address), True, logging.WARNING, text, address, error)
             return None
         except Exception:
-            log.exception("keep %s: unexpected; will go on trying", address)
+            text = "keep %s: unexpected; will go on trying"
+            self._log.line(str(address), True, logging.ERROR, text, address, exc_info=True)
             return None
 
 

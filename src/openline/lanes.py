@@ -41,6 +41,7 @@ class Lane:
 
     __slots__ = (
         "answers",
+        "busy",
         "bytes",
         "carry_on",
         "count",
@@ -76,6 +77,8 @@ class Lane:
         self.tap: deque[tuple[Message, int, bool]] = deque()  # the bool: handlers have had it
         self.count = 0
         self.bytes = 0
+        # Bytes of a large message that a handler is at work on.
+        self.busy = 0
         # The sender was told to stop; it goes on all the same.
         self.paused = self.overrun = False
         # It was told so, and that answers are welcome all the same.

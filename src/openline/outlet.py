@@ -23,19 +23,18 @@ from .core.frames import (
     encode_plain,
 )
 from .core.notes import MAX_RIDERS, Owed
-from .core.session import SENDER_STREAMS, Blocked, Outgoing, Session, open_at
+from .core.session import SENDER_STREAMS, STREAM_WEIGHT, Blocked, Outgoing, Session, open_at, weight
 from .core.tracks import CONTROL, Tracks
 from .errors import InvalidMessage, MessageTooLarge
 from .message import Message, StreamId
 from .parcel import Parcel
+from .ratelog import RateLog
 from .stats import Counters
 
 if TYPE_CHECKING:
     from .connection import Connection
     from .peers import Peer
     from .watch import Watch
-
-log = logging.getLogger("openline")
 
 
 # Acknowledgements ride on frames of up to so many bytes, which fit in one packet with them, where
@@ -52,6 +51,7 @@ class Hub(Protocol):
 
     config: Config
     counters: Counters
+    log: RateLog
     loop: asyncio.AbstractEventLoop
     # The liveness clock: loop time at its last tick. Reading it costs nothing.
     now: float
@@ -276,7 +276,8 @@ class Outlet:
         except InvalidMessage as error:
             # The program has changed it meanwhile. Its numbers are skipped.
             parcel.set_exception(error)
-            log.error("message changed while it was on its way: %s", error)
+            text = "message changed while it was on its way: %s"
+            self._hub.log.about(self.peer, logging.ERROR, text, error)
             self._open(stream_id, out, parcel.end)
             if self._tracks is not None:
                 self._tracks.pin(stream_id)
@@ -306,13 +307,13 @@ class Outlet:
         return out is None or not out.unacked
 
     def _open(self, stream_id: StreamId, out: Outgoing[Parcel], number: int) -> None:
-        if self._opened is None or self._opening >= SENDER_STREAMS:
+        if self._opened is None or self._opening >= SENDER_STREAMS * STREAM_WEIGHT:
             # From time to time all are opened anew with their next message: the receiver forgets
             # streams that were opened too many others ago, however busy they are. What has
             # gathered goes first: an open is read before the messages of its frame.
             self.flush()
             self._opened, self._opening = {}, 0
-        self._opening += 1
+        self._opening += weight(stream_id)
         self._opened[stream_id] = out
         if self._opens is None:
             self._opens = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from .address import Address
@@ -25,19 +24,7 @@ log = logging.getLogger("openline")
 CONFLICT_HOLD = 30.0
 MAX_CONFLICT_HOLD = 3600.0
 MAX_CONFLICTS = 1024
-# Attempts with a stolen key: each node's are logged once in this time, with their number.
-COPY_LOG_EVERY = 60.0
 _CUT = "identity conflict"
-
-
-class _Copies:
-    """Attempts to pass for a process of one node."""
-
-    __slots__ = ("quiet_until", "unsaid")
-
-    def __init__(self) -> None:
-        self.quiet_until = float("-inf")
-        self.unsaid = 0
 
 
 class Pairing:
@@ -47,7 +34,6 @@ class Pairing:
         self._board = board
         # Node id → until when, and how long it was held.
         self._conflicts: dict[str, tuple[float, float]] = {}
-        self._copies: OrderedDict[str, _Copies] = OrderedDict()
 
     def joined(self, connection: Connection, lost: list[bytes]) -> None:
         """A connection to a proven node is open. ``lost``: those that its far end says are dead."""
@@ -172,7 +158,8 @@ class Pairing:
         assert peer.node_id is not None
         self._remember(peer.node_id)
         self._board.counters.conflicts += 1
-        log.error("two processes present node id %s (%r): closing both", peer.node_id, peer)
+        text = "two processes present node id %s (%r): closing both"
+        self._board.log.about(peer, logging.ERROR, text, peer.node_id, peer)
         for each in list(peer.connections):
             each.set_state(State.DRAINING)
             each.link.close(CONFLICT, f"{_CUT}: another process has this key")
@@ -193,22 +180,12 @@ class Pairing:
         Here it is certain who is genuine, so nothing happens to that one.
         """
         self._board.counters.conflicts += 1
-        seen = self._copies.setdefault(node_id, _Copies())
-        self._copies.move_to_end(node_id)
-        if len(self._copies) > MAX_CONFLICTS:
-            self._copies.popitem(last=False)
-        now = self._board.loop.time()
-        seen.unsaid += 1
-        if now >= seen.quiet_until:
-            seen.quiet_until = now + COPY_LOG_EVERY
-            log.error(
-                "%s has the key of node %s and pretends to be a process of it that is known here: turned "
-                "away (%d times since this was last said). That key is stolen: replace it",
-                where,
-                node_id,
-                seen.unsaid,
-            )
-            seen.unsaid = 0
+        text = (
+            "%s has the key of node %s and pretends to be a process of it that is known here: turned away. "
+            "That key is stolen: replace it"
+        )
+        known = self._board.table.knows(node_id)
+        self._board.log.line(node_id, known, logging.ERROR, text, where, node_id, most=1)
 
     def _expose(self, connection: Connection) -> None:
         """It was up, or nearly, before the process whose instance it repeats had signed for that."""
@@ -234,7 +211,8 @@ class Pairing:
     def told_of_conflict(self, connection: Connection) -> None:
         """The peer has closed it because another process presents our identity."""
         peer, own = connection.peer, self._board.node_id
-        log.error("%r says that another process has our key, node id %s", peer, own)
+        text = "%r says that another process has our key, node id %s"
+        self._board.log.about(peer, logging.ERROR, text, peer, own)
         self._board.counters.conflicts += 1
         self._fail(peer, f"another process presents our node id {own}")
 
@@ -251,7 +229,10 @@ class Pairing:
         hold = min(2 * hold, MAX_CONFLICT_HOLD) if again else CONFLICT_HOLD
         self._conflicts[node_id] = now + hold, hold
         if len(self._conflicts) > MAX_CONFLICTS:
-            del self._conflicts[next(iter(self._conflicts))]
+            # Whoever has keys can make conflicts: those of strangers go first.
+            knows = self._board.table.knows
+            strangers = (each for each in self._conflicts if not knows(each) and each != node_id)
+            del self._conflicts[next(strangers, next(iter(self._conflicts)))]
 
 
 def _is_copy(one: Connection, other: Connection) -> bool:

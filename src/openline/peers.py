@@ -53,6 +53,13 @@ class Peer:
         self.requests = Requests()
         # Bytes received and not taken yet, over all lanes.
         self.held = 0
+        # What its lanes weigh besides: their names, and themselves.
+        self.lanes_weight = 0
+        # The same with what messages take besides, and handlers that are at work; how much of it was
+        # counted when it was looked at last; and where all strangers hold too much: was it told to
+        # stop, or is it not read at all?
+        self.load = self.noted = 0
+        self.throttled = self.unread = False
         # Lanes that are full: as long as there is one, a plain peer is not read.
         self.full: set[Lane] = set()
         # Something is under way on more streams than are allowed.
@@ -333,6 +340,11 @@ class PeerTable:
     def node(self, node_id: str) -> Peer | None:
         """The peer with that node id, also while it is gone."""
         return self._peers.get(("node", node_id, ""))
+
+    def knows(self, node_id: str) -> bool:
+        """Has this program a reason to know that node?"""
+        peer = self.node(node_id)
+        return peer is not None and peer.known
 
     def plan(self, want: Want) -> Plan[Connection]:
         return plan(want, self.candidates(want))

@@ -82,7 +82,8 @@ class Recovery:
                 log.debug("recovering %r: %s", peer, error)
                 continue
             except Exception:
-                log.exception("recovering %r: unexpected; will go on trying", peer)
+                text = "recovering %r: unexpected; will go on trying"
+                self._board.log.about(peer, logging.ERROR, text, peer, exc_info=True)
                 continue
             if self._board.router.answers_by_dial(address, connection):
                 self._board.delivery.move(peer, address, connection.peer)

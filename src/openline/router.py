@@ -24,8 +24,7 @@ from .errors import Refused, Unreachable
 from .lookup import Lookup
 from .message import BY_ADDRESS, BY_NODE_ID
 from .peers import Peer, PeerTable
-
-log = logging.getLogger("openline")
+from .ratelog import RateLog
 
 # Addresses whose last choice is kept; they are this program's own.
 MAX_ROUTES = 4096
@@ -72,7 +71,9 @@ class Router:
         config: Config,
         loop: asyncio.AbstractEventLoop,
         backends: Choice,
+        log: RateLog,
     ) -> None:
+        self._log = log
         self._backends = backends
         self._table = table
         self._dialer = dialer
@@ -341,7 +342,8 @@ class Router:
         where = Address(end.ip, address.port, address.scheme)
         first = self._places.is_first_by_ip(end.ip, address.port, self._loop.time())
         level = logging.WARNING if first else logging.DEBUG  # however often it connects anew
-        log.log(level, _BY_IP_ALONE, address, connection, join(end.ip, address.port))
+        place = join(end.ip, address.port)
+        self._log.about(connection.peer, level, _BY_IP_ALONE, address, connection, place)
 
         def in_doubt() -> bool:
             return end.bound_port == address.port and connection.state is not State.CLOSED

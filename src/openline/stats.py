@@ -26,8 +26,11 @@ class Counters(msgspec.Struct):
     bytes_sent: int = 0  # of encoded messages
     bytes_received: int = 0
     malformed: int = 0  # messages and connections dropped for bad input
+    turned_away: int = 0  # clients that found no room, because strangers have all of theirs
+    crowded_out: int = 0  # connections closed to make room, or because their node had too many
     handler_errors: int = 0
     resent: int = 0  # messages written again, because their connection died before the acknowledgement
+    forgotten: int = 0  # peers of which nothing is remembered any more, because others had no room
     duplicates_suppressed: int = 0  # messages that came again and were not handed over again
     replaced: int = 0  # connections closed because another one reaches the same process
     migrations: int = 0  # times that a connection went on from another address of the peer's

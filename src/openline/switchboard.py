@@ -30,6 +30,7 @@ from .config import Config
 from .connection import Connection, State
 from .core.frames import Batched, Flow, Malformed, encode_welcome
 from .core.handshake import MAX_PORTS
+from .core.origin import origin
 from .core.rate import NO_NEWS
 from .core.selection import Endpoint, Rank, Reject, Want, match
 from .core.session import too_long
@@ -40,14 +41,17 @@ from .eager import Runner
 from .errors import Closed, IdentityConflict, NotConfirmed, Refused, Unreachable
 from .home import Home
 from .identity import Identity
-from .inbox import FULL_LANES_PER_PEER, Inbox
+from .inbox import Inbox
 from .lanes import Lane
 from .later import Later
+from .levels import FULL_LANES_PER_PEER
+from .limits import Limits
 from .message import Message
 from .outlet import Outlet
 from .pairing import Pairing
 from .parcel import Parcel
 from .peers import MAX_LOST, Peer, PeerTable
+from .ratelog import RateLog
 from .recovery import Recovery
 from .requests import Pending
 from .rivals import bury_predecessors, poke_rivals
@@ -61,10 +65,6 @@ log = logging.getLogger("openline")
 # How a connection may end without leaving its last messages in doubt: closed by this side, by no
 # code, and as RFC 6455 section 7.4.1 has it.
 CLEAN_ENDS = (CLOSED_BY_US, 0, *range(1000, 1010))
-
-# Seconds between two warnings about clients that were turned away; the others are logged as debug,
-# and all are counted (``stats().malformed``).
-WARN_EVERY = 1.0
 
 # Told of messages that may not have arrived: the peer, the message, and why.
 Undelivered = Callable[[Peer, Message, str], object]
@@ -85,11 +85,12 @@ class Switchboard:
         self.random = environment.random
         self.stopwatch = environment.stopwatch
         self.undelivered: list[Undelivered] = []
-        self._warned_at = float("-inf")
+        self.log = RateLog(log, self.loop.time)
         self.later = Later(self.loop, self.changed).add
         identity = Identity.of(config.identity)
         self.node_id = identity.node_id
         self.pairing = Pairing(self)
+        self.limits = Limits(self)
         self.door = Admission(
             config,
             identity,
@@ -99,6 +100,7 @@ class Switchboard:
             self._on_bad_handshake,
             self.pairing.is_copy,
             self.pairing.on_copy,
+            self.limits.crowded,
         )
         self.unacked: dict[Peer, None] = {}
         self.recovery = Recovery(self)
@@ -112,10 +114,17 @@ class Switchboard:
         )
         self.table = PeerTable(self._make_peer, self.door.is_own)
         self.dialer = Dialer(self._dial, self._try_out)
-        self.router = Router(self.table, self.dialer, config, self.loop, self.backends)
+        self.router = Router(self.table, self.dialer, config, self.loop, self.backends, self.log)
         self.runner = Runner(self.loop)
         self.inbox = Inbox(
-            config, self.counters, self.runner, self.table.matches, self._regulate, self.table.forget
+            config,
+            self.counters,
+            self.runner,
+            self.table.matches,
+            self._regulate,
+            self.table.forget,
+            self.log,
+            self.delivery.retention.weigh,
         )
         self.sender = Sender(self)
         self.doubts = Doubts(self)
@@ -171,12 +180,8 @@ class Switchboard:
 
     def _on_bad_handshake(self, peer: str, reason: str) -> None:
         self.counters.malformed += 1
-        # A scanner or a health check must not fill the disk.
-        now = self.loop.time()
-        quiet = now < self._warned_at + WARN_EVERY
-        log.log(logging.DEBUG if quiet else logging.WARNING, "turned away %s: %s", peer, reason)
-        if not quiet:
-            self._warned_at = now
+        host = peer.partition(" ")[0].rpartition(":")[0].strip("[]")
+        self.log.line(origin(host), False, logging.WARNING, "turned away %s: %s", peer, reason)
 
     def _link_up(self, link: Link, lost: list[bytes]) -> Connection:
         end = link.endpoint
@@ -191,6 +196,7 @@ class Switchboard:
             self.delivery.joined(connection)
         self.router.came(connection)
         self.inbox.peer_back(peer)
+        self.limits.opened(connection)
         self.watch.add(connection)
         poke_rivals(self.table, connection)
         self.inbox.rebind()
@@ -221,7 +227,7 @@ class Switchboard:
         if self.closed:
             counters.undelivered += len(messages)
             return
-        _take_hint(connection, messages[0])
+        connection.take_hint(messages[0])
         self.dispatching = True
         try:
             peer = connection.peer
@@ -351,7 +357,7 @@ class Switchboard:
         before = connection.endpoint.remote
         self.table.moved(connection, ip, port)
         self.counters.migrations += 1
-        log.info("moved: %r was at %s", connection, before)
+        self.log.about(connection.peer, logging.INFO, "moved: %r was at %s", connection, before)
         self.router.told(connection)
 
     def on_state(self, connection: Connection) -> None:
@@ -381,11 +387,12 @@ class Switchboard:
         self.counters.closed += 1
         if reason.startswith("bad input"):
             self.counters.malformed += 1
-            log.warning("closed %r: %s", connection, reason)
+            self.log.about(connection.peer, logging.WARNING, "closed %r: %s", connection, reason)
         else:
             log.debug("gone: %r: %s", connection, reason)
         peer = connection.peer
         code = closed_with(reason)
+        self.limits.closed(connection)
         self.router.went(connection)
         self.table.remove(connection)
         self.watch.remove(connection)
@@ -435,7 +442,8 @@ class Switchboard:
                     handler(peer, message, why)
                 except Exception:
                     self.counters.handler_errors += 1
-                    log.exception("on_undelivered handler %r failed", handler)
+                    text = "on_undelivered handler %r failed"
+                    self.log.about(peer, logging.ERROR, text, handler, exc_info=True)
 
     def changed(self) -> None:
         self.table.generation += 1
@@ -444,7 +452,7 @@ class Switchboard:
     def evict(self, connection: Connection) -> None:
         """It failed when it was used: no send shall choose it again; its last bytes are still read."""
         self.counters.evictions += 1
-        log.info("evicted: %r", connection)
+        self.log.about(connection.peer, logging.INFO, "evicted: %r", connection)
         connection.set_state(State.DRAINING)
         self.router.went(connection)
         self.table.remove(connection)
@@ -458,7 +466,7 @@ class Switchboard:
         if lane is not None:
             self._tell_sender(peer, lane)
         unruly = peer.plain or peer.held > FULL_LANES_PER_PEER * self.config.inbox_bytes
-        stop = peer.overfull or any(unruly or full.overrun for full in peer.full)
+        stop = peer.overfull or peer.unread or any(unruly or full.overrun for full in peer.full)
         for connection in peer.connections:
             if stop:
                 connection.pause_reading()
@@ -487,9 +495,3 @@ class Switchboard:
         for connection in self.table.connections:
             if not connection.plain:
                 connection.tell_ports(ports)
-
-
-def _take_hint(connection: Connection, message: Message) -> None:
-    source = message.metadata.get("sourceNodeId") if message.metadata else None
-    if isinstance(source, str):
-        connection.endpoint.hint = connection.peer.name = source[:128]

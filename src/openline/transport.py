@@ -86,7 +86,8 @@ class Transport:
         self._router = board.router
         self._inbox = board.inbox
         self._listeners: list[Listener] = []
-        self._keeper = Keeper(self._reach, config.backoff_min, config.backoff_max, board.random.random)
+        low, high = config.backoff_min, config.backoff_max
+        self._keeper = Keeper(self._reach, low, high, board.random.random, board.log)
         self._closing: asyncio.Task[None] | None = None
 
     def _in_child(self) -> None:
@@ -368,6 +369,7 @@ class Transport:
         self._board.sender.close()
         self._inbox.close()
         await self._board.runner.close()
+        self._board.log.close()
         await asyncio.sleep(0)  # let aborted sockets go
 
     async def _say_goodbye(self) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable
 
 from .connection import Connection, Pause, State
 from .core.liveness import TICKS_PER_INTERVAL, Action
 from .core.unread import Unread, Verdict
 from .outlet import Hub
+from .ratelog import process_log
 
 log = logging.getLogger("openline")
 
@@ -107,6 +109,8 @@ class Watch:
             self._pong_due = now + self._pong_every
             self._reassure(now)
         self._on_tick(now, wall)
+        self._hub.log.tick(now)
+        process_log.tick(time.monotonic())
         self._schedule()
 
     def _look_at(self, connection: Connection, unread: Unread, now: float) -> None:
@@ -117,7 +121,8 @@ class Watch:
             return
         verdict = unread.look(connection.link.taken(), now - connection.heard < self._interval)
         if verdict is Verdict.STOP:
-            log.info("%r does not read: it is not read either", connection)
+            text = "%r does not read: it is not read either"
+            self._hub.log.about(connection.peer, logging.INFO, text, connection)
             connection.pause_reading(Pause.UNREAD)
         elif verdict is Verdict.GO:
             connection.resume_reading(Pause.UNREAD)
@@ -141,7 +146,8 @@ class Watch:
             for connection in self._connections:
                 connection.liveness.shift(late)
             return
-        log.info("stalled for %.1f s: probing all connections before judging any", late)
+        text = "stalled for %.1f s: probing all connections before judging any"
+        self._hub.log.line("this side", True, logging.INFO, text, late)
         for connection in self._connections:
             connection.liveness.wait_for_probe(now)
         number = self._number(now)
@@ -156,14 +162,15 @@ class Watch:
             connection.probe()
         elif action is Action.SUSPECT:
             counters.suspects += 1
-            log.info("suspect: %r has not answered for %.1f s", connection, self._interval)
+            text = "suspect: %r has not answered for %.1f s"
+            self._hub.log.about(connection.peer, logging.INFO, text, connection, self._interval)
             connection.set_state(State.SUSPECT)
             connection.probe()
         elif action is Action.RECOVERED:
             counters.recoveries += 1
             if connection.state is State.SUSPECT and not connection.stuck:
                 connection.set_state(State.LIVE)
-            log.info("recovered: %r", connection)
+            self._hub.log.about(connection.peer, logging.INFO, "recovered: %r", connection)
         elif action is Action.DEAD:
             self._bury(connection, f"no life for {3 * self._interval:g} s")
 
@@ -171,7 +178,7 @@ class Watch:
         """Its link has probed in vain: suspect, before the clock says so."""
         connection.liveness.doubt(self._hub.loop.time())
         self._hub.counters.suspects += 1
-        log.info("suspect: %r does not answer", connection)
+        self._hub.log.about(connection.peer, logging.INFO, "suspect: %r does not answer", connection)
         connection.set_state(State.SUSPECT)
 
     def trust(self, connection: Connection) -> None:
@@ -181,10 +188,10 @@ class Watch:
             return
         self._hub.counters.recoveries += 1
         connection.set_state(State.LIVE)
-        log.info("recovered: %r", connection)
+        self._hub.log.about(connection.peer, logging.INFO, "recovered: %r", connection)
 
     def _bury(self, connection: Connection, why: str) -> None:
-        log.warning("dead: %r, %s", connection, why)
+        self._hub.log.about(connection.peer, logging.WARNING, "dead: %r, %s", connection, why)
         self._hub.counters.evictions += 1
         connection.link.abort()
         connection.on_closed(why)

@@ -11,8 +11,10 @@ import gc
 import logging
 import multiprocessing
 import os
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ProcessPoolExecutor
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -83,7 +85,11 @@ async def simulate(seed: int, loud: bool = False) -> None:
         log.removeHandler(undertaker)
 
 
-async def play(fleet: Fleet, random: Random) -> None:
+Crowd = Callable[[Fleet, float], Coroutine[Any, Any, None]]
+
+
+async def play(fleet: Fleet, random: Random, crowd: Crowd | None = None) -> None:
+    """``crowd`` is what else goes on while there are faults."""
     network = fleet.network
 
     async def begin(host: Host) -> None:
@@ -100,7 +106,10 @@ async def play(fleet: Fleet, random: Random) -> None:
     for host in network.hosts:
         await begin(host)
     sampling = asyncio.ensure_future(sample(fleet))
+    others = asyncio.ensure_future(crowd(fleet, FAULTY)) if crowd else None
     await faults.play(plan)
+    if others is not None:
+        await others
     network.trace.note("-", "quiet from now on")
     await fleet.finish_flows()
     await fleet.finish_consumers()

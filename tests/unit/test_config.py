@@ -77,6 +77,9 @@ POSITIVE = [
 ]
 COUNTS = [
     "max_pending_handshakes",
+    "max_connections_per_ip",
+    "max_strangers",
+    "strangers_inbox_bytes",
     "window_messages",
     "window_bytes",
     "max_attempts",

@@ -218,6 +218,18 @@ def test_when_all_wait_nothing_is_forgotten_and_nothing_added(small: None) -> No
     assert 3 not in outgoing.out
 
 
+def test_streams_with_long_names_count_for_more() -> None:
+    outgoing = session()
+    for number in range(3000):
+        out = outgoing.outgoing("東" * 1016 + f"{number:08}")
+        sent(out, 1)
+        out.ack(out.next)
+    most = module.SENDER_STREAMS * module.STREAM_WEIGHT
+    assert outgoing.out_weight == sum(map(module.weight, outgoing.out)) <= most
+    assert sum(4 * len(str(name)) for name in outgoing.out) <= most
+    assert len(outgoing.out) > most // 2 // 4300
+
+
 def test_the_floor_of_a_session_is_above_all_it_has_used(small: None) -> None:
     outgoing, highest = session(), 1
     assert outgoing.floor == 1
@@ -351,6 +363,31 @@ def test_the_same_numbers_on_42_and_its_text() -> None:
     inbound.open((42, 1), ("42", 1), on=2)
     inbound.take(message("int", 42), message("text", "42"), on=2)
     assert inbound.got == ["int", "text"]
+
+
+def test_names_are_bounded_in_bytes() -> None:
+    inbound = Inbound()
+    for number in range(2000):
+        inbound.open((f"{number}".ljust(1024, "x"), 1), on=number % 3)
+    most = module.RECEIVER_STREAMS * module.STREAM_WEIGHT
+    weight = sum(map(module.weight, inbound.session.expected))
+    assert inbound.session.weight == weight <= most + most // 4
+    for number in range(1000, 100_000):
+        inbound.open((number, 1), on=number % 3)
+    assert inbound.session.weight == len(inbound.session.expected) * module.STREAM_WEIGHT
+
+
+def test_what_a_sender_still_knows_is_never_forgotten_whatever_the_names() -> None:
+    """The receiver remembers twice what the sender does, counted alike."""
+    outgoing, inbound = session(), Inbound()
+    for number in range(4000):
+        name = f"{number}".ljust(1 + number * 7 % 1000, "x")
+        out = outgoing.outgoing(name)
+        inbound.open((name, out.next))
+        sent(out, 1)
+        out.ack(out.next)
+        if not number % 50:
+            assert outgoing.out.keys() <= inbound.session.expected.keys()
 
 
 def test_tables_are_bounded(small: None) -> None:

@@ -16,6 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ..address import join
+from ..core.fairshare import FairShare
+from ..core.origin import origin
+from ..ratelog import process_log
 from .binding import Bound
 from .sockets import forget_frames, ip_of, opened
 
@@ -80,11 +83,11 @@ class Acceptor:
         self._factory = factory
         self._context = context
         self._timeout = handshake_timeout
-        self._max_pending = max_pending
         self._on_bad = on_bad
         self._sockets: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
-        self._pending: dict[_Pending, None] = {}
+        # At the limit the oldest of the origin that has the most makes room.
+        self._pending: FairShare[_Pending] = FairShare(max_pending)
         self.evicted = 0
 
     @property
@@ -120,7 +123,8 @@ class Acceptor:
                 if error.errno in _CLIENT_FAILED:
                     await asyncio.sleep(0)
                 else:
-                    log.error("cannot accept: %s; trying again in %s s", error, _RETRY_ACCEPT)
+                    text = "cannot accept: %s; trying again in %s s"
+                    process_log.line("accept", True, logging.ERROR, text, error, _RETRY_ACCEPT)
                     await asyncio.sleep(_RETRY_ACCEPT)
                 continue
             self._begin(opened(sock))
@@ -128,18 +132,18 @@ class Acceptor:
                 await asyncio.sleep(0)
 
     def _begin(self, sock: socket.socket) -> None:
-        if len(self._pending) >= self._max_pending:
-            self.evicted += 1
-            self._cut(next(iter(self._pending)))
         sock.setblocking(False)
         pending = _Pending(sock)
-        self._pending[pending] = None
+        self._pending.set(pending, pending.origin, 1)
         pending.task = asyncio.ensure_future(self._handshake(pending))
         pending.task.add_done_callback(pending.close)
+        while (oldest := self._pending.excess()) is not None:
+            self.evicted += 1
+            self._cut(oldest)
 
     def _cut(self, pending: _Pending) -> list[asyncio.Task[None]]:
         """End a handshake now, also where its task has not had a turn yet. Returns what is to end."""
-        self._pending.pop(pending, None)
+        self._pending.remove(pending)
         if pending.transport is not None:
             pending.transport.abort()
         if pending.task is None:
@@ -150,9 +154,9 @@ class Acceptor:
     def _end(self, pending: _Pending, good: bool | None, reason: str = "no WebSocket upgrade") -> None:
         """A handshake is over; once for each, and not for those that we have cut."""
         if pending in self._pending:
-            del self._pending[pending]
+            self._pending.remove(pending)
             if good is None:
-                self._pending[pending] = None  # not the first to be pushed out by a flood
+                self._pending.set(pending, pending.origin, 1)  # not the first to be pushed out by a flood
             elif not good:
                 self._on_bad(pending.peer, reason)
 
@@ -186,7 +190,7 @@ class Acceptor:
         """
         first = await _peek(pending.sock)
         if not first:
-            self._pending.pop(pending, None)  # it went without a word: a port scan, a health check
+            self._pending.remove(pending)  # it went without a word: a port scan, a health check
             return False
         is_tls = first[0] == _TLS_HANDSHAKE
         if self._context is None and not first.isalpha():
@@ -222,11 +226,11 @@ async def _readable(sock: socket.socket) -> None:
 class _Pending:
     """One accepted socket whose handshake is not finished."""
 
-    __slots__ = ("handed_over", "peer", "sock", "task", "transport")
+    __slots__ = ("handed_over", "origin", "peer", "sock", "task", "transport")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.peer = _peer_of(sock)
+        self.origin, self.peer = _peer_of(sock)
         self.task: asyncio.Task[None] | None = None
         self.transport: Any = None
         # A transport owns the socket now, and closes it when the task is cancelled.
@@ -239,9 +243,10 @@ class _Pending:
             self.sock.close()
 
 
-def _peer_of(sock: socket.socket) -> str:
+def _peer_of(sock: socket.socket) -> tuple[str, str]:
+    """Whom it is counted as, and what it is called."""
     try:
         name = sock.getpeername()
     except OSError:
-        return "a client that has gone"
-    return join(ip_of(name), name[1])
+        return "", "a client that has gone"
+    return origin(ip_of(name)), join(ip_of(name), name[1])

@@ -30,6 +30,8 @@ NORMAL, GOING_AWAY, PROTOCOL_ERROR, POLICY, TOO_BIG = 1000, 1001, 1002, 1008, 10
 REPLACED = 4001
 # Two processes present the same identity.
 CONFLICT = 4002
+# There is no room just now (RFC 6455's registry; a WebSocket that is not open yet says HTTP 503).
+TRY_AGAIN = 1013
 # The client may not come in (a WebSocket says HTTP 403 instead).
 REFUSED = 4003
 
@@ -182,12 +184,20 @@ class Link(ABC):
 class Visitor:
     """A client whose hello we have answered, and whose proof has still to come.
 
-    ``answer`` is our hello, with our proof: what the client is sent.
+    ``answer`` is our hello, with our proof: what the client is sent. ``crowded(ip, backend)`` says why
+    there is no room for it, if so.
     """
 
-    __slots__ = ("answer", "hello", "transcript")
+    __slots__ = ("answer", "crowded", "hello", "transcript")
 
-    def __init__(self, hello: Hello, answer: str, transcript: Transcript) -> None:
+    def __init__(
+        self,
+        hello: Hello,
+        answer: str,
+        transcript: Transcript,
+        crowded: Callable[[str, str], str | None] = lambda ip, backend: None,
+    ) -> None:
+        self.crowded = crowded
         self.hello = hello
         self.answer = answer
         self.transcript = transcript
@@ -213,6 +223,10 @@ class Doorkeeper(Protocol):
 
         Raises ``Malformed`` (answer 400), ``Refused`` (403) and ``IdentityConflict`` (409).
         """
+        ...
+
+    def crowded(self, ip: str, backend: str) -> str | None:
+        """A server: why there is no room for a plain peer from there; None where there is."""
         ...
 
     def greeted(

@@ -11,6 +11,7 @@ from ..core.doubt import Sending
 from ..core.frames import FRAME_BYTES, HEADROOM, Batched, Malformed, TooBig, decode_frame
 from ..core.liveness import Progress
 from ..core.selection import Endpoint
+from ..core.text import printable
 from .base import FRAGMENT, NOBODY, PROTOCOL_ERROR, TOO_BIG, Link, LinkEvents
 
 TEXT, BINARY, PART, PING, PONG, CLOSE = "text", "binary", "part", "ping", "pong", "close"
@@ -139,6 +140,7 @@ class MemoryLink(Link):
         data[:] = bytes(len(data))
 
     def _on_close(self, code: int, reason: str) -> None:
+        reason = printable(reason)
         self._why = self._why or f"the peer closed it ({code}{': ' + reason if reason else ''})"
         if not self._closing:
             self._empty_outbox()

@@ -109,6 +109,10 @@ class _Visit:
             self._turn_away(error)
             return
         sock = self._sock
+        crowded = visitor.crowded(sock.remote[0], "memory") if visitor else None
+        if crowded is not None:
+            self._turn_away(Malformed(f"there is no room just now: {crowded}"))
+            return
         endpoint = Endpoint("inbound", *sock.remote)
         link = self._link = MemoryLink(sock, endpoint, self._door.config)
         link.ended = self._lost

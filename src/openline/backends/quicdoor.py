@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections import Counter
 from typing import Any
 
 from qh3._hazmat import pull_quic_header
@@ -19,9 +20,10 @@ from qh3.quic.packet import QuicPacketType, encode_quic_retry, encode_quic_versi
 from ..address import join
 from ..config import Config
 from ..core.frames import Malformed
+from ..core.origin import origin
 from ..core.selection import Endpoint
 from ..errors import Error, IdentityConflict
-from .base import CONFLICT, PROTOCOL_ERROR, REFUSED, Doorkeeper, OnBad
+from .base import CONFLICT, PROTOCOL_ERROR, REFUSED, TRY_AGAIN, Doorkeeper, OnBad
 from .binding import Bound
 from .certificates import Made
 from .quiccore import Quic
@@ -125,9 +127,12 @@ class QuicDoor:
         return len(self.visits)
 
     def make_room(self) -> None:
+        """At the limit the oldest of the origin that has the most goes."""
         if len(self.visits) >= self.config.max_pending_handshakes:
             self.evicted += 1
-            next(iter(self.visits)).cut()
+            places = Counter(visit.origin for visit in self.visits)
+            crowd, _ = places.most_common(1)[0]
+            next(visit for visit in self.visits if visit.origin == crowd).cut()
 
     @property
     def wary(self) -> bool:
@@ -324,6 +329,7 @@ class _Visit:
         self._engine = engine
         self._over = False
         self._family = socket.AF_INET if ":" not in ip_of(addr) else socket.AF_INET6
+        self.origin = origin(ip_of(addr))
         endpoint = Endpoint("inbound", ip_of(addr), addr[1], secure=True, backend="quic")
         self._link = link = QuicLink(engine, endpoint, door.config, False, door.doorkeeper.unfinished)
         link.on_hello = self._on_hello
@@ -348,6 +354,11 @@ class _Visit:
             self._turn_away(CONFLICT if isinstance(error, IdentityConflict) else REFUSED, error)
             return
         assert visitor is not None
+        crowded = visitor.crowded(link.endpoint.ip, "quic")
+        if crowded is not None:
+            self._done()
+            link.refuse(TRY_AGAIN, f"there is no room just now: {crowded}")
+            return
         self._timer.cancel()  # from now on the doorkeeper has one
         door.visits[self] = door.visits.pop(self, None)  # not the first to be pushed out by a flood
         link.say_hello(visitor.answer)

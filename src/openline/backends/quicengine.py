@@ -11,15 +11,17 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from qh3.quic import events
 from qh3.quic.connection import QuicConnectionError
 
 from ..core.doubt import Sending
 from ..core.portion import TARGET_QUIC, Portion
+from ..core.text import printable
 from .quiccore import Quic
 from .quicsize import MIN_DATAGRAM, datagram_size, shrink
+from .quicuser import User
 from .udp import Addr
 
 log = logging.getLogger("openline")
@@ -48,51 +50,6 @@ _SLACK = 0.0005
 STALL = 0.1
 # Parts of the idle time-out in which the clock is looked at, so that a stall is seen as one.
 _LOOKS = 20
-
-
-class User(Protocol):
-    """What an engine tells, always out of callbacks of the loop."""
-
-    def on_handshake(self, event: events.HandshakeCompleted) -> None: ...
-    def on_stream_data(self, stream: int, data: bytes, end: bool) -> None: ...
-    def on_pong(self, uid: int) -> None: ...
-    def on_alive(self) -> None: ...
-    def on_moved(self, addr: Addr) -> None:
-        """The other end has shown that this is its address now (RFC 9000 section 9.3)."""
-        ...
-
-    def on_silent(self) -> None:
-        """Several probes in a row have gone unanswered."""
-        ...
-
-    def on_sent(self, waiting: int) -> None:
-        """Something may have left; so many bytes have not."""
-        ...
-
-    def on_too_small(self) -> None:
-        """This host does not even send the smallest datagrams there that QUIC needs."""
-        ...
-
-    def on_over(self, code: int, by_program: bool, reason: str) -> None:
-        """The peer has closed it, or nothing came for too long. Once; nothing follows."""
-        ...
-
-
-class _NoUser:
-    """In place of a user that has been told of the end, for nothing follows."""
-
-    def on_handshake(self, event: events.HandshakeCompleted) -> None: ...
-    def on_stream_data(self, stream: int, data: bytes, end: bool) -> None: ...
-    def on_pong(self, uid: int) -> None: ...
-    def on_alive(self) -> None: ...
-    def on_moved(self, addr: Addr) -> None: ...
-    def on_silent(self) -> None: ...
-    def on_sent(self, waiting: int) -> None: ...
-    def on_over(self, code: int, by_program: bool, reason: str) -> None: ...
-    def on_too_small(self) -> None: ...
-
-
-NO_USER: User = _NoUser()
 
 
 def _nowhere(batch: list[bytes], addr: Addr) -> int:
@@ -236,7 +193,7 @@ class Engine:
     def _ended(self, event: events.ConnectionTerminated) -> None:
         if not self.over:
             self.over = True
-            reason = "".join(c for c in event.reason_phrase[:MAX_REASON] if c.isprintable())
+            reason = printable(event.reason_phrase, MAX_REASON)
             self.user.on_over(event.error_code, event.frame_type is None, reason)
             self._finish()
 

@@ -19,10 +19,12 @@ from ..config import Config
 from ..core.doubt import Sending
 from ..core.frames import HEADROOM, Malformed, TooBig
 from ..core.selection import Endpoint
+from ..core.text import printable
 from ..core.tracks import MAX_TRACKS
 from ..core.units import ANSWER, BINARY, GOODBYE, HELLO, TEXT, UnitReader, goodbye, header, read_goodbye
+from ..ratelog import process_log
 from .base import NOBODY, NORMAL, PROTOCOL_ERROR, TOO_BIG, Link, LinkEvents
-from .quicengine import NO_USER, Engine
+from .quicengine import Engine
 from .quiclimits import (
     CUT,
     EARLY_BYTES,
@@ -35,6 +37,7 @@ from .quiclimits import (
     MAX_LARGE,
     SHORT,
 )
+from .quicuser import NO_USER
 from .sockets import ip_of
 from .udp import Addr
 from .unfinished import FREE, Unfinished
@@ -178,7 +181,8 @@ class QuicLink(Link):
         except Malformed as error:
             self._fail(TOO_BIG if isinstance(error, TooBig) else PROTOCOL_ERROR, str(error))
         except Exception:
-            log.exception("%r fails on what it has received; cutting it", self)
+            text = "%s fails on what it has received; cutting it"
+            process_log.line("quic", True, logging.ERROR, text, self.endpoint.remote, exc_info=True)
             self.abort()
 
     def _keep(self, stream: int, data: bytes) -> None:
@@ -237,7 +241,7 @@ class QuicLink(Link):
         if count < self._received:
             raise Malformed("more came than the goodbye says")
         self._answered = bool(answer)
-        self._farewell = code, count, reason
+        self._farewell = code, count, printable(reason)
         self._look_for_the_end()
 
     def _on_first(self, kind: int, data: memoryview) -> None:

@@ -31,6 +31,7 @@ from qh3.tls import Alert, SessionTicket, SignatureAlgorithm, verify_certificate
 
 from ..address import Address, canonical_ip
 from ..config import Config, Tls
+from ..core.text import printable
 from ..errors import Refused
 from ..identity import Identity
 from .certificates import private_key_in
@@ -171,7 +172,8 @@ class Trust:
             else:
                 verify_certificate(Certificate(shown), chain, cadata=self._ca, server_name=host)
         except (ValueError, Alert) as error:
-            raise Refused(f"{address}: the peer's certificate is not trusted: {error}") from None
+            why = printable(str(error))
+            raise Refused(f"{address}: the peer's certificate is not trusted: {why}") from None
 
 
 def _check_dates(certificate: x509.Certificate) -> None:

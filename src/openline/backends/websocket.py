@@ -24,12 +24,15 @@ from ..config import Config
 from ..core.frames import FRAME_BYTES, Malformed
 from ..core.handshake import HEADER, REFUSED_HEADER
 from ..core.selection import Endpoint
+from ..core.text import printable_lines
 from ..errors import Error, IdentityConflict, Refused, Unreachable
+from ..ratelog import process_log
 from . import deflate, tls
 from .acceptor import Acceptor, Done
 from .base import Doorkeeper, Link, LinkEvents, OnBad
 from .binding import Where, bind
 from .certificates import Made, TlsFiles
+from .descriptors import max_pending
 from .sockets import Opener, connect, describe, ip_of, open_narrow, open_socket
 from .wslink import WebSocketLink
 from .wsreader import BoundedReader
@@ -51,7 +54,7 @@ class _PicowsLog(logging.LoggerAdapter[logging.Logger]):
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         if level >= logging.ERROR and kwargs.get("exc_info"):
-            super().log(level, msg, *args, **kwargs)
+            process_log.line("picows", True, level, str(msg), *args, **kwargs)
         else:
             super().log(logging.DEBUG, msg, *args, **kwargs)
 
@@ -77,6 +80,26 @@ class _Protocol(WSProtocol):  # type: ignore[misc]
 
 # In place of a protocol whose connection is lost.
 _NO_PROTOCOL = asyncio.BufferedProtocol()
+
+
+class _ClientProtocol(_Protocol):
+    """picows gives a client the error of its connection in a future. It has been told by then; where
+    nobody asks for it, asyncio would log it."""
+
+    __slots__ = ()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.transport is None:
+            return
+        ended = self.transport.wait_disconnected()
+        try:
+            ended.send(None)
+        except StopIteration:
+            return
+        except Exception as error:
+            log.debug("picows: %r", error)
+        ended.close()
 
 
 class _ServerProtocol(_Protocol):
@@ -141,7 +164,7 @@ class WebSocketBackend:
             self._server_protocol,
             self._server_context.current if self._server_context is not None else None,
             config.handshake_timeout,
-            config.max_pending_handshakes,
+            max_pending(config),
             self._on_bad,
         )
         acceptor.start(await bind(host, port))
@@ -182,8 +205,13 @@ class WebSocketBackend:
             protocol.done = _told
             status = 409 if isinstance(error, IdentityConflict) else 403
             return _turn_away(status, f"{error}\n", [(REFUSED_HEADER, "1")])
-        protocol.done(None)
         ip, port = _peername(protocol)
+        crowded = visitor.crowded(ip, self.name) if visitor else self._door.crowded(ip, self.name)
+        if crowded is not None:
+            protocol.done(True)
+            protocol.done = _told
+            return _turn_away(503, f"There is no room just now: {crowded}.\n", [("Retry-After", "5")])
+        protocol.done(None)
         endpoint = Endpoint("inbound", ip, port, secure=self.secure)
         answer = [(HEADER, visitor.answer)] if visitor else []
         window = 0
@@ -253,7 +281,7 @@ class WebSocketBackend:
             offer.append((_EXTENSIONS, deflate.OFFER))
 
         def make() -> WSProtocol:
-            return _Protocol(*args, None, *self._protocol_tail(offer))
+            return _ClientProtocol(*args, None, *self._protocol_tail(offer))
 
         if address.scheme != "wss":
             _, protocol = await loop.create_connection(make, sock=sock)
@@ -371,11 +399,11 @@ def _turn_away(
 
 
 def _body(error: WSHandshakeError) -> str:
-    return (error.raw_body or b"")[:300].decode(errors="replace").strip()
+    return printable_lines((error.raw_body or b"").decode(errors="replace"))
 
 
 def _upgrade_refusal(error: WSHandshakeError) -> str:
     if error.response is None:
-        return str(error)
+        return printable_lines(str(error))
     body = _body(error)
     return f"HTTP {int(error.response.status)} instead of an upgrade{': ' + body if body else ''}"

@@ -23,6 +23,7 @@ from ..core.doubt import Sending
 from ..core.frames import HEADROOM, Malformed, TooBig
 from ..core.liveness import Progress
 from ..core.selection import Endpoint
+from ..core.text import printable
 from . import deflate
 from .base import FRAGMENT, NOBODY, PROTOCOL_ERROR, TOO_BIG, Link, LinkEvents
 from .turns import BUSY, TakesTurns
@@ -223,7 +224,7 @@ class WebSocketLink(WSListener, Link):
             self.events.on_binary(memoryview(data))
 
     def _on_close_frame(self, frame: WSFrame) -> None:
-        code, reason = int(frame.get_close_code().value), frame.get_close_reason() or ""
+        code, reason = int(frame.get_close_code().value), printable(frame.get_close_reason() or "")
         self._why = self._why or f"the peer closed it ({code}{': ' + reason if reason else ''})"
         if not self._ws.is_close_frame_sent:
             self._empty_outbox()

@@ -21,6 +21,7 @@ import msgspec
 
 from ..address import is_node_id
 from .frames import Malformed
+from .text import printable
 
 HEADER = "Openline-Hello"
 # In an answer that turns a client away for who it is.
@@ -148,9 +149,7 @@ def check_ports(ports: tuple[int, ...]) -> None:
 
 
 def _name(value: str) -> str:
-    name = unquote(value, errors="replace")[:MAX_NAME]
-    # A name ends up in logs and terminals: no control characters.
-    return "".join(c for c in name if c.isprintable())
+    return printable(unquote(value, errors="replace"), MAX_NAME)
 
 
 def _number(value: str, below: int, what: str) -> int:

@@ -8,7 +8,6 @@ acknowledged and sends from there again; the receiver drops what it has had.
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
@@ -18,12 +17,16 @@ from ..message import Message, StreamId
 from .frames import Malformed
 
 # Streams that a sender keeps numbers for, per peer; beyond it the one opened longest ago with
-# nothing unacknowledged is forgotten (its numbers go on where all others have got to). A stream
-# takes about 300 bytes.
+# nothing unacknowledged is forgotten (its numbers go on where all others have got to). Those with
+# long names count for more, as they take more.
 SENDER_STREAMS = 4096
 # The receiver remembers twice as many, so it never forgets one that the sender still knows. Part
 # of the protocol, not of Config: the two sides must agree.
 RECEIVER_STREAMS = 2 * SENDER_STREAMS
+# What a stream counts, at the least; its numbers without the name; a character that is not ASCII.
+STREAM_WEIGHT = 256
+_NUMBERS_WEIGHT = 200
+_WIDE = 4
 # Above what anybody sends, and below what MessagePack can carry, with room to count on.
 MAX_NUMBER = 2**53
 # Characters of a stream's name that is remembered like this.
@@ -114,13 +117,24 @@ class Outgoing(Generic[P]):
 class Session(Generic[P]):
     """What one process knows of its exchange with one other process, over all connections."""
 
-    __slots__ = ("_floor", "_limits", "expected", "out", "process", "remembered_for")
+    __slots__ = (
+        "_floor",
+        "_limits",
+        "expected",
+        "out",
+        "out_weight",
+        "process",
+        "remembered_for",
+        "weight",
+    )
 
     def __init__(self, process: str, limits: Limits, floor: int = 1) -> None:
         self._limits = limits
         # The other process.
         self.process = process
         self.out: dict[StreamId, Outgoing[P]] = {}
+        # What the streams weigh, sending and receiving: their bytes, about.
+        self.out_weight = self.weight = 0
         # Seconds after the last connection.
         self.remembered_for = 0.0
         # Receiving: the number each stream waits for.
@@ -138,24 +152,27 @@ class Session(Generic[P]):
         if out is None:
             if too_long(stream_id):
                 raise InvalidMessage(f"a stream_id of more than {MAX_STREAM_NAME} characters")
-            if len(self.out) >= SENDER_STREAMS and not self._forget_some():
+            more = weight(stream_id)
+            if self.out_weight + more > SENDER_STREAMS * STREAM_WEIGHT and not self._forget_some(more):
                 raise Blocked
+            self.out_weight += more
             out = self.out[stream_id] = Outgoing(self._floor, self._limits)
         return out
 
-    def _forget_some(self) -> bool:
+    def _forget_some(self, more: int) -> bool:
         """Many at a time: taking single entries from the front of a dict gets slower with each."""
-        idle = (item for item in self.out.items() if not item[1].unacked)
-        old = list(itertools.islice(idle, SENDER_STREAMS // 4))
-        for stream_id, out in old:
+        most = SENDER_STREAMS * STREAM_WEIGHT
+        for stream_id, out in [item for item in self.out.items() if not item[1].unacked]:
+            if self.out_weight <= most // 4 * 3:
+                break
             del self.out[stream_id]
+            self.out_weight -= weight(stream_id)
             self._floor = max(self._floor, out.next)
-        return bool(old)
+        return self.out_weight + more <= most
 
     @property
-    def streams(self) -> int:
-        """How much it remembers."""
-        return len(self.out) + len(self.expected)
+    def unacked_size(self) -> int:
+        return sum(out.size for out in self.out.values())
 
     def unacked(self) -> Iterator[tuple[StreamId, Outgoing[P]]]:
         """Streams with something unacknowledged."""
@@ -167,17 +184,40 @@ class Session(Generic[P]):
 
     # Receiving -----------------------------------------------------------------------------------
 
-    def open(self, positions: dict[StreamId, int], opens: Iterable[tuple[StreamId, int]]) -> None:
-        """The sender says where streams go on over one connection, whose ``positions`` these are."""
+    def open(self, positions: dict[StreamId, int], opens: Iterable[tuple[StreamId, int]]) -> list[StreamId]:
+        """The sender says where streams go on over one connection, whose ``positions`` these are.
+
+        Returns streams that are forgotten for it, and that other connections may have positions of.
+        """
         expected = self.expected
         for stream_id, first in opens:
             if not 0 <= first < MAX_NUMBER or too_long(stream_id):
                 raise Malformed(f"opens stream {str(stream_id)[:32]!r} at {first}")
             positions.pop(stream_id, None)  # to the end: what was opened longest ago goes first
             positions[stream_id] = first
-            expected[stream_id] = max(expected.pop(stream_id, first), first)
-        _trim(positions)
-        _trim(expected)
+            awaited = expected.pop(stream_id, None)
+            if awaited is None:
+                self.weight += weight(stream_id)
+            expected[stream_id] = first if awaited is None or awaited < first else awaited
+        most = RECEIVER_STREAMS * STREAM_WEIGHT
+        forgotten = self._forget_oldest(most) if self.weight > most + most // 4 else []
+        for stream_id in forgotten:
+            positions.pop(stream_id, None)
+        if len(positions) > RECEIVER_STREAMS + RECEIVER_STREAMS // 4:
+            for stream_id in [stream_id for stream_id in positions if stream_id not in expected]:
+                del positions[stream_id]
+        return forgotten
+
+    def _forget_oldest(self, most: int) -> list[StreamId]:
+        """What was opened longest ago, many at a time."""
+        forgotten = []
+        for stream_id in list(self.expected):
+            if self.weight <= most:
+                break
+            del self.expected[stream_id]
+            self.weight -= weight(stream_id)
+            forgotten.append(stream_id)
+        return forgotten
 
     def accept(
         self, positions: dict[StreamId, int], messages: list[Message]
@@ -218,11 +258,12 @@ class Session(Generic[P]):
         return fresh, acks
 
 
-def _trim(numbers: dict[StreamId, int]) -> None:
-    """Forget what was opened longest ago, many at a time."""
-    if len(numbers) > RECEIVER_STREAMS + RECEIVER_STREAMS // 4:
-        for stream_id in list(itertools.islice(numbers, len(numbers) - RECEIVER_STREAMS)):
-            del numbers[stream_id]
+def weight(stream_id: StreamId) -> int:
+    """What its numbers and its name take, about, and the same on both sides."""
+    if type(stream_id) is not str:
+        return STREAM_WEIGHT
+    size = len(stream_id) if stream_id.isascii() else len(stream_id) * _WIDE
+    return max(STREAM_WEIGHT, _NUMBERS_WEIGHT + size)
 
 
 def too_long(stream_id: StreamId) -> bool:

@@ -7,6 +7,7 @@ to be forgotten.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 H = TypeVar("H")
@@ -30,6 +31,9 @@ class Share(Generic[H]):
 
     def __contains__(self, holder: H) -> bool:
         return holder in self._sizes
+
+    def __iter__(self) -> Iterator[H]:
+        return iter(self._sizes)
 
     def held_by(self, holder: H) -> int:
         return self._sizes.get(holder, 0)
@@ -55,9 +59,10 @@ class Share(Generic[H]):
 
         None where all of them together are within the limit.
         """
-        if self.used <= self.limit or not self._buckets:
-            return None
-        return next(iter(self._buckets[max(self._buckets)]))
+        return self.largest() if self.used > self.limit else None
+
+    def largest(self) -> H | None:
+        return next(iter(self._buckets[max(self._buckets)])) if self._buckets else None
 
     def _leave(self, holder: H, size: int) -> None:
         bucket = self._buckets.get(size.bit_length())

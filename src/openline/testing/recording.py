@@ -159,6 +159,9 @@ class RecordingDoorkeeper:
             raise self.objection
         return Visitor(self._hello, "answer from server", Transcript("", "", certificate))
 
+    def crowded(self, ip: str, backend: str) -> str | None:
+        return None
+
     def greeted(
         self, address: Address, mine: str, theirs: str | None, certificate: bytes | None, ip: str = ""
     ) -> Hello | None:

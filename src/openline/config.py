@@ -152,7 +152,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     # Messages and bytes waiting per (peer, stream) before that stream's sender is held back.
     inbox_messages: Count = 1024
     inbox_bytes: Count = 4 * 1024 * 1024
-    # The same of all peers together that this program has no reason to know, 512 bytes for each
+    # The same of all peers together that this program has no reason to know, 256 bytes for each
     # message included: sixteen full streams. Beyond it those that hold the most are held back.
     strangers_inbox_bytes: Count = 64 * 1024 * 1024
     # Streams of one peer with something waiting; idle ones are forgotten.

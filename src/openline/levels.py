@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from .config import Config
 from .lanes import Lane
-from .throttle import GRAIN, MESSAGE_BYTES, Throttle
+from .throttle import GRAIN, Throttle
 
 if TYPE_CHECKING:
     from .peers import Peer
@@ -36,7 +36,7 @@ class Levels:
         lane.count += 1
         lane.bytes += size
         peer.held += size
-        peer.load += size + MESSAGE_BYTES
+        peer.load += size
         if peer.load > peer.noted + GRAIN and not peer.known:
             self.throttle.note(peer)
         config = self._config
@@ -58,7 +58,7 @@ class Levels:
         lane.count -= 1
         lane.bytes -= size
         peer.held -= size
-        peer.load -= size + MESSAGE_BYTES
+        peer.load -= size
         if peer.noted and (peer.load + GRAIN < peer.noted or not peer.load):
             self.throttle.note(peer)
         if lane.paused and not peer.throttled:

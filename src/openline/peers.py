@@ -55,8 +55,8 @@ class Peer:
         self.held = 0
         # What its lanes weigh besides: their names, and themselves.
         self.lanes_weight = 0
-        # The same with what messages take besides, and handlers that are at work; how much of it was
-        # counted when it was looked at last; and where all strangers hold too much: was it told to
+        # The same with large messages that handlers are at work on; how much of it was counted when it
+        # was looked at last; and where all strangers hold too much: was it told to
         # stop, or is it not read at all?
         self.load = self.noted = 0
         self.throttled = self.unread = False

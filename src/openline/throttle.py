@@ -17,8 +17,6 @@ from .core.origin import origin
 if TYPE_CHECKING:
     from .peers import Peer
 
-# What a message takes besides its bytes.
-MESSAGE_BYTES = 512
 # A peer is looked at when it holds so much more, or less, than when it was looked at last: rarely
 # enough to cost nothing, and as many strangers as may connect hold little below it.
 GRAIN = 4096

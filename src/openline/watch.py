@@ -17,8 +17,6 @@ from .core.unread import Unread, Verdict
 from .outlet import Hub
 from .ratelog import process_log
 
-log = logging.getLogger("openline")
-
 # No timer faster than this, however short max_idle_timeout is.
 MIN_TICK = 0.02
 # agentic-flow wants a pong every 5 s (1 s at the least) and cuts a link whose pong is stuck behind

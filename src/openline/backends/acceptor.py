@@ -51,6 +51,9 @@ TLS_GOODBYE = 1.0
 
 # Connections accepted in a row before the loop gets a turn: a flood must not keep it.
 ACCEPTS_PER_TURN = 64
+# Turns of the loop that an honest handshake takes on our side, and as many again: while it lasts, no more
+# may be accepted than push it out.
+HANDSHAKE_TURNS = 16
 
 # The first byte of a TLS handshake record (RFC 8446 section 5.1).
 _TLS_HANDSHAKE = 0x16
@@ -88,6 +91,7 @@ class Acceptor:
         self._accepting: list[asyncio.Task[None]] = []
         # At the limit the oldest of the origin that has the most makes room.
         self._pending: FairShare[_Pending] = FairShare(max_pending)
+        self._per_turn = max(1, min(ACCEPTS_PER_TURN, max_pending // HANDSHAKE_TURNS))
         self.evicted = 0
 
     @property
@@ -128,7 +132,7 @@ class Acceptor:
                     await asyncio.sleep(_RETRY_ACCEPT)
                 continue
             self._begin(opened(sock))
-            if not count % ACCEPTS_PER_TURN:
+            if not count % self._per_turn:
                 await asyncio.sleep(0)
 
     def _begin(self, sock: socket.socket) -> None:

@@ -232,6 +232,13 @@ async def under_way(a: openline.Transport, to: str, end: Raw) -> asyncio.Future[
 QUICKLY = {"backoff_min": 0.01, "backoff_max": 0.02}
 
 
+async def another(server: RawServer) -> Raw:
+    """A new process there, with a key of its own. Who dials it by the old one's node id hangs up."""
+    while True:
+        with contextlib.suppress(EOFError):
+            return await server.accept(Actor(server.port))
+
+
 async def test_what_a_dialed_node_may_have_is_not_moved_to_who_claims_its_port(
     make: Make, raw: Open, raw_server: RawServer
 ) -> None:
@@ -246,7 +253,7 @@ async def test_what_a_dialed_node_may_have_is_not_moved_to_who_claims_its_port(
     await eventually(lambda: len(dials.made) > 5)
     assert (sending.done(), claimer.payloads) == (False, [])
     dials.error = None
-    back = await raw_server.accept(Actor(raw_server.port))  # a new process there, with a key of its own
+    back = await another(raw_server)
     await back.takes(asyncio.shield(sending))
     await within(taking)
     assert (back.payloads, claimer.payloads) == (["once"], [])

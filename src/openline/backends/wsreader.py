@@ -110,9 +110,11 @@ class BoundedReader(asyncio.BufferedProtocol):
             self._timer = asyncio.get_running_loop().call_later(GIVE_BACK_AFTER, self._give_back)
         early = link.limit <= FREE
         self._margin = sys.maxsize if early or self._size > FREE else self._size // 10 + _SPARE
-        if link.events.known and not self._transport.is_closing():
+        transport = self._transport
+        # While the connection is busy another one is in front (``turns``), which keeps this.
+        if link.events.known and transport.get_protocol() is self and not transport.is_closing():
             self._stop()
-            self._transport.set_protocol(self._protocol)
+            transport.set_protocol(self._protocol)
 
     def _give_back(self) -> None:
         self._timer = None

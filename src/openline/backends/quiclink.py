@@ -366,10 +366,9 @@ class QuicLink(Link):
         events, self.events = self.events, NOBODY
         if self._up:
             events.on_closed(why)
-        on_ended, self.on_ended = self.on_ended, None
-        if on_ended is not None:
-            on_ended(why)
-        self.on_connected = self.on_hello = self.on_failed = self.on_narrow = None
+        if self.on_ended is not None:
+            self.on_ended(why)
+        self.on_connected = self.on_hello = self.on_failed = self.on_narrow = self.on_ended = None
         self._engine.user = NO_USER
 
     # Writing -------------------------------------------------------------------------------------

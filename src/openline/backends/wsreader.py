@@ -3,23 +3,25 @@
 picows (2.3) puts a frame together before anybody may look at it, in a buffer that doubles whenever it is
 more than nine tenths full and never shrinks. It has one limit for a frame, from the first byte on. So
 what it holds is counted here, from outside: the room that it offers for the next read tells how much
-of its buffer is taken.
+of its buffer is taken, and whether that has doubled. One call of Python per read, and none between
+nodes that know each other.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from picows.picows import WSProtocol  # type: ignore[attr-defined]
 
 from .pages import give_back
 from .unfinished import FREE
 
-# Read at a time at most, so that a burst of small frames does not make the buffer grow: what has
-# come in one read is handled before the next.
-READ = 256 * 1024
+if TYPE_CHECKING:
+    from .wslink import WebSocketLink
+
 # A buffer that has been filled up to here is worth giving back when its frame is complete; not for every
 # frame, so that a stream of large ones costs nothing, and soon, so that a flood of them holds little.
 LARGE = 256 * 1024
@@ -27,8 +29,8 @@ GIVE_BACK_AFTER = 0.1
 # A client's request at its longest, as picows has it.
 UPGRADE = 16 * 1024
 
-# What picows does with its buffer: how it begins, and when it doubles.
-_SPARE, _TENTHS = 256, 90
+# Of its buffer picows leaves so much unused at first; it doubles when less is free, or a tenth.
+_SPARE = 256
 
 
 class BoundedReader(asyncio.BufferedProtocol):
@@ -37,13 +39,14 @@ class BoundedReader(asyncio.BufferedProtocol):
     __slots__ = (
         "_feed",
         "_filled",
-        "_held",
-        "_look_above",
+        "_free",
+        "_margin",
         "_protocol",
         "_room",
         "_size",
         "_timer",
         "_transport",
+        "get_buffer",
     )
 
     def __init__(self, protocol: WSProtocol, buffer: int) -> None:
@@ -51,12 +54,14 @@ class BoundedReader(asyncio.BufferedProtocol):
         self._protocol = protocol
         self._transport: Any
         self._room: Callable[[int], memoryview] = protocol.get_buffer
+        self.get_buffer = self._room  # type: ignore[method-assign]  # one call less for each read
         self._feed: Callable[[int], None] = protocol.buffer_updated
-        # Of picows's buffer: its size, how much of it is taken, and up to where it has been written.
-        self._size = buffer - _SPARE
-        self._held = self._filled = 0
-        # A smaller buffer holds too little to look at; but before the proof every byte counts.
-        self._look_above = 0
+        # Of picows's buffer: its size, how much of it is free at least, and up to where it was written.
+        self._size = self._free = buffer - _SPARE
+        self._filled = 0
+        # While more than this is free, a small buffer neither grows nor holds what is worth a look; before
+        # the proof every byte is.
+        self._margin = sys.maxsize
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -76,37 +81,40 @@ class BoundedReader(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self._protocol.resume_writing()
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        room = self._room(sizehint)
-        self._held = self._size - len(room)
-        return room if len(room) <= READ else room[:READ]
-
     def buffer_updated(self, nbytes: int) -> None:
-        size, taken = self._size, self._held + nbytes
-        if 100 * taken // size > _TENTHS or size - taken <= _SPARE:
-            self._size = size = 2 * size
-        self._feed(nbytes)
-        if size > self._look_above:
-            self._look(taken)
+        self._free -= nbytes
+        if self._free > self._margin:
+            self._feed(nbytes)
+        else:
+            self._measure(nbytes)
 
-    def _look(self, taken: int) -> None:
-        """What is left of it, now that all frames that were complete have been handled?"""
+    def _measure(self, nbytes: int) -> None:
+        before = len(self._room(-1))
+        self._feed(nbytes)
+        self._free = len(self._room(-1))
+        taken = self._size - before + nbytes
+        # It has doubled if there is more room than there was buffer; or if it was filled to the brim.
+        if self._free > self._size or nbytes == before:
+            self._size *= 2
         link = self._protocol.listener
-        if link is None:
-            if taken >= UPGRADE:  # picows closes it, too, but over TLS it would wait for the client
-                self._transport.abort()
-            return
-        room = self._room(-1)
-        held = self._size - len(room)
+        if link is not None:
+            self._look(link, taken)
+        elif taken >= UPGRADE:
+            self._transport.abort()  # picows closes it, too, but over TLS it would wait for the client
+
+    def _look(self, link: WebSocketLink, taken: int) -> None:
+        """How much is left of what was ``taken``, now that all complete frames have been handled?"""
         self._filled = max(self._filled, taken)
-        link.hold(held)
+        link.hold(self._size - self._free)
         if self._filled > LARGE and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(GIVE_BACK_AFTER, self._give_back)
-        if link.limit > FREE:
-            self._look_above = FREE
-            if link.events.known and not self._transport.is_closing():
-                self._stop()
-                self._transport.set_protocol(self._protocol)
+        early = link.limit <= FREE
+        self._margin = sys.maxsize if early or self._size > FREE else self._size // 10 + _SPARE
+        transport = self._transport
+        # While the connection is busy another one is in front (``turns``), which keeps this.
+        if link.events.known and transport.get_protocol() is self and not transport.is_closing():
+            self._stop()
+            transport.set_protocol(self._protocol)
 
     def _give_back(self) -> None:
         self._timer = None

@@ -183,6 +183,7 @@ class TinyQuic:
     def let_go(self) -> None:
         """It is over: tell nobody any more."""
         self.sink = None
+        self.on_share = lambda: None
 
     def change_connection_id(self) -> None:
         """Nobody looks at it here."""

@@ -43,8 +43,6 @@ _CLIENT_FAILED = (
 # Anything else, as that there are no file descriptors: let some close before accepting again, instead of
 # spinning.
 _RETRY_ACCEPT = 0.5
-# Where this is the copy of a loop in a child that came by fork, which has another socket in its place.
-_NOT_LISTENING = (errno.EINVAL, errno.ENOTSOCK, errno.EBADF)
 
 # How long a client's answer to TLS's goodbye is waited for. Nothing depends on it, and it holds a socket.
 TLS_GOODBYE = 1.0
@@ -122,7 +120,7 @@ class Acceptor:
             try:
                 sock, _ = await loop.sock_accept(listening)
             except OSError as error:
-                if error.errno in _NOT_LISTENING:
+                if not _listens(listening):
                     return
                 if error.errno in _CLIENT_FAILED:
                     await asyncio.sleep(0)
@@ -206,6 +204,14 @@ class Acceptor:
             self._end(pending, False, "no TLS, where it is spoken")
             return False
         return True
+
+
+def _listens(sock: socket.socket) -> bool:
+    """No longer in the copy of a loop in a child that came by fork, which has another socket in its place."""
+    try:
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError as error:
+        return error.errno not in (errno.EBADF, errno.ENOTSOCK)  # else the system does not tell
 
 
 async def _peek(sock: socket.socket) -> bytes:

@@ -14,7 +14,7 @@ import openline
 from openline import limits
 from openline.backends import descriptors
 
-from .conftest import Make
+from .conftest import Make, Open
 from .helpers import Actor, Box, Raw, eventually, port_of, serve, task, two_identities, upgrade, within
 
 MOST = 20

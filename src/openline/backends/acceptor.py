@@ -102,6 +102,8 @@ class Acceptor:
         self.evicted = 0
         # Handshakes that have become connections; and how long may still be waited for such.
         self._done = 0
+        # So many were done when waiting for more had been of no use.
+        self._gave_up_at = -1
         self._patience = TokenBucket(PATIENCE_RATE, PATIENCE_BURST, asyncio.get_running_loop().time())
 
     @property
@@ -155,11 +157,12 @@ class Acceptor:
     async def _let_some_finish(self) -> None:
         loop = asyncio.get_running_loop()
         done, since = self._done, loop.time()
-        while len(self._pending) >= self._pending.limit:
+        while len(self._pending) >= self._pending.limit and self._done != self._gave_up_at:
             now = loop.time()
             if self._done != done:
                 done, since = self._done, now
             if now > since + PROGRESS:
+                self._gave_up_at = done
                 return
             if self._patience.take(now, STEP) < 0:
                 self._patience.tokens += STEP  # it is not waited for

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from enum import Enum, Flag, auto
 
 from .backends.base import Link
+from .core.bulk import MEASURED, OVERLOAD, measured, overloaded
 from .core.collision import Claim, rank_of
 from .core.frames import Batched, Flow, Listening, Malformed, TooBig, Welcome, decode_frame, decode_plain
 from .core.handshake import CERTIFIED, MAX_NAME, check_ports
@@ -319,14 +320,18 @@ class Connection(Outlet):
         limit = self._hub.config.max_message_size
         if len(data) > limit:
             raise TooBig(f"a message of {len(data)} bytes, more than {limit}")
+        _check_load(data, True)
         try:
-            message = decode_plain(data)
+            if len(data) <= MEASURED:
+                message, more = decode_plain(data), 0
+            else:
+                message, more = measured(decode_plain, data)
             if too_long(message.stream_id):
                 raise Malformed(f"a streamId of more than {MAX_STREAM_NAME} characters")
         except Malformed as error:
             self._complain(error)
             return
-        self._hub.on_messages(self, [message], len(data))
+        self._hub.on_messages(self, [message], len(data), more)
 
     def on_binary(self, data: memoryview) -> None:
         if self.plain:
@@ -334,9 +339,14 @@ class Connection(Outlet):
             return
         self.heard = self._hub.now
         self.tx_heard = self.tx
-        frame = decode_frame(data)
+        size, more = len(data), 0
+        if size <= MEASURED:
+            frame = decode_frame(data)
+        else:
+            _check_load(data, False)
+            frame, more = measured(decode_frame, data)
         if isinstance(frame, Batched):
-            self._hub.on_batch(self, frame, len(data))
+            self._hub.on_batch(self, frame, size, more)
         else:
             self._on_control(frame)
 
@@ -423,3 +433,8 @@ class Connection(Outlet):
             self._complained = True
             text = "dropped a message from %s: %s (logged once)"
             self._hub.log.about(self.peer, logging.WARNING, text, self.endpoint.remote, error)
+
+
+def _check_load(data: memoryview, is_json: bool) -> None:
+    if overloaded(data, is_json):
+        raise TooBig(f"a message {OVERLOAD}")

@@ -19,6 +19,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from .config import Config
+from .core.bulk import MEASURED, weight_of
 from .core.selection import Want
 from .core.session import weight
 from .eager import Ended, Runner, Steps
@@ -131,14 +132,16 @@ class Inbox:
     def feed(self, peer: Peer, messages: list[Message], size: int) -> None:
         """Messages from one frame of ``size`` bytes."""
         each = MESSAGE_OVERHEAD + (size // len(messages) if messages else 0)
+        small = size <= MEASURED
         lanes = peer.lanes
         for message in messages:
             lane = lanes.get(message.stream_id)
             if lane is None:
                 lane = self._open(peer, message.stream_id)
             if lane.running:
-                lane.queue.append((message, each))
-                self._levels.charge(lane, each)
+                weight = each + weight_of(message.payload) if small else each
+                lane.queue.append((message, weight))
+                self._levels.charge(lane, weight)
                 continue
             if lane.version != self._version:
                 self._bind(lane)
@@ -311,6 +314,8 @@ class Inbox:
     # receive() and messages() --------------------------------------------------------------------
 
     def _keep(self, lane: Lane, message: Message, size: int) -> None:
+        if size <= MESSAGE_OVERHEAD + MEASURED:
+            size += weight_of(message.payload)
         if lane.peer.plain and self._handlers and not lane.uses:
             self._make_room(lane, size)
         lane.tap.append((message, size, bool(lane.handlers)))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from .backends.base import FRAGMENT, Link
 from .config import Config
+from .core.bulk import MAX_CONTAINERS, OVERLOAD, overloaded
 from .core.frames import (
     FRAME_BYTES,
     Batch,
@@ -67,8 +68,8 @@ class Hub(Protocol):
 
     stopwatch: Callable[[], float]
 
-    def on_messages(self, connection: Connection, messages: list[Message], size: int) -> None: ...
-    def on_batch(self, connection: Connection, batch: Batched, size: int) -> None: ...
+    def on_messages(self, connection: Connection, messages: list[Message], size: int, more: int) -> None: ...
+    def on_batch(self, connection: Connection, batch: Batched, size: int, more: int) -> None: ...
     def on_far_end_lost(self, connection: Connection, lost: list[bytes]) -> None: ...
     def on_second_process(self, connection: Connection) -> None: ...
     def divert(self, connection: Outlet, parcel: Parcel) -> bool: ...
@@ -373,6 +374,8 @@ class Outlet:
     def _send_plain(self, message: Message) -> int:
         data = encode_plain(message)
         self._check_size(message, len(data))
+        if overloaded(data, True):
+            raise MessageTooLarge(f"message {message.id!r} to {self.peer.address} {OVERLOAD}")
         self.link.write_text(data)
         return len(data)
 
@@ -384,6 +387,9 @@ class Outlet:
         if size > self._hub.config.max_message_size:
             batch.drop_last(size)
             self._check_size(message, size)
+        if size > MAX_CONTAINERS and overloaded(batch.buffer[-size:], False):
+            batch.drop_last(size)
+            raise MessageTooLarge(f"message {message.id!r} to {self.peer.address} {OVERLOAD}")
         if len(batch.buffer) > FRAME_BYTES:
             if batch.count > 1:
                 self.link.write_binary(batch.split_last(size, self._notes(FRAME_BYTES)), self._track)

@@ -220,7 +220,7 @@ class Switchboard:
             self.loop.call_soon(link.close, GOING_AWAY, "closing")
         return connection
 
-    def on_messages(self, connection: Connection, messages: list[Message], size: int) -> None:
+    def on_messages(self, connection: Connection, messages: list[Message], size: int, more: int) -> None:
         counters = self.counters
         counters.messages_received += len(messages)
         counters.bytes_received += size
@@ -233,14 +233,14 @@ class Switchboard:
             peer = connection.peer
             if peer.requests.out or connection.endpoint.ip in self.sender.asked:
                 messages = [m for m in messages if not self._claim(connection, m)]
-            self.inbox.feed(peer, messages, size)
+            self.inbox.feed(peer, messages, size + more)
         finally:
             self.dispatching = False
             if self.dirty:
                 self._flush_dirty()
 
-    def on_batch(self, connection: Connection, batch: Batched, size: int) -> None:
-        """A frame of an openline peer's session."""
+    def on_batch(self, connection: Connection, batch: Batched, size: int, more: int) -> None:
+        """A frame of an openline peer's session; decoded, it takes so many bytes ``more``."""
         self.dispatching = True
         try:
             messages, opens = batch.messages, batch.opens
@@ -254,9 +254,9 @@ class Switchboard:
                 messages = self.delivery.take(connection, messages)
                 peer = connection.peer
                 if peer.requests.out:
-                    self._hand_out(peer, messages, size)
+                    self._hand_out(peer, messages, size + more)
                 else:
-                    self.inbox.feed(peer, messages, size)
+                    self.inbox.feed(peer, messages, size + more)
         finally:
             self.dispatching = False
             if self.dirty:

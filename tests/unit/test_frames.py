@@ -705,3 +705,11 @@ def test_notes_round_trip(gathered: list[Message], acks: list[Any], opens: list[
     read_back = read(frame)
     assert read_back == Batched(gathered, tuple(acks), tuple(opens))
     assert repr(read_back.acks + read_back.opens) == repr((*acks, *opens))
+
+
+@given(st.lists(st.sampled_from(["\ud83d", "\udc4d", "\\", "u", "d83d", '"', "é", "\U0001f44d"])))
+def test_half_emojis_become_question_marks_and_all_else_stays(pieces: list[str]) -> None:
+    # Encoded in halves, as JavaScript writes them, and joined again where two of them fit.
+    text = json.loads(json.dumps("".join(pieces)))
+    data = json.dumps({"id": "1", "type": "t", "payload": text}).encode()
+    assert decode_plain(data).payload == text.encode("utf-8", "replace").decode()

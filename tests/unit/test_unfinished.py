@@ -19,8 +19,9 @@ LIMIT = 1_000_000
 class Holder:
     """As much of a link as counts."""
 
-    def __init__(self, name: str = "", known: bool = False) -> None:
+    def __init__(self, name: str = "", known: bool = False, ip: str = "10.0.0.1") -> None:
         self.endpoint = self
+        self.ip = ip
         self.remote = name
         self.events = self
         self.known = known
@@ -58,6 +59,26 @@ async def test_whoever_holds_the_most_is_cut_and_of_several_the_one_that_came_fi
     assert code == 1009
     assert str(LIMIT) in reason
     assert (unfinished.used, unfinished.cut) == (600_001, 1)
+
+
+async def test_many_from_one_place_do_not_have_those_of_others_cut() -> None:
+    unfinished, honest = Unfinished(LIMIT), Holder(ip="10.0.0.2")
+    holds(unfinished, honest, LIMIT // 3)
+    crowd = [Holder() for _ in range(100)]
+    for holder in crowd:
+        holds(unfinished, holder, LIMIT // 50)
+    assert not honest.cuts
+    assert sum(len(holder.cuts) for holder in crowd) == unfinished.cut > 0
+
+
+async def test_who_has_become_known_meanwhile_is_not_cut() -> None:
+    unfinished, met = Unfinished(LIMIT), Holder()
+    holds(unfinished, met, 900_000)
+    met.known = True
+    other = Holder()
+    holds(unfinished, other, 500_000)
+    assert not met.cuts + other.cuts
+    assert unfinished.used == 500_000
 
 
 async def test_a_little_is_free_and_a_known_peer_is_not_counted() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from ..address import join
 from ..core.fairshare import FairShare
 from ..core.origin import origin
+from ..core.rate import TokenBucket
 from ..ratelog import process_log
 from .binding import Bound
 from .sockets import forget_frames, ip_of, opened
@@ -52,6 +53,12 @@ ACCEPTS_PER_TURN = 64
 # Turns of the loop that an honest handshake takes on our side, and as many again: while it lasts, no more
 # may be accepted than push it out.
 HANDSHAKE_TURNS = 16
+
+# Where a crowd comes at once, all of them honest, the next one waits in the kernel's queue until others
+# are done: for as long as some are done at least every ``PROGRESS`` seconds, looked at every ``STEP``. A
+# flood that does finish handshakes makes others wait so many seconds at once, then a tenth of the time.
+STEP, PROGRESS = 0.005, 0.25
+PATIENCE_RATE, PATIENCE_BURST = 0.1, 2.0
 
 # The first byte of a TLS handshake record (RFC 8446 section 5.1).
 _TLS_HANDSHAKE = 0x16
@@ -91,6 +98,11 @@ class Acceptor:
         self._pending: FairShare[_Pending] = FairShare(max_pending)
         self._per_turn = max(1, min(ACCEPTS_PER_TURN, max_pending // HANDSHAKE_TURNS))
         self.evicted = 0
+        # Handshakes that have become connections; and how long may still be waited for such.
+        self._done = 0
+        # So many were done when waiting for more had been of no use.
+        self._gave_up_at = -1
+        self._patience = TokenBucket(PATIENCE_RATE, PATIENCE_BURST, asyncio.get_running_loop().time())
 
     @property
     def port(self) -> int:
@@ -129,9 +141,31 @@ class Acceptor:
                     process_log.line("accept", True, logging.ERROR, text, error, _RETRY_ACCEPT)
                     await asyncio.sleep(_RETRY_ACCEPT)
                 continue
-            self._begin(opened(sock))
+            opened(sock)
+            if len(self._pending) >= self._pending.limit:
+                try:
+                    await self._let_some_finish()
+                except asyncio.CancelledError:
+                    sock.close()
+                    raise
+            self._begin(sock)
             if not count % self._per_turn:
                 await asyncio.sleep(0)
+
+    async def _let_some_finish(self) -> None:
+        loop = asyncio.get_running_loop()
+        done, since = self._done, loop.time()
+        while len(self._pending) >= self._pending.limit and self._done != self._gave_up_at:
+            now = loop.time()
+            if self._done != done:
+                done, since = self._done, now
+            if now > since + PROGRESS:
+                self._gave_up_at = done
+                return
+            if self._patience.take(now, STEP) < 0:
+                self._patience.tokens += STEP  # it is not waited for
+                return
+            await asyncio.sleep(STEP)
 
     def _begin(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -157,6 +191,7 @@ class Acceptor:
         """A handshake is over; once for each, and not for those that we have cut."""
         if pending in self._pending:
             self._pending.remove(pending)
+            self._done += bool(good)
             if good is None:
                 self._pending.set(pending, pending.origin, 1)  # not the first to be pushed out by a flood
             elif not good:

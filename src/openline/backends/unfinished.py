@@ -3,7 +3,8 @@
 A stranger is a peer that this program has no reason to know: a plain client, a node with a key of its
 own, and everybody whose proof has not come yet. What counts is what only more input can free: the
 beginning of a frame, the fragments of a message, a unit that is not complete. Over the limit the
-connection that holds the most is cut, of several the one that has held it longest.
+connection that holds the most is cut, of several the one that has held it longest: of the origin
+that holds the most, so that many small ones from one place do not have those of others cut.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from ..core.share import Share
+from ..core.fairshare import FairShare
+from ..core.origin import origin
 from .base import TOO_BIG, Link
 from .pages import trim
 
@@ -32,7 +34,7 @@ class Unfinished:
     """What links of strangers hold, in bytes."""
 
     def __init__(self, limit: int) -> None:
-        self._share: Share[Link] = Share(limit)
+        self._share: FairShare[Link] = FairShare(limit)
         # Connections cut so far, and how many of them have been told of.
         self.cut = 0
         self._told = 0
@@ -49,10 +51,11 @@ class Unfinished:
         if size <= FREE or link.events.known:
             share.remove(link)
             return
-        share.set(link, size)
+        share.set(link, share.origin_of(link) or origin(link.endpoint.ip), size)
         while (victim := share.excess()) is not None:
             share.remove(victim)
-            self._cut(victim)
+            if not victim.events.known:  # it may have become so since it was counted
+                self._cut(victim)
 
     def remove(self, link: Link) -> None:
         """It has ended."""

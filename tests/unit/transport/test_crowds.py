@@ -14,7 +14,7 @@ import openline
 from openline import limits
 from openline.backends import descriptors
 
-from .conftest import Make
+from .conftest import Make, Open
 from .helpers import Actor, Box, Raw, eventually, port_of, serve, task, two_identities, upgrade, within
 
 MOST = 20
@@ -243,3 +243,11 @@ async def test_quic_connections_of_strangers_are_bounded(make: Make) -> None:
     with suppress(TimeoutError):
         await others[5].connect(address)
     assert t.stats().active == 4
+
+
+async def test_an_honest_crowd_that_comes_at_once_gets_in(make: Make, raw: Open) -> None:
+    t = await make("server", backends=("websocket",), max_pending_handshakes=8)
+    port = port_of(await serve(t))
+    await asyncio.gather(*(raw(port) for _ in range(64)))
+    await eventually(lambda: t.stats().active == 64)
+    assert t.stats().handshakes_evicted == 0

@@ -157,7 +157,9 @@ class Router:
         A refused dial is another matter: then who listened there is gone, and nobody else is it.
         """
         want = await self.want(address)
-        plan = self._table.plan(msgspec.structs.replace(want, no_route=True))
+        return self._believe(address, self._table.plan(msgspec.structs.replace(want, no_route=True)))
+
+    def _believe(self, address: Address, plan: Plan[Connection]) -> Connection | None:
         if plan.chosen is not None:
             self._remember(address, plan)
             if plan.rank is Rank.HELLO:
@@ -166,12 +168,12 @@ class Router:
 
     async def _after_the_verdict(self, address: Address) -> Connection | None:
         """Two nodes claim that port, and one of them is being probed: wait until it is known which."""
-        want = await self.want(address)
+        want = msgspec.structs.replace(await self.want(address), no_route=True)
         until = self._loop.time() + VERDICT
         while self._loop.time() < until:
             plan = self._table.plan(want)
             if plan.chosen is not None and plan.chosen.usable:
-                return plan.chosen
+                return self._believe(address, plan)
             if all(reason != Reject.TWO_CLAIMS.value for _, reason in plan.passed_over):
                 return None
             await asyncio.sleep(LOOK_AGAIN)

@@ -270,7 +270,7 @@ def _match_claim(want: Want, end: Endpoint, around: _Around) -> Rank | Reject:
         return Reject.TWO_CLAIMS
     if around.others_there(end) or want.taken - {end.owner}:
         return Reject.TAKEN
-    if want.formerly - {end.owner} and not want.no_route:
+    if (want.formerly | here.claims) - {end.owner} and not want.no_route:
         return Reject.DIAL_FIRST
     return Rank.HELLO
 

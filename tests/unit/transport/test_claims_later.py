@@ -8,6 +8,7 @@ import errno
 import pytest
 
 import openline
+from openline.connection import State
 from openline.core.frames import HEADROOM, encode_listening
 
 from .conftest import Make, Open
@@ -68,3 +69,30 @@ async def test_who_has_answered_by_its_claim_is_dialed_before_the_next_one_is_be
     receipt = await again.takes(sending)
     await within(taking)
     assert (receipt.direction, claimer.payloads) == ("outbound", [])
+
+
+@pytest.mark.parametrize("error", [errno.ECONNREFUSED, errno.EHOSTUNREACH])
+async def test_nor_is_the_next_one_believed_at_once_where_the_first_is_suspect(
+    make: Make, raw: Open, error: int
+) -> None:
+    """Only where there is no way there now: so does a process come back that has a new key."""
+    dials = Dials()
+    a, home = await make(opener=dials), "127.0.0.1:9"
+    port = port_of(await serve(a))
+    first = await raw(port, Actor(9))
+    await first.takes(a.send(home, honest()))
+    [connection] = a._table.connections
+    claimer = await raw(port, Actor(9))
+    connection.set_state(State.SUSPECT)
+    dials.error = OSError(error, "as the kernel says")
+    sending = a.send(home, task("another"))
+    if error == errno.ECONNREFUSED:
+        with pytest.raises(openline.Unreachable):
+            await claimer.takes(sending)
+        assert claimer.payloads == []
+    else:
+        assert (await claimer.takes(sending)).matched == "claimed port"
+        waiting = asyncio.ensure_future(received(a, home))
+        await asyncio.sleep(0)
+        await claimer.post(task("its answer"))
+        assert await within(waiting) == "its answer"

@@ -186,7 +186,8 @@ class Want(msgspec.Struct, frozen=True):
 
     For claims, by node id, a plain peer's being empty: ``reached`` are who answered when this place
     was dialed lately, ``taken`` whose end it lately was (dialed, or come from there), and
-    ``formerly`` who answered there longer ago, or lately claimed it and is gone. ``no_route``: a dial has just found no way there.
+    ``formerly`` who answered there longer ago, or lately claimed it and is gone. ``no_route``: a dial has
+    just found no way there.
     """
 
     address: Address

@@ -81,6 +81,8 @@ class Router:
         self._certified = config.certified
         self._loop = loop
         self._routes: dict[str | Address, tuple[int, Connection, Address, str]] = {}
+        # Whose claim was believed where a dial had found no way.
+        self._by_claim: dict[Address, str | None] = {}
         self._lookup = Lookup(loop)
         self.book = Book(loop)
         self._places = Places()
@@ -155,19 +157,23 @@ class Router:
         A refused dial is another matter: then who listened there is gone, and nobody else is it.
         """
         want = await self.want(address)
-        plan = self._table.plan(msgspec.structs.replace(want, no_route=True))
+        return self._believe(address, self._table.plan(msgspec.structs.replace(want, no_route=True)))
+
+    def _believe(self, address: Address, plan: Plan[Connection]) -> Connection | None:
         if plan.chosen is not None:
             self._remember(address, plan)
+            if plan.rank is Rank.HELLO:
+                self._by_claim[address] = plan.chosen.peer.node_id
         return plan.chosen
 
     async def _after_the_verdict(self, address: Address) -> Connection | None:
         """Two nodes claim that port, and one of them is being probed: wait until it is known which."""
-        want = await self.want(address)
+        want = msgspec.structs.replace(await self.want(address), no_route=True)
         until = self._loop.time() + VERDICT
         while self._loop.time() < until:
             plan = self._table.plan(want)
             if plan.chosen is not None and plan.chosen.usable:
-                return plan.chosen
+                return self._believe(address, plan)
             if all(reason != Reject.TWO_CLAIMS.value for _, reason in plan.passed_over):
                 return None
             await asyncio.sleep(LOOK_AGAIN)
@@ -208,8 +214,10 @@ class Router:
         lately = {note.who for note, _, recent in answered if recent}
         plain_at = {host for note, host, recent in answered if recent and not note.who}
         nodes_at = {host for note, host, recent in answered if recent and note.who}
+        formerly = {note.who for note, _, recent in answered if not recent}
         taken, others, hints = set(lately), set(), {}
         for ip in ips:
+            formerly |= places.claimed(ip, port, now)
             taken |= places.lately(Kind.REMOTE, protocol, ip, port, now)
             if any(
                 (
@@ -230,7 +238,7 @@ class Router:
             hints=hints,
             reached=frozenset(lately - {""}),
             taken=frozenset(taken),
-            formerly=frozenset(note.who for note, _, recent in answered if not recent),
+            formerly=frozenset(formerly),
         )
 
     def explain(self, address: Address) -> Explanation:
@@ -303,6 +311,14 @@ class Router:
         """Has dialing ``address`` reached the node of this connection, and nobody else since?"""
         return self._verdict(address, connection) in _BY_DIAL
 
+    def receives(self, want: Want, peer: Peer) -> bool:
+        """Is ``peer`` the one whose messages ``receive()`` wants, by what is known now?"""
+        address = want.address
+        want = self._want(address, want.ips)
+        if peer.node_id is not None and self._by_claim.get(address) == peer.node_id:
+            want = msgspec.structs.replace(want, no_route=True)
+        return self._table.matches(want, peer)
+
     def shared(self, address: Address) -> bool:
         """Do several processes answer in turn where it is dialed?"""
         return self._places.shared(address, self._loop.time())
@@ -333,6 +349,8 @@ class Router:
             self._by_ip_alone(address, chosen)
         if len(self._routes) >= MAX_ROUTES:
             self._routes.clear()
+        if len(self._by_claim) >= MAX_ROUTES:
+            self._by_claim.clear()
         route = self._table.generation, chosen, address, matched(address, plan.rank)
         self._routes[str(address)] = self._routes[address] = route
 

@@ -120,7 +120,7 @@ class Switchboard:
             config,
             self.counters,
             self.runner,
-            self.table.matches,
+            self.router.receives,
             self._regulate,
             self.table.forget,
             self.log,

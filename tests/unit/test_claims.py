@@ -309,3 +309,11 @@ def test_no_quality_changes_how_certain_the_choice_is(
     if before.rank is not None and before.rank.certainty is Certainty.CERTAIN:
         assert after.rank is not None
         assert after.rank.certainty is Certainty.CERTAIN
+
+
+def test_that_a_node_came_from_a_port_does_not_say_that_it_was_reached_by_dialing_it() -> None:
+    """So what another node has there is not moved to it."""
+    itself, other = inbound(PORT, MALLORY), inbound(40000, MALLORY, PORT)
+    result = choose(f"{HOST}:{PORT}", itself, other)
+    assert (result.chosen, result.rank) == (itself, Rank.EXACT_REMOTE)
+    assert choose(f"{HOST}:{PORT}", other, outbound(PORT, MALLORY)).passed_over[0][1].endswith("second")

@@ -163,3 +163,22 @@ def test_who_has_been_asked_for_is_no_stranger_any_more() -> None:
     for number in range(5000):
         book.note(client(50002, hello(node(number), 9), ip=EVIL), known=False)
     assert places_of(book, BOB) == [f"{EVIL}:8772", f"{EVIL}:8771"]
+
+
+def test_whom_a_replaced_connection_reached_was_there_until_that_which_replaced_it_ended() -> None:
+    found, end = Places(), client(40000, hello(ALICE, 8770))
+    found.reached(old := dialed("alice.example:8770", hello(ALICE)), 0.0)
+    found.gone(old, 1.0, known=True)
+    end.aliases = (Address.parse("alice.example:8770"), Address.parse("10.0.0.3:8770"))
+    found.gone(end, 5000.0, known=True)
+    for place in ("alice.example:8770", f"{HOST}:8770", "10.0.0.3:8770"):
+        assert who(found, place, 5000.0 + LATELY - 1) == [(ALICE, True)]
+
+
+def test_who_claimed_a_port_is_remembered_beside_the_next_one_who_does() -> None:
+    found = Places()
+    for node in (ALICE, BOB, BOB):
+        found.gone(client(40000, hello(node, 8770)), 0.0, known=True)
+    found.gone(client(40000, hello("c" * 51 + "a", 8770)), 0.0, known=False)
+    assert found.claimed(HOST, 8770, LATELY - 1) == {ALICE, BOB}
+    assert found.claimed(HOST, 8770, LATELY) == found.claimed(HOST, 8771, 0.0) == set()

@@ -72,6 +72,7 @@ async def _look_up(where: Where, port: int, kind: int) -> list[_Place]:
     hosts = [where] if where is None or isinstance(where, str) else where
     found: dict[_Place, None] = {}
     for host in hosts:
+        host = host and (canonical_ip(host) or host)  # ::ffff:10.0.0.1 is an IPv4 address here, too
         try:
             for item in await loop.getaddrinfo(host, port, type=kind, flags=socket.AI_PASSIVE):
                 found[item[0], item[4]] = None

@@ -64,7 +64,7 @@ class Reject(Enum):
     PLAIN_AMBIGUOUS = "more than one plain peer at that IP"
     PLAIN_STANDS_FOR_OTHER = "the plain peer at that IP may be another port's"
     PLAIN_NOT_THERE = "somebody else answered when that port was dialed"
-    DIAL_FIRST = "that port has been dialed before, so that comes first"
+    DIAL_FIRST = "somebody else was, or may be, at that port, so a dial comes first"
     PLAIN_NEVER = 'plain_reuse is "never"'
 
 
@@ -186,7 +186,8 @@ class Want(msgspec.Struct, frozen=True):
 
     For claims, by node id, a plain peer's being empty: ``reached`` are who answered when this place
     was dialed lately, ``taken`` whose end it lately was (dialed, or come from there), and
-    ``formerly`` who answered there longer ago. ``no_route``: a dial has just found no way there.
+    ``formerly`` who answered there longer ago, or lately claimed it and is gone. ``no_route``: a dial has
+    just found no way there.
     """
 
     address: Address

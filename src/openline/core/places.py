@@ -56,11 +56,10 @@ class Note:
         return (self.who, self.process) == (other.who, other.process)
 
 
-def _dialed_keys(end: Endpoint) -> list[Key]:
-    target = end.target
-    assert target is not None
-    hosts = [end.ip] if target.is_ip else [end.ip, target.host]
-    return [(Kind.DIALED, end.protocol, host, end.port) for host in hosts]
+def _dialed_keys(end: Endpoint, target: Address) -> list[Key]:
+    ip = end.ip if target is end.target or not target.is_ip else target.host
+    hosts = [ip] if target.is_ip else [ip, target.host]
+    return [(Kind.DIALED, end.protocol, host, target.port) for host in hosts]
 
 
 class Places:
@@ -75,7 +74,8 @@ class Places:
 
     def reached(self, end: Endpoint, now: float) -> None:
         """A dial has reached ``end``."""
-        for key in _dialed_keys(end):
+        assert end.target is not None
+        for key in _dialed_keys(end, end.target):
             note = Note(end.owner, now, end.hello.process if end.hello else "")
             last = self._notes.get(key)
             if last is not None and last.same(note):
@@ -89,18 +89,22 @@ class Places:
 
     def gone(self, end: Endpoint, now: float, known: bool) -> None:
         """A connection has ended. ``known``: has this program a reason to know its peer?"""
-        if end.target is not None:
-            self._was_there(end, now)
-        else:
+        for target in (*end.aliases, *((end.target,) if end.target is not None else ())):
+            self._was_there(end, target, now)
+        if end.target is None:
             self._add((Kind.REMOTE, end.protocol, end.ip, end.port), Note(end.owner, now), known)
         for port in end.hello.ports if end.hello else ():
-            self._add((Kind.CLAIMED, "", end.ip, port), Note(end.owner, now), known)
+            key, note = (Kind.CLAIMED, "", end.ip, port), Note(end.owner, now)
+            last = self._notes.get(key)
+            if known and last is not None:
+                note.before, last.before = last.before if last.who == note.who else last, None
+            self._add(key, note, known)
         if end.bound_port is not None and end.hint:
             self._keep((Kind.HINT, "", end.ip, end.bound_port), Note(end.hint, now))  # a send has bound it
 
-    def _was_there(self, end: Endpoint, now: float) -> None:
+    def _was_there(self, end: Endpoint, target: Address, now: float) -> None:
         """Until now, if nobody else has answered there since it was dialed."""
-        for key in _dialed_keys(end):
+        for key in _dialed_keys(end, target):
             note = self._notes.get(key)
             if note is None or note.who == end.owner:
                 note = note or Note(end.owner, now, end.hello.process if end.hello else "")
@@ -155,6 +159,12 @@ class Places:
         """Do several live processes answer at that place in turn, as behind a load balancer?"""
         keys = [(Kind.DIALED, p, address.host, address.port) for p in ("tcp", "udp")]
         return any(key in self._notes and now < self._notes[key].shared_at + LATELY for key in keys)
+
+    def claimed(self, ip: str, port: int, now: float) -> set[str]:
+        """Nodes that this program has to do with and that said so lately, while they were here."""
+        last = self._notes.get((Kind.CLAIMED, "", ip, port))
+        notes = (last, last.before) if last is not None else ()
+        return {note.who for note in notes if note is not None and now < note.at + LATELY}
 
     def lately(self, kind: Kind, protocol: str, ip: str, port: int, now: float) -> set[str]:
         """Who it was of whom that was so lately."""

@@ -147,7 +147,9 @@ class _Around:
         self._want = want
         self._ips: dict[str, _AtIp] = {}
         # Whose ends are certainly at that place, and how many.
-        self._there: Counter[str] = Counter()
+        self._there: set[str] = set()
+        # How many of them were dialed there.
+        self._dialed: Counter[str] = Counter()
         for end in ends:
             self._look_at(end)
 
@@ -157,7 +159,9 @@ class _Around:
     def _look_at(self, end: Endpoint) -> None:
         port, here = self._want.address.port, self.at(end.ip)
         if self._is_there(end):
-            self._there[end.owner] += 1
+            self._there.add(end.owner)
+        if self._is_dialed(end):
+            self._dialed[end.owner] += 1
         if end.claims(port):
             here.claims.add(end.owner)
             if not end.doubtful:
@@ -170,22 +174,26 @@ class _Around:
 
     def _is_there(self, end: Endpoint) -> bool:
         """Is it certain that this is at the wanted place, whatever else the address asks for?"""
-        address = self._want.address
-        if any((alias.host, alias.port) == (address.host, address.port) for alias in end.aliases):
+        return self._is_dialed(end) or (self._has_port(end) and end.protocol == _protocol(self._want.address))
+
+    def _is_dialed(self, end: Endpoint) -> bool:
+        """Has a dial shown that? A client's own port shows nothing of who listens there."""
+        place = self._want.address.host, self._want.address.port
+        targets = (*end.aliases, *((end.target,) if end.target is not None else ()))
+        if any((target.host, target.port) == place for target in targets):
             return True
-        if end.target is not None and (end.target.host, end.target.port) == (address.host, address.port):
-            return True
-        if end.ip not in self._want.ips or end.port != address.port:
-            return False
-        return end.direction == "outbound" or end.protocol == _protocol(address)
+        return end.direction == "outbound" and self._has_port(end)
+
+    def _has_port(self, end: Endpoint) -> bool:
+        return end.ip in self._want.ips and end.port == self._want.address.port
 
     def others_there(self, end: Endpoint) -> bool:
         return any(owner != end.owner for owner in self._there)
 
     def same_node_there(self, end: Endpoint) -> bool:
-        """Another connection of that node is certainly there, or it answered when that was dialed."""
-        itself = self._is_there(end)
-        return self._there[end.owner] > itself or end.owner in self._want.reached
+        """Another connection of that node was dialed there, or it answered when that was dialed."""
+        itself = self._is_dialed(end)
+        return self._dialed[end.owner] > itself or end.owner in self._want.reached
 
 
 def _protocol(address: Address) -> str:
@@ -262,7 +270,7 @@ def _match_claim(want: Want, end: Endpoint, around: _Around) -> Rank | Reject:
         return Reject.TWO_CLAIMS
     if around.others_there(end) or want.taken - {end.owner}:
         return Reject.TAKEN
-    if want.formerly - {end.owner} and not want.no_route:
+    if (want.formerly | here.claims) - {end.owner} and not want.no_route:
         return Reject.DIAL_FIRST
     return Rank.HELLO
 

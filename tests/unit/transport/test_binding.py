@@ -13,7 +13,7 @@ import pytest
 import openline
 
 from .conftest import Make
-from .helpers import task
+from .helpers import Box, task
 
 # Loopback addresses of this host (Linux has all of 127.0.0.0/8), and one that is nobody's (RFC 5737).
 ONE, TWO, NOBODYS = "127.0.0.2", "127.0.0.3", "203.0.113.1"
@@ -180,3 +180,11 @@ async def _read_head(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
     heads.extend(line[6:] for line in head.split("\r\n") if line.lower().startswith("host: "))
     writer.close()
+
+
+async def test_an_ipv4_address_may_be_written_as_ipv6_has_it(make: Make) -> None:
+    a, b = await make(), await make()
+    box = Box(b)
+    listener = await b.listen(0, host="::ffff:127.0.0.1")
+    await a.send(f"127.0.0.1:{listener.port}", task("hi"))
+    assert box.payloads == ["hi"]

@@ -54,6 +54,8 @@ def test_quic_connects_wherever_1200_bytes_get_through(lab: Routed, place: str, 
     if ipv6 and not lab.ipv6:
         pytest.skip("no IPv6 here")
     PLACES[place](lab, mtu)
+    if ipv6:
+        lab.wait_for_ipv6()
     a, b = agents(lab, ("quic", "websocket"), ipv6)
     began = time.monotonic()
     assert sends(a, b.address, 0, 1) == [[1, "outbound"]] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import cast
 
 from .netns import DEVICE, OTHER, HostName, TwoHosts, _hold
@@ -13,6 +14,19 @@ _GATEWAY: dict[HostName, str] = {"A": "10.10.10.254", "B": "10.10.20.254"}
 _GATEWAY6: dict[HostName, str] = {"A": "fd00:a::fe", "B": "fd00:b::fe"}
 _HOSTS: tuple[HostName, HostName] = ("A", "B")
 _TABLE = "inet openline_router"
+# Nobody listens there, and whoever says so is there.
+_REACHES = """
+import socket, sys, time
+until = time.monotonic() + 10
+while time.monotonic() < until:
+    try:
+        socket.create_connection((sys.argv[1], 9), 0.1).close()
+    except ConnectionRefusedError:
+        sys.exit(0)
+    except OSError:
+        time.sleep(0.05)
+sys.exit(1)
+"""
 
 
 class Routed(TwoHosts):
@@ -109,7 +123,8 @@ add chain {_TABLE} through {{ type filter hook forward priority 0; }}
         self.ipv6 = self.run("A", ["cat", "/proc/sys/net/ipv6/conf/default/disable_ipv6"]).stdout == "0\n"
         if self.ipv6:
             for host in (*_HOSTS, ROUTER):  # else addresses are of no use for a second
-                self._check(host, ["sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad"])
+                for which in ("all", "default"):  # both, as the kernel takes the greater one
+                    self._check(host, ["sh", "-c", f"echo 0 > /proc/sys/net/ipv6/conf/{which}/accept_dad"])
         for host in _HOSTS:
             peer = f"peer name {_port(host)} netns {self._holders[ROUTER].pid}"
             self._ip(host, f"link add {DEVICE} type veth {peer}")
@@ -126,6 +141,14 @@ add chain {_TABLE} through {{ type filter hook forward priority 0; }}
         self._forward("ipv4/ip_forward")
         if self.ipv6:
             self._forward("ipv6/conf/all/forwarding")
+
+    def wait_for_ipv6(self) -> None:
+        """Until A's packets reach B: neighbours are looked for in the first second or two, and what is
+        sent meanwhile may be lost. Raises ``RuntimeError`` where they do not."""
+        for host in _HOSTS:
+            where = self.address6[OTHER[host]]
+            if self.run(host, [sys.executable, "-c", _REACHES, where]).returncode:
+                raise RuntimeError(f"{host} does not reach {where}")
 
     def _forward(self, setting: str) -> None:
         self._check(ROUTER, ["sh", "-c", f"echo 1 > /proc/sys/net/{setting}"])

@@ -43,6 +43,12 @@ SILENCE = 1.0
 IDLE = "Idle timeout"
 # Datagrams that leave at a time: as many as the system takes in one call, and others get a turn.
 BURST = 64
+# What a datagram takes besides data of streams, at least, with one frame in it.
+PACKET_BYTES = 48
+# An honest peer sends so much twice, where it took for lost what was late: a 32nd.
+SENT_TWICE = 5
+# So much may wait unnoticed.
+MUCH = 64 * 1024
 # Timers are not early by more than this, and a timer that is due so soon is due.
 _SLACK = 0.0005
 # A loop that is later than this has stalled. That is nobody's silence, so for qh3 it has not
@@ -94,6 +100,10 @@ class Engine:
         # Bytes received so far by a handshake; and since, until the far end is in (else None).
         self._shaking = 0
         self.early: int | None = 0
+        # Bytes of streams that have come and are not handed over, about; and the same without what only
+        # waits for its turn: the core keeps them, because something in front of them is missing, or it is
+        # not read, and does not tell.
+        self._unhanded = self.behind_gaps = 0
         self._dead = self._stopped = False
         self._moved = False
         quic.on_share, quic.portion = self._rest, Portion(TARGET_QUIC)
@@ -114,9 +124,14 @@ class Engine:
                 assert quic._core is not None
                 if self.early is not None:
                     self.early += sum(map(len, batch))
+                self._unhanded += sum(map(len, batch)) - PACKET_BYTES * len(batch)
                 alive = quic._core.receive_many_datagrams(batch, addr, now)[_ACCEPTED] > 0
                 self._busy = True
                 quic._drain_core()
+                if self._unhanded < MUCH:
+                    self._unhanded, self.behind_gaps = max(0, self._unhanded), 0
+                elif not quic.resting:
+                    self.behind_gaps = self._unhanded
                 if quic.resting:
                     quic.portion.took(time.monotonic() - self._stalled - now)
             else:
@@ -170,6 +185,7 @@ class Engine:
             self._ended(quic._close_event)
 
     def _on_data(self, stream: int, data: bytes, end: bool) -> None:
+        self._unhanded -= len(data) + (len(data) >> SENT_TWICE)
         if not self.over:
             self.user.on_stream_data(stream, data, end)
 

@@ -77,8 +77,8 @@ class QuicLink(Link):
         # Units that come before the far end is in.
         self._early: dict[int, bytearray] | None = {}
         self._early_bytes = 0
-        # Bytes of units that have not come whole; and are they, and what came early, counted?
-        self._held = 0
+        # Bytes of units that have not come whole, and those that wait in the core; are they counted?
+        self._held = self._behind = 0
         self._counted = False
         self._unfinished = unfinished
         self._sent = self._received = 0
@@ -154,6 +154,10 @@ class QuicLink(Link):
             self._count()
             if early > EARLY_DATAGRAMS:
                 self._fail(PROTOCOL_ERROR, "too much before the proof")
+        behind = self._engine.behind_gaps
+        if behind != self._behind:
+            self._behind = behind
+            self._count()
         if self._up and not self._ended:
             self.events.on_alive()
 
@@ -195,7 +199,7 @@ class QuicLink(Link):
 
     def _count(self) -> None:
         if not self._ended:
-            size = self._held + self._early_bytes
+            size = self._held + self._early_bytes + self._behind
             self._counted = size > FREE
             self._unfinished.set(self, size)
 

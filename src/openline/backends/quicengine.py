@@ -339,14 +339,20 @@ class Engine:
         now = self._now()
         batch: list[bytes] = []
         poll = core.poll_transmit
-        while len(batch) < BURST and (datagram := poll(now)) is not None:
-            if datagram[1] != self.remote:
-                if batch:
-                    self._send(batch)
-                    batch = []
-                self._moved = True
-                self.remote = datagram[1]
-            batch.append(datagram[0])
+        try:
+            while len(batch) < BURST and (datagram := poll(now)) is not None:
+                if datagram[1] != self.remote:
+                    if batch:
+                        self._send(batch)
+                        batch = []
+                    self._moved = True
+                    self.remote = datagram[1]
+                batch.append(datagram[0])
+        except RuntimeError as error:
+            # What was made for larger datagrams than the path takes by now does not always fit in smaller
+            # ones, and then nothing leaves any more.
+            self._give_up(error)
+            return
         if batch:
             self._send(batch)
             if len(batch) >= BURST and not self._soon:

@@ -36,6 +36,10 @@ INTERNAL_ERROR = 0x1
 MAX_HANDSHAKE = 128 * 1024
 # Probes in a row without an answer that make one look whether this host has moved.
 UNANSWERED = 2
+# And that make the path one that may carry less than it did (RFC 8899 section 4.3). Not sooner, as each
+# is twice as long as the one before: two are lost now and then where one packet in twenty is, and to go
+# back to small datagrams is for good, and may end the connection (see ``_transmit``).
+NARROWED = 4
 # More than that, and nothing for so long: the peer may be gone, or be another process by now. TCP is
 # told by a reset; here it makes the connection suspect, which costs a dial where it was wrong.
 SILENCE = 1.0
@@ -434,7 +438,8 @@ class Engine:
         core = self.quic._core
         if core is None or self.over or core.pto_count < UNANSWERED:
             return
-        self.shrink("no answer")  # the path may carry less than it did (RFC 8899 section 4.3)
+        if core.pto_count >= NARROWED:
+            self.shrink("no answer")
         if self.on_silence is not None:
             self.on_silence()
         if core.pto_count > UNANSWERED and now >= self._heard_at + SILENCE:

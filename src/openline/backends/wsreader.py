@@ -59,8 +59,8 @@ class BoundedReader(asyncio.BufferedProtocol):
         # Of picows's buffer: its size, how much of it is free at least, and up to where it was written.
         self._size = self._free = buffer - _SPARE
         self._filled = 0
-        # While more than this is free, a small buffer neither grows nor holds what is worth a look; before
-        # the proof every byte is.
+        # While more than this is free, the buffer neither grows nor holds what is worth a look; before the
+        # proof every byte is, and so is what comes of a frame that is counted.
         self._margin = sys.maxsize
         self._timer: asyncio.TimerHandle | None = None
 
@@ -108,8 +108,10 @@ class BoundedReader(asyncio.BufferedProtocol):
         link.hold(self._size - self._free)
         if self._filled > LARGE and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(GIVE_BACK_AFTER, self._give_back)
-        early = link.limit <= FREE
-        self._margin = sys.maxsize if early or self._size > FREE else self._size // 10 + _SPARE
+        if link.limit <= FREE or self._size - self._free > FREE:
+            self._margin = sys.maxsize
+        else:
+            self._margin = max(self._size // 10 + _SPARE, self._free - FREE)
         transport = self._transport
         # While the connection is busy another one is in front (``turns``), which keeps this.
         if link.events.known and transport.get_protocol() is self and not transport.is_closing():

@@ -39,7 +39,7 @@ UNANSWERED = 2
 # And that make the path one that may carry less than it did (RFC 8899 section 4.3). Not sooner, as each
 # is twice as long as the one before: two are lost now and then where one packet in twenty is, and to go
 # back to small datagrams is for good, and may end the connection (see ``_transmit``).
-NARROWED = 4
+NARROWED = 3
 # More than that, and nothing for so long: the peer may be gone, or be another process by now. TCP is
 # told by a reset; here it makes the connection suspect, which costs a dial where it was wrong.
 SILENCE = 1.0

@@ -94,8 +94,7 @@ class QuicLink(Link):
         self._answered = False
         self._timer: asyncio.TimerHandle | None = None
         self._closing = self._ended = False
-        self._why = ""
-        self._code, self._reason = CUT, ""
+        self._why, self._code, self._reason = "", CUT, ""
 
     def __repr__(self) -> str:
         return f"<quic link {self.endpoint.direction} {self.endpoint.remote}>"

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, cast
 
-from openline.testing import netns
+from openline.testing.lab import netns
 
 HOST = "127.0.0.1"
 LARGE = 600

@@ -21,7 +21,7 @@ from benchmarks import lossylink
 from benchmarks.contenders import OVER_QUIC, TABLE, agentic_flow
 from benchmarks.measure import percentile
 from benchmarks.works import Plan, Work
-from openline.testing import netns
+from openline.testing.lab import netns
 
 ROOT = Path(__file__).resolve().parent.parent
 # Peers that would talk on stdout or stderr otherwise.

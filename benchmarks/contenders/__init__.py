@@ -11,7 +11,7 @@ class Entry(msgspec.Struct, frozen=True):
     kind: str = ""
     # The package that it needs, where it can do without.
     package: str = ""
-    # Runs on a host of its own (`openline.testing.netns`): it would ask the local network for port mappings.
+    # Runs on a host of its own (`openline.testing.lab.netns`): it would ask the local network for mappings.
     alone: bool = False
 
     @property

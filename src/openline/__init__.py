@@ -19,8 +19,8 @@ from .errors import (
 )
 from .identity import Identity, node_id_of, public_key_of
 from .message import Message, Receipt
-from .peers import Peer
-from .router import Explanation
+from .peers.table import Peer
+from .routing.router import Explanation
 from .signing import canonical, sign_message, verify_message
 from .stats import Stats
 from .transport import Listener, Transport, load_transport

@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .address import Address, join
 from .backends.base import GOING_AWAY, Environment
-from .backends.choice import Doors
+from .backends.select import Doors
 from .backends.sockets import Opener
 from .config import Config
-from .connection import Connection, State
-from .environment import RealEnvironment
+from .connection.connection import Connection, State
 from .errors import Closed, NotConfirmed
-from .keeper import Keeper
-from .lanes import Handler
 from .message import DEFAULT_STREAM, Message, Receipt, StreamId
-from .peers import Peer
-from .router import Explanation
+from .node import Switchboard, Undelivered
+from .peers.mailbox import Handler
+from .peers.table import Peer
+from .routing.redial import Keeper
+from .routing.router import Explanation
+from .runtime.environment import RealEnvironment
 from .stats import Counters, Stats
-from .switchboard import Switchboard, Undelivered
 
 if TYPE_CHECKING:
-    from .backends.udp import UdpOpener
+    from .backends.quic.udp import UdpOpener
 
 log = logging.getLogger("openline")
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from processes import PATIENCE, Child
 
-from openline.testing.netns import ADDRESS, HostName, TwoHosts
+from openline.testing.lab.netns import ADDRESS, HostName, TwoHosts
 
 PORT = 8770
 # The ways to reach a peer: one backend, or whichever of them is up first.

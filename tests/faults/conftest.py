@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from openline.testing.netns import Feature, TwoHosts, availability
+from openline.testing.lab.netns import Feature, TwoHosts, availability
 
 
 def require_lab(feature: Feature = "hosts") -> None:

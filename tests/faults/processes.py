@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from openline.testing.netns import HostName, TwoHosts
+from openline.testing.lab.netns import HostName, TwoHosts
 
 HERE = Path(__file__).parent
 PATIENCE = 10.0

@@ -14,8 +14,8 @@ from typing import Any
 from agents import PORT, WAYS
 from talkers import DEAD_AFTER, HOSTS, Outcome, Scene
 
-from openline.testing.firewall import Refusal
-from openline.testing.netns import Direction
+from openline.testing.lab.firewall import Refusal
+from openline.testing.lab.netns import Direction
 
 # Change it to play the mixes otherwise. It repeats what is done, and when; the rest is up to the kernel.
 SEED = int(os.environ.get("OPENLINE_FAULT_SEED", "1"))

@@ -16,8 +16,8 @@ from audit import Account, Times, flows, violations
 from processes import PATIENCE, wait_until
 
 from openline import Identity
-from openline.testing.firewall import Refusal
-from openline.testing.netns import Direction, HostName, TwoHosts
+from openline.testing.lab.firewall import Refusal
+from openline.testing.lab.netns import Direction, HostName, TwoHosts
 
 # Dead after 0.75 s, so that a scenario takes seconds.
 IDLE_TIMEOUT = 1.5

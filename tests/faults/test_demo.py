@@ -9,8 +9,8 @@ import pytest
 from conftest import require_lab
 
 from openline import Capabilities
-from openline.cli import demo
-from openline.cli.demo_screen import Screen
+from openline.cli.demo import run as demo
+from openline.cli.demo.screen import Screen
 
 IDLE_TIMEOUT = 6.0
 BACKENDS = ("websocket", "quic")
@@ -18,7 +18,7 @@ BACKENDS = ("websocket", "quic")
 
 def start(namespaces: bool, idle_timeout: float = IDLE_TIMEOUT) -> subprocess.Popen[str]:
     call = f"run_demo({idle_timeout}, {namespaces})"
-    script = f"import sys; from openline.cli.demo import run_demo; sys.exit({call})"
+    script = f"import sys; from openline.cli.demo.run import run_demo; sys.exit({call})"
     return subprocess.Popen(
         [sys.executable, "-c", script],
         stdout=subprocess.PIPE,

@@ -9,7 +9,7 @@ import pytest
 from agents import INTERVAL, Agent, Pair, connections, introduce, two
 from processes import plain, wait_until
 
-from openline.testing.netns import ADDRESS6, DEVICE, LINK_LOCAL, Direction, TwoHosts
+from openline.testing.lab.netns import ADDRESS6, DEVICE, LINK_LOCAL, Direction, TwoHosts
 
 pytestmark = pytest.mark.faults
 

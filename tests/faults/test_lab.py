@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from processes import PATIENCE, Child, plain, wait_until
 
-from openline.testing import netns
-from openline.testing.firewall import Dropped
-from openline.testing.netns import (
+from openline.testing.lab import netns
+from openline.testing.lab.firewall import Dropped
+from openline.testing.lab.netns import (
     ADDRESS,
     ADDRESS6,
     Direction,
@@ -501,7 +501,7 @@ def test_an_error_inside_ends_everything(lab: TwoHosts) -> None:
 
 def test_nothing_is_left_when_its_maker_is_killed(lab: TwoHosts) -> None:
     script = (
-        "import time; from openline.testing.netns import TwoHosts\n"
+        "import time; from openline.testing.lab.netns import TwoHosts\n"
         "with TwoHosts() as hosts:\n"
         "    print(hosts.run('A', ['readlink', '/proc/self/ns/net']).stdout, end='')\n"
         "    print(hosts.run('B', ['readlink', '/proc/self/ns/net']).stdout, end='', flush=True)\n"

@@ -9,7 +9,7 @@ from agents import Agent, Pair
 from conftest import require_lab
 from processes import wait_until
 
-from openline.testing.router import Routed
+from openline.testing.lab.router import Routed
 
 pytestmark = pytest.mark.faults
 

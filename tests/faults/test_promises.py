@@ -13,7 +13,7 @@ from conftest import require_lab
 from scenarios import SCENARIOS, SEED, Play
 from talkers import Outcome, Scene
 
-from openline.testing.netns import Feature, TwoHosts, availability
+from openline.testing.lab.netns import Feature, TwoHosts, availability
 
 pytestmark = pytest.mark.faults
 

@@ -11,8 +11,8 @@ from conftest import require_lab
 from processes import wait_until
 
 from openline import Identity
-from openline.testing.firewall import Refusal
-from openline.testing.netns import ADDRESS, ADDRESS6, TwoHosts
+from openline.testing.lab.firewall import Refusal
+from openline.testing.lab.netns import ADDRESS, ADDRESS6, TwoHosts
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("firewall")]
 

@@ -5,7 +5,7 @@ from agents import WAYS, introduce, two
 from conftest import require_lab
 from processes import wait_until
 
-from openline.testing.netns import TwoHosts
+from openline.testing.lab.netns import TwoHosts
 
 BIG, SMALL = 0, range(1, 5)
 # One long packet. Of several, QUIC fills up the last one with what other streams have to send.

@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from openline import Closed, Config, Error, Identity, Message, NotConfirmed, Transport, Unreachable
 from openline.address import join
-from openline.connection import Connection
-from openline.lanes import Lane
-from openline.peers import Peer
+from openline.connection.connection import Connection
+from openline.peers.mailbox import Lane
+from openline.peers.table import Peer
 from openline.testing import Host, Killed, Network
 
 from .ledger import ACKED, UNSENT, UNSURE, Ledger, Sent

@@ -16,7 +16,7 @@ from openline import Config, Identity, Message, Peer, Receipt, Transport, Unreac
 from openline.address import Address
 from openline.backends.base import Door, Link, LinkEvents, Visitor
 from openline.backends.unfinished import Unfinished
-from openline.connection import Connection
+from openline.connection.connection import Connection
 from openline.core.frames import (
     HEADROOM,
     MESSAGES,

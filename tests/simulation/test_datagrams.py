@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from openline import Message, NotConfirmed, Unreachable
-from openline.connection import State
+from openline.connection.connection import State
 from openline.core.tracks import MAX_TRACKS
 from openline.testing import Host, Network, run
 

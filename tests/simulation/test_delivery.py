@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from openline import Config
-from openline.connection import State
+from openline.connection.connection import State
 from openline.core.tracks import MAX_TRACKS
-from openline.peers import Peer
+from openline.peers.table import Peer
 from openline.testing import Fault, Faults, Host, run
 
 from .fleet import FLAVOURS, PLAIN, Fleet, Undertaker

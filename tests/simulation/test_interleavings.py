@@ -24,11 +24,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openline import Identity
-from openline.connection import State
-from openline.testing import Host, run, wire
-from openline.testing.path import Path
-from openline.testing.udp import Flow, UdpStack
-from openline.testing.wire import Pipe
+from openline.connection.connection import State
+from openline.testing import Host, run
+from openline.testing.simulation import wire
+from openline.testing.simulation.path import Path
+from openline.testing.simulation.udp import Flow, UdpStack
+from openline.testing.simulation.wire import Pipe
 
 from .stage import Node, Stage, same_one
 

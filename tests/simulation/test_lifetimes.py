@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from openline.backends.base import Link
-from openline.testing.lifetimes import lifetimes
+from openline.testing.conformance.lifetimes import lifetimes
 
 from .stage import Stage, simulated
 

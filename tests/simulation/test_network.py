@@ -13,7 +13,7 @@ import pytest
 
 from openline import Config, Message
 from openline.testing import Host, Killed, Network, Process, current_process, run
-from openline.testing.wire import RECEIVE_BUFFER, Socket
+from openline.testing.simulation.wire import RECEIVE_BUFFER, Socket
 
 PORT = 8770
 

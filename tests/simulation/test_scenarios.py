@@ -11,18 +11,9 @@ from typing import Any
 
 import pytest
 
-from openline import (
-    Closed,
-    Error,
-    Identity,
-    Message,
-    MessageTooLarge,
-    NotConfirmed,
-    Peer,
-    Unreachable,
-    outlet,
-)
-from openline.connection import State
+from openline import Closed, Error, Identity, Message, MessageTooLarge, NotConfirmed, Peer, Unreachable
+from openline.connection import writer as outlet
+from openline.connection.connection import State
 from openline.core import session
 from openline.core.handshake import DEFAULT_RESUME
 from openline.testing import Host

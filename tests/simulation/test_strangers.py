@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from openline import Config, NotConfirmed, retention
+from openline import Config, NotConfirmed
 from openline.address import Address
 from openline.core.handshake import DEFAULT_RESUME
 from openline.message import StreamId
+from openline.peers import retention
 from openline.testing import run
 
 from .fleet import PLAIN, Fleet

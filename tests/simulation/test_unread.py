@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from openline.connection import State
+from openline.connection.connection import State
 
 from .stage import Puppet, Stage, eventually, simulated, task
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from openline import Config, Identity, IdentityConflict, Refused, node_id_of
 from openline.address import Address
-from openline.admission import Admission
 from openline.backends.base import Visitor
+from openline.connection.admission import Admission
 from openline.core.frames import HEADROOM, Malformed, Proof, decode_frame
 from openline.core.handshake import Hello, Transcript, parse_hello, with_proof
 from openline.core.selection import Endpoint

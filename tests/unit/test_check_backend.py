@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from openline.backends.base import Backend, Doorkeeper, OnBad
-from openline.backends.quic import QuicBackend
-from openline.backends.websocket import WebSocketBackend
+from openline.backends.quic.backend import QuicBackend
+from openline.backends.websocket.backend import WebSocketBackend
 from openline.config import Config
 from openline.testing import Network, backend_checks, check_backend, run
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openline.backends import deflate
+from openline.backends.websocket import deflate
 from openline.core.frames import Malformed, TooBig
 
 LIMIT = 10_000

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from openline.eager import MAX_PARKED, Runner
+from openline.runtime.eager import MAX_PARKED, Runner
 
 T = TypeVar("T")
 Steps = Coroutine[Any, Any, Any]

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from openline import Message
-from openline.backends import deflate
+from openline.backends.websocket import deflate
 from openline.core.frames import (
     HEADROOM,
     Batch,

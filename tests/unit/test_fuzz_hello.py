@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from openline import Config, Identity, IdentityConflict, Refused
 from openline.address import Address
-from openline.admission import Admission
+from openline.connection.admission import Admission
 from openline.core.frames import Batched, Flow, Listening, Malformed, Proof, Welcome, decode_frame
 from openline.core.handshake import (
     MAX_DIAL,

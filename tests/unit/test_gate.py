@@ -6,7 +6,7 @@ import asyncio
 from typing import Any, cast
 
 from openline.core.selection import Endpoint
-from openline.peers import Peer
+from openline.peers.table import Peer
 
 
 async def test_an_answer_goes_on_when_there_is_room_though_the_stream_is_stopped() -> None:

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openline import Identity
-from openline.admission import Admission
 from openline.config import Config
+from openline.connection.admission import Admission
+from openline.connection.instance import Instance, signed_for
 from openline.core.frames import Malformed
 from openline.core.handshake import Hello, Transcript, digest_of, parse_hello
-from openline.instance import Instance, signed_for
 
 ONE = Instance()
 

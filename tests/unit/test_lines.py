@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openline import Message
-from openline.lines import Lines
+from openline.sending.turns import Lines
 
 
 async def turns(number: int = 3) -> None:

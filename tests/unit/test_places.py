@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from openline.address import Address
-from openline.book import Book
-from openline.core import places
+from openline.core import port_memory as places
 from openline.core.endpoints import Endpoint
 from openline.core.handshake import Hello
-from openline.core.places import LATELY, Kind, Places
+from openline.core.port_memory import LATELY, Kind, Places
+from openline.routing.known_nodes import Book
 
 HOST, EVIL = "10.0.0.2", "10.6.6.6"
 ALICE, BOB = "a" * 52, "b" * 51 + "a"

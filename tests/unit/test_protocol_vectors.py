@@ -11,7 +11,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from openline import Identity, Message
-from openline.backends import deflate
+from openline.backends.quic.framing import ANSWER, GOODBYE, UnitReader, goodbye, header, read_goodbye
+from openline.backends.websocket import deflate
+from openline.connection.instance import Instance, signed_for
 from openline.core.collision import Claim, winner
 from openline.core.frames import (
     HEADROOM,
@@ -33,9 +35,7 @@ from openline.core.frames import (
     encode_welcome,
 )
 from openline.core.handshake import HEADER, Hello, Transcript, parse_hello, split_proof, with_proof
-from openline.core.units import ANSWER, GOODBYE, UnitReader, goodbye, header, read_goodbye
 from openline.identity import verify
-from openline.instance import Instance, signed_for
 
 DOC = Path(__file__).parents[2] / "docs" / "protocol.md"
 VECTORS = dict(re.findall(r"```vector ([\w-]+)\n(.*?)\n```", DOC.read_text(encoding="utf-8"), re.DOTALL))

@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 
 from openline import Closed, InvalidMessage, Message, NotConfirmed
-from openline.connection import Connection
-from openline.requests import LATE_FOR, MAX_LATE, Asked, Deadlines, Pending, Requests
+from openline.connection.connection import Connection
+from openline.peers.requests import LATE_FOR, MAX_LATE, Asked, Deadlines, Pending, Requests
 
 PLAIN, OPENLINE = True, False
 

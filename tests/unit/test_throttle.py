@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from openline.throttle import GRAIN, PATIENCE, Throttle
+from openline.receiving.throttle import GRAIN, PATIENCE, Throttle
 
 LIMIT = 100_000
 

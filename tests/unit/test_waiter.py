@@ -15,8 +15,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from openline.eager import MAX_PARKED, Runner
-from openline.waiter import Waiter
+from openline.runtime.eager import MAX_PARKED, Runner
+from openline.runtime.inline_future import Waiter
 
 T = TypeVar("T")
 Steps = Coroutine[Any, Any, Any]

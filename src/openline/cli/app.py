@@ -116,7 +116,7 @@ def _demo() -> int:
     line goes silent. All of it over WebSocket and over QUIC. Nothing leaves this
     machine, and nothing stays behind.
     """
-    from .demo import run_demo
+    from .demo.run import run_demo
 
     return run_demo()
 

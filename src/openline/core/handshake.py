@@ -3,7 +3,7 @@
 ``Openline-Hello: 1; node=<node id>; nonce=<base64url>; instance=<base64url>; dial=1; listen=8770; name=bob``
 
 Each side signs one transcript: both hellos and the server's certificate, in the name of its role.
-It signs twice, with the node's key and with the key that its ``instance`` is (``openline.instance``).
+It signs twice, with the node's key and with its ``instance``'s (``openline.connection.instance``).
 The server's proof ends its own header value (``; proof=<base64url>``); the client's is the first
 frame it sends. No round trip is added. Unknown parameters are ignored.
 """

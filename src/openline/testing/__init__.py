@@ -4,12 +4,12 @@
 transports. ``Faults``: seeded chaos. ``check_backend``: what any backend must do.
 """
 
-from .conformance import backend_checks, check_backend
-from .faults import Fault, Faults
-from .loop import Deadlock, Killed, Process, Spinning, Unhandled, VirtualLoop, current_process, run
-from .network import Host, Network
-from .recording import Violation
-from .trace import Trace
+from .conformance.checks import backend_checks, check_backend
+from .conformance.recording import Violation
+from .simulation.faults import Fault, Faults
+from .simulation.loop import Deadlock, Killed, Process, Spinning, Unhandled, VirtualLoop, current_process, run
+from .simulation.network import Host, Network
+from .simulation.trace import Trace
 
 __all__ = [
     "Deadlock",

@@ -11,7 +11,7 @@ from transport.conftest import certificate, raw, raw_server, stack, stranger, tr
 from transport.helpers import Actor
 
 import openline
-from openline import pairing
+from openline.peers import pairing
 
 from .rawquic import RawQuic, RawQuicServer
 

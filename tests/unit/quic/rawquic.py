@@ -26,10 +26,10 @@ from qh3.tls import SignatureAlgorithm
 from transport.helpers import Actor, batch, within
 
 import openline
-from openline.backends.quictls import ALPN, certificate_of
+from openline.backends.quic.framing import BINARY, GOODBYE, HELLO, UnitReader, goodbye, header, read_goodbye
+from openline.backends.quic.tls import ALPN, certificate_of
 from openline.core.frames import HEADROOM, Batched, Frame, Proof, Welcome, decode_frame, encode_welcome
 from openline.core.handshake import Hello, Transcript, parse_hello, split_proof, with_proof
-from openline.core.units import BINARY, GOODBYE, HELLO, UnitReader, goodbye, header, read_goodbye
 from openline.identity import verify
 from openline.message import StreamId
 

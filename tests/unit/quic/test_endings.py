@@ -10,9 +10,9 @@ import pytest
 from transport.helpers import DEADLINE, Actor, Box, Peak, can_measure_peak, eventually, task, tasks
 
 import openline
-from openline.backends import quiclink
-from openline.backends.quicdoor import QuicDoor
-from openline.core.units import ANSWER, BINARY
+from openline.backends.quic import link as quiclink
+from openline.backends.quic.framing import ANSWER, BINARY
+from openline.backends.quic.listener import QuicDoor
 
 from .conftest import Dial, Make, Serve
 from .rawquic import unit

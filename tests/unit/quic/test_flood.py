@@ -16,9 +16,11 @@ from qh3.quic.packet import QuicPacketType, encode_quic_version_negotiation
 from transport.helpers import DEADLINE, Actor, Box, eventually, task
 
 import openline
-from openline.backends import quicdoor, quictls, udp
-from openline.backends.quicdoor import RETRY_ABOVE, QuicDoor
-from openline.backends.quictls import RetryTokens
+from openline.backends.quic import listener as quicdoor
+from openline.backends.quic import tls as quictls
+from openline.backends.quic import udp
+from openline.backends.quic.listener import RETRY_ABOVE, QuicDoor
+from openline.backends.quic.tls import RetryTokens
 
 from .conftest import Dial, Make, Serve
 from .rawquic import RawQuic, client_configuration

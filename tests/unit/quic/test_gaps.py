@@ -8,7 +8,7 @@ from typing import Any
 from transport.helpers import Actor, Box, eventually
 
 import openline
-from openline.core.units import BINARY, header
+from openline.backends.quic.framing import BINARY, header
 
 from .conftest import Dial, Make
 from .rawquic import RawQuic

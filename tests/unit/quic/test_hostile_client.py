@@ -12,7 +12,7 @@ import pytest
 from transport.helpers import DEADLINE, Actor, Box, batch, eventually, task, within
 
 import openline
-from openline.core.units import BINARY, GOODBYE, HELLO, TEXT, header
+from openline.backends.quic.framing import BINARY, GOODBYE, HELLO, TEXT, header
 
 from .conftest import Dial, Make
 from .rawquic import Over, RawQuic, client_configuration, unit

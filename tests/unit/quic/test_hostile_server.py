@@ -19,7 +19,7 @@ from transport.certificates import Certificate, self_signed
 from transport.helpers import DEADLINE, Actor, Box, batch, eventually, task
 
 import openline
-from openline.core.units import BINARY, GOODBYE, HELLO, header
+from openline.backends.quic.framing import BINARY, GOODBYE, HELLO, header
 
 from .conftest import Make, Serve
 from .rawquic import RawQuic, RawQuicServer, unit

@@ -15,8 +15,8 @@ import pytest
 from transport.helpers import Actor, batch, closed_port, eventually, task
 
 import openline
-from openline.core.units import BINARY, HELLO, header
-from openline.testing.lifetimes import lifetimes
+from openline.backends.quic.framing import BINARY, HELLO, header
+from openline.testing.conformance.lifetimes import lifetimes
 
 from .conftest import Dial, Make, Serve
 from .rawquic import Over, RawQuic, client_configuration, unit

@@ -14,8 +14,8 @@ from transport.helpers import DEADLINE, Actor, Box, batch, eventually, task
 from transport.proofs import FIELDS, altered, proof_frame, signed
 
 import openline
+from openline.backends.quic.framing import BINARY, HELLO
 from openline.core.handshake import split_proof, with_proof
-from openline.core.units import BINARY, HELLO
 
 from .conftest import Dial, Make, Serve
 from .rawquic import Over, RawQuic, unit

@@ -15,8 +15,8 @@ from transport.helpers import DEADLINE, Box, eventually, open_files, port_of, ta
 
 import openline
 from openline.backends import race
-from openline.backends.quic import QuicBackend
-from openline.backends.websocket import WebSocketBackend
+from openline.backends.quic.backend import QuicBackend
+from openline.backends.websocket.backend import WebSocketBackend
 
 from .conftest import Make, Serve
 
@@ -103,7 +103,7 @@ async def test_a_silent_udp_port(make: Make, monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_what_is_remembered_is_forgotten_in_time(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from openline.backends import choice
+    from openline.backends import select as choice
 
     monkeypatch.setattr(choice, "REMEMBER", 0.0)
     _, _, address = await serving(make, backends=("websocket",))
@@ -114,7 +114,7 @@ async def test_what_is_remembered_is_forgotten_in_time(make: Make, monkeypatch: 
 
 
 async def test_what_is_remembered_is_bounded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from openline.backends import choice
+    from openline.backends import select as choice
 
     monkeypatch.setattr(choice, "MAX_REMEMBERED", 2)
     client = await make()

@@ -12,9 +12,9 @@ from transport.certificates import Certificate
 from transport.helpers import DEADLINE, Actor, Box, eventually, port_of, task
 
 import openline
-from openline.backends.quicdoor import QuicDoor
-from openline.backends.quiclink import QuicLink
-from openline.core.units import HELLO
+from openline.backends.quic.framing import HELLO
+from openline.backends.quic.link import QuicLink
+from openline.backends.quic.listener import QuicDoor
 
 from .conftest import Dial, Make
 from .rawquic import RawQuic, client_configuration, unit
@@ -151,7 +151,7 @@ async def test_the_server_forgets_tickets(make: Make, handshakes: Handshakes) ->
 
 
 async def test_tickets_are_bounded_on_both_sides(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    from openline.backends import quictls
+    from openline.backends.quic import tls as quictls
 
     monkeypatch.setattr(quictls, "SERVER_TICKETS", 3)
     monkeypatch.setattr(quictls, "CLIENT_TICKETS", 2)

@@ -13,10 +13,10 @@ from transport.helpers import eventually, task
 
 import openline
 from openline.address import Address
-from openline.backends import acceptor
-from openline.backends.quic import QuicBackend, _Call
-from openline.backends.quicsize import MIN_DATAGRAM, datagram_size
-from openline.backends.udp import TRANSIENT, Datagrams, _Transport
+from openline.backends.quic.backend import QuicBackend, _Call
+from openline.backends.quic.datagram_size import MIN_DATAGRAM, datagram_size
+from openline.backends.quic.udp import TRANSIENT, Datagrams, _Transport
+from openline.backends.websocket import listener as acceptor
 
 from .conftest import Make
 from .test_racing import serving

@@ -11,9 +11,9 @@ from transport.proofs import between, nothing, signed
 from transport.thief import FORGED, Thief
 
 import openline
-from openline.backends import quic
+from openline.backends.quic import backend as quic
+from openline.backends.quic.framing import HELLO
 from openline.core.handshake import Hello, with_proof
-from openline.core.units import HELLO
 
 from .conftest import Dial, Make, Serve
 from .rawquic import unit

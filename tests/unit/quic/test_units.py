@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openline.backends.quic.framing import UnitReader, goodbye, header, read_goodbye
 from openline.core.frames import Malformed, TooBig
 from openline.core.tracks import LOOK_AT, MAX_TRACKS, Tracks
-from openline.core.units import UnitReader, goodbye, header, read_goodbye
 
 KINDS = st.integers(0, 3)
 UNITS = st.lists(st.tuples(KINDS, st.binary(max_size=300)), max_size=12)

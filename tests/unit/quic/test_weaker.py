@@ -13,7 +13,7 @@ from transport.certificates import Certificate
 from transport.helpers import DEADLINE, Actor, Box, Raw, RawServer, eventually, task, two_identities
 
 import openline
-from openline.backends.quictls import certificate_of
+from openline.backends.quic.tls import certificate_of
 
 from .conftest import Dial, Make, Serve
 

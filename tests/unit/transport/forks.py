@@ -18,7 +18,7 @@ from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 import openline
-from openline.environment import RealEnvironment
+from openline.runtime.environment import RealEnvironment
 
 DEADLINE = 10.0
 # Of the one who listens with TLS, for those who dial.

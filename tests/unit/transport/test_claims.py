@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import openline
-from openline.connection import Connection, State
-from openline.core import places
+from openline.connection.connection import Connection, State
+from openline.core import port_memory as places
 from openline.core.frames import Batched
 
 from .conftest import Make, Open

@@ -8,7 +8,7 @@ import errno
 import pytest
 
 import openline
-from openline.connection import State
+from openline.connection.connection import State
 from openline.core.frames import HEADROOM, encode_listening
 
 from .conftest import Make, Open

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import openline
-from openline import pairing
-from openline.connection import CHALLENGE, State
+from openline.connection.connection import CHALLENGE, State
+from openline.peers import pairing
 
 from .certificates import Certificate
 from .conftest import Make, Open

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import openline
-from openline import limits
 from openline.backends import descriptors
+from openline.peers import limits
 
 from .conftest import Make, Open
 from .helpers import Actor, Box, Raw, eventually, port_of, serve, task, two_identities, upgrade, within

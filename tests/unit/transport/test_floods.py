@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 import openline
-from openline.connection import Connection
+from openline.connection.connection import Connection
 from openline.core.frames import FLOW, LISTENING, WELCOME
 
 from .conftest import Make, Open

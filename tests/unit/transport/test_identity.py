@@ -17,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 import openline
-from openline.backends import deflate
+from openline.backends.websocket import deflate
 from openline.core.handshake import parse_hello
 
 from .certificates import Certificate

@@ -19,7 +19,7 @@ import pytest
 
 import openline
 from openline.core.handshake import HEADER, Transcript, split_proof
-from openline.testing.lifetimes import lifetimes
+from openline.testing.conformance.lifetimes import lifetimes
 
 from .certificates import Certificate
 from .conftest import Make

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import openline
-from openline import dialing, router
+from openline.routing import dialer as dialing
+from openline.routing import router
 
 from .conftest import Make, Open
 from .helpers import Actor, Box, Dials, Raw, RawServer, closed_port, eventually, port_of, serve, task, tasks

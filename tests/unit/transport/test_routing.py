@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import openline
-from openline.connection import State
+from openline.connection.connection import State
 
 from .conftest import Make, Open
 from .helpers import (

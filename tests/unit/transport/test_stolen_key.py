@@ -8,8 +8,8 @@ import logging
 import pytest
 
 import openline
-from openline import pairing
 from openline.core.handshake import SIGNATURE_BYTES, Hello, split_proof, with_proof
+from openline.peers import pairing
 
 from .conftest import Make, Open
 from .helpers import BINARY, Actor, Box, Raw, RawServer, eventually, header, port_of, serve, task, within

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 import openline
-from openline import leftbehind, retention
 from openline.core.session import RECEIVER_STREAMS, STREAM_WEIGHT
+from openline.peers import retention
+from openline.receiving import left_behind as leftbehind
 
 from .conftest import Make, Open
 from .helpers import BINARY, Actor, Box, Raw, batch, eventually, frame, port_of, serve, task, tasks, within

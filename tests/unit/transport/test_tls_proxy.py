@@ -11,7 +11,7 @@ import pytest
 
 import openline
 from openline.address import Address
-from openline.proxies import Proxies
+from openline.connection.proxies import Proxies
 
 from .certificates import Certificate, self_signed
 from .conftest import Make

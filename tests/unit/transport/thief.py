@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable
 
 import openline
+from openline.connection.instance import Instance
 from openline.core.frames import HEADROOM, encode_proof
 from openline.core.handshake import Hello, Transcript
-from openline.instance import Instance
 
 from .helpers import Actor
 

@@ -1,0 +1,413 @@
+"""As much of QUIC as its users can tell apart from it: streams, loss, acknowledgements, credit. No sockets.
+
+Stands in for qh3's ``QuicConnection`` below ``backends.quic.engine.Engine``, which reads its private
+names. Packets are objects; nothing is encrypted, and nothing is left to any other chance than the
+network's, so that a run is the same for the same seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from qh3.quic import events
+
+# Stream bytes in one packet; real ones have a third of that, and take three times as long to simulate.
+CHUNK = 4096
+# What a packet takes besides.
+HEADER = 40
+# In flight at a time: at first (RFC 9002 section 7.2), and at most.
+FIRST_WINDOW, MAX_WINDOW = 14_720, 512 * 1024
+# A round trip, before it is known (RFC 9002 section 6.2.2); and the least time until a probe.
+FIRST_RTT, LEAST_PROBE = 0.333, 0.025
+# Doublings of the time until the next probe.
+MAX_BACKOFF = 6
+# A packet is lost when one that left so much later has arrived (RFC 9002 section 6.1.1).
+REORDERING = 3
+# Acknowledged again with every acknowledgement, as one of them may be lost.
+ACKED_AGAIN = 32
+# Bytes that a receiver lets come before they are read: on one stream, and on all.
+STREAM_CREDIT, CREDIT = 128 * 1024, 256 * 1024
+# On a path with little bandwidth, so many seconds' worth are under way (as ``wire`` has it for TCP).
+AHEAD_SECONDS, PART_SECONDS = 0.5, 0.25
+LEAST_CHUNK = 1200
+
+INITIAL, ANSWER, DATA, PING, GRANT, ACK, CLOSE, RESET = (
+    "initial",
+    "answer",
+    "data",
+    "ping",
+    "grant",
+    "ack",
+    "close",
+    "reset",
+)
+# Of all streams together, where a grant names none.
+ALL = -1
+
+
+class Packet:
+    """``number`` where it is to be acknowledged, and sent again until it is."""
+
+    __slots__ = ("content", "kind", "link", "number", "size")
+
+    def __init__(self, link: int, kind: str, content: Any, size: int, number: int | None) -> None:
+        self.link = link
+        self.kind = kind
+        self.content = content
+        self.size = size + HEADER
+        self.number = number
+
+    def __str__(self) -> str:
+        what = f"{self.content[0]} at {self.content[1]}" if self.kind == DATA else str(self.content)[:60]
+        return f"#{self.link}.{self.number} {self.kind} {what}"
+
+
+class _Flight:
+    """A packet that has left, and is not acknowledged."""
+
+    __slots__ = ("at", "began", "order", "packet", "size", "tries")
+
+    def __init__(self, packet: Packet, order: int, at: float) -> None:
+        self.packet, self.order, self.at, self.tries = packet, order, at, 1
+        self.began = at
+        self.size = packet.size if packet.kind == DATA else 0
+
+
+class _Out:
+    """A stream, sending side."""
+
+    __slots__ = ("credit", "offset", "pieces")
+
+    def __init__(self) -> None:
+        self.pieces: deque[bytes] = deque()
+        self.offset = 0
+        self.credit = STREAM_CREDIT
+
+
+class _In:
+    """A stream, receiving side: what has come too early waits here."""
+
+    __slots__ = ("credit", "offset", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: dict[int, bytes] = {}
+        self.offset = 0
+        self.credit = STREAM_CREDIT
+
+
+class TinyQuic:
+    """One end of a connection. ``rate`` tells what the path carries, in bytes per second."""
+
+    _tls = None
+    # Its packets have no size that a path could be too narrow for.
+    _applied_transport_parameters = None
+    sink: Any = None
+    # Streams that the other end lets this one open: both ways, and one way (as qh3 has it).
+    stream_limits = 100, 103
+
+    def __init__(self, link: int, client: bool, idle_timeout: float, rate: Callable[[], float]) -> None:
+        # What an engine looks at.
+        self._core = self.configuration = self
+        self.idle_timeout = idle_timeout
+        self._events: deque[Any] = deque()
+        self._close_event: events.ConnectionTerminated | None = None
+        self.holding = False
+        # It never says that it has had its share: what the simulation measures is not time.
+        self.resting = False
+        self.state = "active"
+        self.link = link
+        self._client = client
+        self._rate = rate
+        # When a packet last came; the end of closing or draining.
+        self.heard = 0.0
+        self._end_at = math.inf
+        self._farewell: Packet | None = None
+        # Sending.
+        self._urgent: deque[Packet] = deque()
+        self._out: dict[int, _Out] = {}
+        self._unsent = self._in_flight = self._sent = 0
+        self._credit = CREDIT
+        self._window = FIRST_WINDOW
+        self._flying: dict[int, _Flight] = {}
+        self._numbers = self._orders = 0
+        self._rtt = FIRST_RTT
+        self._backoff = 0
+        # As an engine looks at them: packets that were sent again; and the round trip, which real ones know
+        # of what is sent again, too.
+        self.loss_total = self.pto_total = 0
+        self.smoothed_rtt = 0.0
+        # Receiving; ``_ready`` is what has not been handed over.
+        self._in: dict[int, _In] = {}
+        self._seen: set[int] = set()
+        self._to_ack: list[int] = []
+        self._acked: deque[int] = deque(maxlen=ACKED_AGAIN)
+        self._ready: deque[Any] = deque()
+        self._granted = CREDIT
+        self._consumed = 0
+        self._established = not client
+
+    # What its user does --------------------------------------------------------------------------
+
+    def begin(self, now: float) -> None:
+        """A client's first packet."""
+        self.heard = now
+        self._urge(INITIAL, None, LEAST_CHUNK)
+
+    def send_stream_data(self, stream: int, data: Any) -> None:
+        if self._close_event is not None:
+            raise ValueError("the connection is closed")
+        out = self._out.get(stream)
+        if out is None:
+            out = self._out[stream] = _Out()
+        if data:
+            out.pieces.append(bytes(data))
+            self._unsent += len(data)
+
+    send_stream = send_stream_data
+
+    def send_ping(self, uid: int) -> None:
+        if self._close_event is None:
+            self._urge(PING, uid, 0)
+
+    def close(self, code: int, reason_phrase: str) -> None:
+        if self._close_event is None:
+            self._close_event = events.ConnectionTerminated(code, None, reason_phrase)
+            self._farewell = Packet(self.link, CLOSE, (code, reason_phrase), len(reason_phrase), None)
+            self._urgent.clear()
+            self._urgent.append(self._farewell)
+            self._wind_up("closing")
+
+    def let_go(self) -> None:
+        """It is over: tell nobody any more."""
+        self.sink = None
+        self.on_share = lambda: None
+
+    def change_connection_id(self) -> None:
+        """Nobody looks at it here."""
+
+    def get_send_buffer_size(self, stream: int | None) -> int:
+        return 0 if self._close_event is not None else self._unsent
+
+    def _urge(self, kind: str, content: Any, size: int) -> None:
+        self._numbers += 1
+        self._urgent.append(Packet(self.link, kind, content, size, self._numbers))
+
+    def _wind_up(self, state: str) -> None:
+        self.state = state
+        self._end_at = self.heard + 3 * self._probe_time
+        self._flying.clear()
+        self._out.clear()
+        self._unsent = 0
+
+    # Sending -------------------------------------------------------------------------------------
+
+    def poll(self, now: float) -> Packet | None:
+        """The next packet that may leave."""
+        if self._to_ack:
+            numbers = tuple(self._to_ack)
+            again = tuple(self._acked)
+            self._acked.extend(numbers)
+            self._to_ack.clear()
+            return Packet(self.link, ACK, (*again, *numbers), 0, None)
+        if self._urgent:
+            packet = self._urgent.popleft()
+        else:
+            found = self._next_chunk() if self._unsent and self.state == "active" else None
+            if found is None:
+                return None
+            packet = found
+        if packet.number is not None and self.state == "active":
+            self._fly(packet, now)
+        return packet
+
+    def _fly(self, packet: Packet, now: float) -> None:
+        assert packet.number is not None
+        flight = self._flying.get(packet.number)
+        self._orders += 1
+        if flight is None:
+            flight = self._flying[packet.number] = _Flight(packet, self._orders, now)
+            self._in_flight += flight.size
+        else:
+            flight.order, flight.at = self._orders, now
+            flight.tries += 1
+
+    def _next_chunk(self) -> Packet | None:
+        """Of the stream whose turn it is, where congestion and credit allow it."""
+        rate = self._rate()
+        if not self._established or self._in_flight >= min(self._window, max(rate * AHEAD_SECONDS, 1)):
+            return None
+        most = min(CHUNK, max(LEAST_CHUNK, int(min(rate, 1e9) * PART_SECONDS)), self._credit - self._sent)
+        if most <= 0:
+            return None
+        for stream, out in self._out.items():
+            room = min(most, out.credit - out.offset)
+            if out.pieces and room > 0:
+                del self._out[stream]  # to the end
+                self._out[stream] = out
+                return self._cut_off(stream, out, room)
+        return None
+
+    def _cut_off(self, stream: int, out: _Out, room: int) -> Packet:
+        parts: list[bytes] = []
+        while out.pieces and room > 0:
+            piece = out.pieces.popleft()
+            if len(piece) > room:
+                out.pieces.appendleft(piece[room:])
+                piece = piece[:room]
+            parts.append(piece)
+            room -= len(piece)
+        data, offset = b"".join(parts), out.offset
+        out.offset += len(data)
+        self._sent += len(data)
+        self._unsent -= len(data)
+        self._numbers += 1
+        return Packet(self.link, DATA, (stream, offset, data), len(data), self._numbers)
+
+    # Receiving -----------------------------------------------------------------------------------
+
+    def receive(self, packet: Packet, now: float) -> bool:
+        """Was it one of this connection's, at a time when it counts?"""
+        if self.state == "closing":
+            if packet.kind != CLOSE and self._farewell is not None:
+                self._urgent.append(self._farewell)
+            return False
+        if self.state != "active":
+            return False
+        self.heard = now
+        if packet.number is not None:
+            self._to_ack.append(packet.number)
+            if packet.number in self._seen:
+                return True
+            self._seen.add(packet.number)
+        self._take(packet, now)
+        return True
+
+    def _take(self, packet: Packet, now: float) -> None:
+        kind, content = packet.kind, packet.content
+        if kind == DATA:
+            self._take_data(*content)
+        elif kind == ACK:
+            self._take_acks(content, now)
+        elif kind == GRANT:
+            stream, credit = content
+            if stream == ALL:
+                self._credit = max(self._credit, credit)
+            elif stream in self._out:
+                self._out[stream].credit = max(self._out[stream].credit, credit)
+        elif kind == INITIAL:
+            self._urge(ANSWER, None, LEAST_CHUNK)
+        elif kind == ANSWER:
+            self._established = True
+            self._ready.append(events.HandshakeCompleted("", False, False))
+        elif kind in (CLOSE, RESET):
+            code, reason = content
+            self._over(code, reason, kind == CLOSE)
+
+    def _take_data(self, stream: int, offset: int, data: bytes) -> None:
+        into = self._in.get(stream)
+        if into is None:
+            into = self._in[stream] = _In()
+        into.waiting[offset] = data
+        while (piece := into.waiting.pop(into.offset, None)) is not None:
+            into.offset += len(piece)
+            self._ready.append(events.StreamDataReceived(piece, False, stream))
+
+    def _over(self, code: int, reason: str, by_program: bool) -> None:
+        event = events.ConnectionTerminated(code, None if by_program else 0, reason)
+        self._ready.append(event)
+        self._wind_up("draining")
+
+    # Acknowledgements and time -------------------------------------------------------------------
+
+    def _take_acks(self, numbers: tuple[int, ...], now: float) -> None:
+        newest = 0
+        for number in numbers:
+            flight = self._flying.pop(number, None)
+            if flight is None:
+                continue
+            newest = max(newest, flight.order)
+            self._in_flight -= flight.size
+            self._window = min(MAX_WINDOW, self._window + flight.size)
+            self.smoothed_rtt += (now - flight.began - self.smoothed_rtt) / 8
+            if flight.tries == 1:
+                self._rtt += (now - flight.at - self._rtt) / (8 if self._rtt != FIRST_RTT else 1)
+            if flight.packet.kind == PING and flight.packet.content:
+                self._ready.append(events.PingAcknowledged(flight.packet.content))
+        if newest:
+            self._backoff = 0
+            for flight in [f for f in self._flying.values() if f.order <= newest - REORDERING]:
+                self._again(flight)
+
+    def _again(self, flight: _Flight) -> None:
+        if flight.packet not in self._urgent:
+            self._urgent.append(flight.packet)
+            self.loss_total += 1
+            flight.order = self._orders + 1
+
+    @property
+    def _probe_time(self) -> float:
+        return float(max(2 * self._rtt, LEAST_PROBE) * 2**self._backoff)
+
+    def get_timer(self) -> float | None:
+        if self.state == "terminated":
+            return None
+        if self.state != "active":
+            return self._end_at
+        idle = self.heard + self.idle_timeout
+        if not self._flying:
+            return idle
+        return float(min(idle, min(flight.at for flight in self._flying.values()) + self._probe_time))
+
+    def handle_timer(self, now: float) -> None:
+        if self.state != "active":
+            if now >= self._end_at and self.state != "terminated":
+                self.state = "terminated"
+                self._ready.append(events.ConnectionTerminated(0, 0, ""))
+        elif now >= self.heard + self.idle_timeout:
+            self._over(1, "Idle timeout", False)
+        else:
+            self._probe(now)
+        self._drain_core()
+
+    def _probe(self, now: float) -> None:
+        due = now - self._probe_time
+        late = sorted((f for f in self._flying.values() if f.at <= due + 1e-9), key=lambda f: f.order)
+        for flight in late[:2]:
+            self._again(flight)
+        for flight in late:
+            flight.at = now
+        if late:
+            self._backoff = min(self._backoff + 1, MAX_BACKOFF)
+            self._window = max(FIRST_WINDOW, self._window // 2)
+
+    # Handing over --------------------------------------------------------------------------------
+
+    def _drain_core(self) -> None:
+        """Hand over what has come, and give credit for it; not while somebody holds it back."""
+        if self.holding:
+            return
+        while self._ready:
+            event = self._ready.popleft()
+            if type(event) is events.StreamDataReceived:
+                self._grant(event.stream_id, len(event.data))
+                self._events.append(event)
+            elif type(event) is events.ConnectionTerminated:
+                if self._close_event is None:
+                    self._close_event = event
+                if self.state == "terminated":
+                    self._events.append(event)
+            else:
+                self._events.append(event)
+
+    def _grant(self, stream: int, size: int) -> None:
+        into = self._in[stream]
+        self._consumed += size
+        if self._granted - self._consumed < CREDIT // 2:
+            self._granted = self._consumed + CREDIT
+            self._urge(GRANT, (ALL, self._granted), 0)
+        if into.credit - into.offset < STREAM_CREDIT // 2:
+            into.credit = into.offset + STREAM_CREDIT
+            self._urge(GRANT, (stream, into.credit), 0)

@@ -1,4 +1,4 @@
-"""One live connection: a backend's link and the core state that belongs to it."""
+"""One live connection: a backend's link, what is written to it, and the core state that belongs to it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable
-from enum import Enum, Flag, auto
+from enum import Flag, auto
+from typing import Generic
 
-from ..backends.base import Link
+from ..backends.base import End, Link
 from ..core.bulk import MEASURED, OVERLOAD, measured, overloaded
 from ..core.collision import Claim, rank_of
 from ..core.frames import Batched, Flow, Listening, Malformed, TooBig, Welcome, decode_frame, decode_plain
 from ..core.handshake import CERTIFIED, MAX_NAME, check_ports
+from ..core.lifecycle import NEXT, State
 from ..core.liveness import Liveness
 from ..core.rate import NO_NEWS, OPENS, Allowance
 from ..core.selection import Endpoint, Quality
 from ..core.session import MAX_STREAM_NAME, too_long
 from ..core.text import printable
 from ..message import Message, Receipts, StreamId
-from .writer import Hub, Outlet
+from .context import Context, Listeners
+from .events import R
+from .writer import Writer
 
 # Payloads that tell the answer to our liveness ping from a pong that nobody asked for.
 PROBE = b"probe"
@@ -32,6 +36,8 @@ CHALLENGE = b"still you?"
 
 _numbers = itertools.count(1)
 
+__all__ = ["Connection", "Pause", "State"]
+
 
 class Pause(Flag):
     """Why a connection is not read."""
@@ -41,23 +47,16 @@ class Pause(Flag):
     UNREAD = auto()  # the peer does not read what it is owed
 
 
-class State(Enum):
-    """LIVE → SUSPECT ⇄ LIVE → DRAINING → CLOSED; never back from the last two."""
-
-    LIVE = "live"
-    SUSPECT = "suspect"
-    DRAINING = "draining"
-    CLOSED = "closed"
-
-
-class Connection(Outlet):
-    """Between a peer and a link."""
+class Connection(Generic[R]):
+    """Between a remote node and a link; ``writer`` is its sending half."""
 
     __slots__ = (
         "_allowance",
         "_answered_at",
         "_callbacks",
         "_complained",
+        "_context",
+        "_listeners",
         "_pauses",
         "_pings",
         "_place_due",
@@ -66,37 +65,46 @@ class Connection(Outlet):
         "_ports_due",
         "_probed_at",
         "_unanswered",
-        "double",
         "endpoint",
         "halts",
         "heard",
+        "link",
         "liveness",
         "number",
+        "plain",
+        "positions",
         "reading_paused",
         "receipts",
-        "set_aside",
+        "remote",
         "state",
         "stuck",
+        "tx_heard",
+        "writer",
     )
 
-    def __init__(self, link: Link, hub: Hub) -> None:
-        super().__init__(link, hub)
+    def __init__(self, link: Link, context: Context, listeners: Listeners[R]) -> None:
+        self.link = link
+        self._context = context
+        self._listeners = listeners
         self.number = next(_numbers)
         self.endpoint: Endpoint = link.endpoint
+        self.plain = link.endpoint.hello is None
+        self.remote: R
+        self.writer = Writer(link, context, self)
+        # Where the peer's streams are on this connection; None where nothing is taken in.
+        self.positions: dict[StreamId, int] | None = None
         self.state = State.LIVE
         accepted = link.endpoint.direction == "inbound"
-        self.liveness = Liveness(hub.config.ping_interval, hub.loop.time(), accepted=accepted)
-        # The last inbound unit, to the tick of the liveness clock.
-        self.heard = hub.loop.time()
+        self.liveness = Liveness(context.config.ping_interval, context.loop.time(), accepted=accepted)
+        # The last inbound unit, to the tick of the liveness clock; and the messages written before it:
+        # the rest is in doubt if it dies.
+        self.heard = context.loop.time()
+        self.tx_heard = 0
         self.reading_paused = False
         self._pauses = Pause.NO
         self.receipts = Receipts(not self.plain, link.backend, link.endpoint.direction)
         # Streams that the peer has stopped over this connection; True where answers pass all the same.
-        self.halts: dict[StreamId, bool] | None = None
-        # Not used any more, because another process with that key has come.
-        self.set_aside = False
-        # Another one that cannot be of the same process, if the process behind this one is still there.
-        self.double: Connection | None = None
+        self.halts: dict[StreamId, bool] = {}
         # What is sent does not get through, though it may be alive: suspect as long as that is so.
         self.stuck = False
         # A ping that came while there was no room for the pong, or among too many.
@@ -119,6 +127,14 @@ class Connection(Outlet):
         end = self.endpoint
         return f"<{end.direction} {self.link.backend} #{self.number} {end.remote} {self.status}>"
 
+    def join(self, remote: R) -> None:
+        """Whose connection it is."""
+        self.remote = remote
+
+    @property
+    def address(self) -> str:
+        return self.remote.address
+
     @property
     def status(self) -> str:
         congested = self.state is State.LIVE and self.link.congested
@@ -137,7 +153,7 @@ class Connection(Outlet):
         hello = end.hello
         assert hello is not None
         outbound = end.direction == "outbound"
-        initiator = self._hub.node_id if outbound else hello.node_id
+        initiator = self._context.node_id if outbound else hello.node_id
         certified = end.certified if outbound else CERTIFIED in hello.caps
         return Claim(rank_of(self.link.backend, end.secure), initiator, hello.dial, certified)
 
@@ -148,16 +164,15 @@ class Connection(Outlet):
 
     @property
     def known(self) -> bool:
-        return self.peer.known
+        return self.remote.known
 
-    # Liveness ------------------------------------------------------------------------------------
+    # State ---------------------------------------------------------------------------------------
 
     def set_state(self, state: State) -> None:
-        final = self.state is State.CLOSED or (self.state is State.DRAINING and state is not State.CLOSED)
-        if self.state is not state and not final:
+        if state in NEXT[self.state]:
             self.state = state
             self.endpoint.doubtful = state is not State.LIVE
-            self._hub.on_state(self)
+            self._listeners.lifecycle.on_state(self)
             self._tell()
 
     def when_changed(self, callback: Callable[[], object]) -> None:
@@ -165,13 +180,24 @@ class Connection(Outlet):
         self._callbacks.append(callback)
 
     def _tell(self) -> None:
-        self._wake()
+        self.writer.wake()
         for callback in self._callbacks:
             callback()
 
+    def set_stuck(self, stuck: bool) -> None:
+        """Does what is sent over it fail to get through?"""
+        self.stuck = stuck
+
+    def refuse(self) -> None:
+        """Nothing that comes over it is taken in any more."""
+        self.positions = None
+        self.writer.refuse()
+
+    # Liveness ------------------------------------------------------------------------------------
+
     def probe(self) -> None:
         """The liveness ping; its pong also tells the round trip."""
-        self._probed_at = self._hub.stopwatch()
+        self._probed_at = self._context.stopwatch()
         self.link.ping(PROBE)
 
     def challenge(self) -> None:
@@ -181,8 +207,8 @@ class Connection(Outlet):
 
     def poke(self) -> None:
         """If nobody is there any more, let that come out soon. Others cause it, so once per tick."""
-        if not self.link.closing and self._poked_at != self._hub.now:
-            self._poked_at = self._hub.now
+        if not self.link.closing and self._poked_at != self._context.now:
+            self._poked_at = self._context.now
             self.link.ping(UNASKED)
 
     def reassure(self) -> None:
@@ -202,10 +228,10 @@ class Connection(Outlet):
         if self._pings is None:
             self._pings = {}
         payload = next(_numbers).to_bytes(8, "big")
-        answer: asyncio.Future[float] = self._hub.loop.create_future()
-        self._pings[payload] = (self._hub.stopwatch(), answer)
+        answer: asyncio.Future[float] = self._context.loop.create_future()
+        self._pings[payload] = (self._context.stopwatch(), answer)
         try:
-            self.flush()
+            self.writer.flush()
             self.link.ping(payload)
             return await answer
         finally:
@@ -215,7 +241,7 @@ class Connection(Outlet):
         self._pauses |= why
         if not self.reading_paused:
             self.reading_paused = True
-            self._hub.paused[self] = None
+            self._listeners.liveness.paused(self)
             self.link.pause_reading()
 
     def resume_reading(self, why: Pause = Pause.INBOX) -> None:
@@ -223,45 +249,144 @@ class Connection(Outlet):
         self._pauses &= ~why
         if self.reading_paused and not self._pauses:
             self.reading_paused = False
-            self._hub.paused.pop(self, None)
-            self.liveness.hold(self._hub.loop.time())
+            self._listeners.liveness.resumed(self)
+            self.liveness.hold(self._context.loop.time())
             self.link.resume_reading()
 
-    def _fall_behind(self) -> None:
-        self._hub.watch.owes(self)
+    def fall_behind(self) -> None:
+        self._listeners.liveness.owes(self)
 
     @property
     def in_arrears(self) -> bool:
         """Is the peer owed something that cannot be written?"""
-        return bool(self.owed) or self._unanswered is not None
+        return bool(self.writer.owed) or self._unanswered is not None
 
     # From the link -------------------------------------------------------------------------------
 
     def _hear(self) -> None:
-        self.heard = self._hub.now
-        self.tx_heard = self.tx
-        if self.doubted:
-            self.doubted.clear()
-            self._doubted_bytes = 0
+        self.heard = self._context.now
+        self.tx_heard = self.writer.tx
+        self.writer.heard()
 
     def on_alive(self) -> None:
-        self.heard = self._hub.now
+        self.heard = self._context.now
         if self.state is State.SUSPECT:
-            self._hub.watch.trust(self)
+            self._listeners.liveness.trust(self)
 
     def on_silent(self) -> None:
         if self.state is State.LIVE:
-            self._hub.watch.doubt(self)
+            self._listeners.liveness.doubt(self)
+
+    def on_text(self, data: memoryview) -> None:
+        if not self.plain:
+            raise Malformed("a text between openline peers")
+        self._hear()
+        limit = self._context.config.max_message_size
+        if len(data) > limit:
+            raise TooBig(f"a message of {len(data)} bytes, more than {limit}")
+        _check_load(data, True)
+        try:
+            if len(data) <= MEASURED:
+                message, more = decode_plain(data), 0
+            else:
+                message, more = measured(decode_plain, data)
+            if too_long(message.stream_id):
+                raise Malformed(f"a streamId of more than {MAX_STREAM_NAME} characters")
+        except Malformed as error:
+            self._complain(error)
+            return
+        self._listeners.arrivals.on_messages(self, [message], len(data), more)
+
+    def on_binary(self, data: memoryview) -> None:
+        if self.plain:
+            self.on_text(data)  # some clients send their JSON as binary
+            return
+        self.heard = self._context.now
+        self.tx_heard = self.writer.tx
+        size, more = len(data), 0
+        if size <= MEASURED:
+            frame = decode_frame(data)
+        else:
+            _check_load(data, False)
+            frame, more = measured(decode_frame, data)
+        if isinstance(frame, Batched):
+            self._listeners.arrivals.on_batch(self, frame, size, more)
+        else:
+            self._on_control(frame)
+
+    def _on_control(self, frame: object) -> None:
+        if isinstance(frame, Flow):
+            self._listeners.arrivals.on_flow(self, frame)
+        elif isinstance(frame, Listening):
+            check_ports(frame.ports)
+            self._on_listening(frame.ports)
+        elif isinstance(frame, Welcome):
+            self.allows()
+            self._listeners.lifecycle.on_far_end_lost(self, frame.lost)
+        elif frame is None:
+            self.allows(NO_NEWS)  # of a kind that a later version may know
+        else:
+            raise Malformed(f"a {type(frame).__name__.lower()} frame out of place")
+
+    def on_ping(self, payload: bytes) -> None:
+        self._hear()
+        if not self.allows():
+            # Of several pings only the last needs an answer (RFC 6455 section 5.5.3).
+            self._unanswered = payload
+            self._listeners.later.add(self)
+            return
+        if self.link.congested and (self._answered_at == self._context.now or not self._may_pong()):
+            # A peer that pings and does not read: one answer per tick of the clock.
+            self._unanswered = payload
+            self.fall_behind()
+            return
+        self._answered_at = self._context.now
+        self.link.pong(payload)
+
+    def on_pong(self, payload: bytes) -> None:
+        self._hear()
+        self.allows()
+        if payload == PROBE and self._probed_at:
+            self.receipts.measured(self._context.stopwatch() - self._probed_at)
+            self._probed_at = 0.0
+            return
+        if payload == CHALLENGE:
+            self._listeners.lifecycle.on_challenge_met(self)
+            return
+        waiting = self._pings.pop(payload, None) if self._pings else None
+        if waiting is not None and not waiting[1].done():
+            self.receipts.measured(self._context.stopwatch() - waiting[0])
+            waiting[1].set_result(self._context.stopwatch() - waiting[0])
+
+    def on_writable(self) -> None:
+        self._pongs_waiting = 0
+        if self.writer.owed:
+            self.writer.write_owed()
+        self.catch_up()
+        self.writer.wake()
+
+    def on_closed(self, end: End) -> None:
+        if self.state is State.CLOSED:
+            return
+        self.writer.flush()
+        self.state = State.CLOSED
+        for _, answer in (self._pings or {}).values():
+            if not answer.done():
+                answer.set_exception(ConnectionResetError(end.text))
+        self._listeners.lifecycle.on_lost(self, end)
+        self._tell()
+        self._callbacks.clear()  # the last there was to tell; who is told may hold this connection
+        self.writer.close()
 
     # What brings no message ----------------------------------------------------------------------
 
     def allows(self, cost: float = 1.0) -> bool:
         """A frame that says nothing new: is it within the rate? Raises ``Malformed`` for a flood."""
-        return self._allowed().frame(self._hub.loop.time(), cost)
+        return self._allowed().frame(self._context.loop.time(), cost)
 
     def _allowed(self) -> Allowance:
         if self._allowance is None:
-            self._allowance = Allowance(self._hub.loop.time())
+            self._allowance = Allowance(self._context.loop.time())
         return self._allowance
 
     def says_nothing(self, opens: int, messages: int, news: bool) -> None:
@@ -286,11 +411,11 @@ class Connection(Outlet):
 
     def _change(self) -> None:
         """Now, or together with what else changes soon: sends have to look anew after every change."""
-        if self._allowed().change(self._hub.loop.time()):
+        if self._allowed().change(self._context.loop.time()):
             if self.take_changes():
-                self._hub.changed()
+                self._listeners.lifecycle.changed()
         else:
-            self._hub.later(self)
+            self._listeners.later.add(self)
 
     def take_changes(self) -> bool:
         """The peer has other ports, or is somewhere else. True where that is so."""
@@ -302,9 +427,9 @@ class Connection(Outlet):
         if self.state is State.CLOSED:
             return False
         if listens and ports is not None:
-            self._hub.on_listening(self, ports)
+            self._listeners.lifecycle.on_listening(self, ports)
         if moved and place is not None:
-            self._hub.on_moved(self, *place)
+            self._listeners.lifecycle.on_moved(self, *place)
         return listens or moved
 
     def catch_up(self) -> None:
@@ -313,126 +438,25 @@ class Connection(Outlet):
             self.link.pong(self._unanswered)
             self._unanswered = None
 
-    def on_text(self, data: memoryview) -> None:
-        if not self.plain:
-            raise Malformed("a text between openline peers")
-        self._hear()
-        limit = self._hub.config.max_message_size
-        if len(data) > limit:
-            raise TooBig(f"a message of {len(data)} bytes, more than {limit}")
-        _check_load(data, True)
-        try:
-            if len(data) <= MEASURED:
-                message, more = decode_plain(data), 0
-            else:
-                message, more = measured(decode_plain, data)
-            if too_long(message.stream_id):
-                raise Malformed(f"a streamId of more than {MAX_STREAM_NAME} characters")
-        except Malformed as error:
-            self._complain(error)
-            return
-        self._hub.on_messages(self, [message], len(data), more)
-
-    def on_binary(self, data: memoryview) -> None:
-        if self.plain:
-            self.on_text(data)  # some clients send their JSON as binary
-            return
-        self.heard = self._hub.now
-        self.tx_heard = self.tx
-        size, more = len(data), 0
-        if size <= MEASURED:
-            frame = decode_frame(data)
-        else:
-            _check_load(data, False)
-            frame, more = measured(decode_frame, data)
-        if isinstance(frame, Batched):
-            self._hub.on_batch(self, frame, size, more)
-        else:
-            self._on_control(frame)
-
-    def _on_control(self, frame: object) -> None:
-        if isinstance(frame, Flow):
-            self._hub.on_flow(self, frame)
-        elif isinstance(frame, Listening):
-            check_ports(frame.ports)
-            self._on_listening(frame.ports)
-        elif isinstance(frame, Welcome):
-            self.allows()
-            self._hub.on_far_end_lost(self, frame.lost)
-        elif frame is None:
-            self.allows(NO_NEWS)  # of a kind that a later version may know
-        else:
-            raise Malformed(f"a {type(frame).__name__.lower()} frame out of place")
-
-    def on_ping(self, payload: bytes) -> None:
-        self._hear()
-        if not self.allows():
-            # Of several pings only the last needs an answer (RFC 6455 section 5.5.3).
-            self._unanswered = payload
-            self._hub.later(self)
-            return
-        if self.link.congested and (self._answered_at == self._hub.now or not self._may_pong()):
-            # A peer that pings and does not read: one answer per tick of the clock.
-            self._unanswered = payload
-            self._fall_behind()
-            return
-        self._answered_at = self._hub.now
-        self.link.pong(payload)
-
-    def on_pong(self, payload: bytes) -> None:
-        self._hear()
-        self.allows()
-        if payload == PROBE and self._probed_at:
-            self._measured(self._hub.stopwatch() - self._probed_at)
-            self._probed_at = 0.0
-            return
-        if payload == CHALLENGE:
-            self._hub.on_second_process(self)
-            return
-        waiting = self._pings.pop(payload, None) if self._pings else None
-        if waiting is not None and not waiting[1].done():
-            self._measured(self._hub.stopwatch() - waiting[0])
-            waiting[1].set_result(self._hub.stopwatch() - waiting[0])
-
-    def _measured(self, rtt: float) -> None:
-        self.receipts.measured(rtt)
-
-    def on_writable(self) -> None:
-        self._pongs_waiting = 0
-        if self.owed:
-            self.pay()
-        self.catch_up()
-        self._wake()
-
-    def on_closed(self, reason: str) -> None:
-        if self.state is State.CLOSED:
-            return
-        self.flush()
-        self.state = State.CLOSED
-        for _, answer in (self._pings or {}).values():
-            if not answer.done():
-                answer.set_exception(ConnectionResetError(reason))
-        self._hub.on_lost(self, reason)
-        self._tell()
-        self._callbacks.clear()  # the last there was to tell; who is told may hold this connection
-
-    def take_hint(self, message: Message) -> None:
+    def take_hint(self, message: Message) -> str | None:
         """What a plain peer calls itself: a claim."""
         source = message.metadata.get("sourceNodeId") if message.metadata else None
-        if isinstance(source, str):
-            self.endpoint.hint = self.peer.name = printable(source, MAX_NAME)
+        if not isinstance(source, str):
+            return None
+        self.endpoint.hint = printable(source, MAX_NAME)
+        return self.endpoint.hint
 
     def _complain(self, error: Malformed) -> None:
         """A message of a plain peer that cannot be read: dropped, counted, logged once.
 
         Raises ``Malformed`` where there are too many of them.
         """
-        self._hub.counters.malformed += 1
+        self._context.counters.malformed += 1
         self.allows()
         if not self._complained:
             self._complained = True
             text = "dropped a message from %s: %s (logged once)"
-            self._hub.log.about(self.peer, logging.WARNING, text, self.endpoint.remote, error)
+            self._context.log.about(self.remote, logging.WARNING, text, self.endpoint.remote, error)
 
 
 def _check_load(data: memoryview, is_json: bool) -> None:

@@ -110,16 +110,19 @@ class Stops:
 class Owed:
     """All of it, for one connection."""
 
-    __slots__ = ("acks", "ports", "stops")
+    __slots__ = ("_ports", "acks", "stops")
 
     def __init__(self) -> None:
         self.acks = Acks()
         self.stops = Stops()
         # What we listen on, where that has changed.
-        self.ports: tuple[int, ...] | None = None
+        self._ports: tuple[int, ...] | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.acks or self.stops) or self.ports is not None
+        return bool(self.acks or self.stops) or self._ports is not None
+
+    def listen(self, ports: tuple[int, ...]) -> None:
+        self._ports = ports
 
     def frame(self, expected: Mapping[StreamId, int]) -> bytearray | None:
         """The next one; None where there is nothing to say after all."""
@@ -128,7 +131,7 @@ class Owed:
             return encode_notes_frame(encode_notes(acks, None))
         if self.stops:
             return encode_flow(*self.stops.take())
-        if self.ports is not None:
-            ports, self.ports = self.ports, None
+        if self._ports is not None:
+            ports, self._ports = self._ports, None
             return encode_listening(ports)
         return None

@@ -7,7 +7,7 @@ import itertools
 import logging
 from collections.abc import Callable
 from enum import Flag, auto
-from typing import Generic
+from typing import Any, Generic
 
 from ..backends.base import End, Link
 from ..core.bulk import MEASURED, OVERLOAD, measured, overloaded
@@ -18,7 +18,7 @@ from ..core.lifecycle import NEXT, State
 from ..core.liveness import Liveness
 from ..core.rate import NO_NEWS, OPENS, Allowance
 from ..core.selection import Endpoint, Quality
-from ..core.session import MAX_STREAM_NAME, too_long
+from ..core.session import MAX_STREAM_NAME, Session, too_long
 from ..core.text import printable
 from ..message import Message, Receipts, StreamId
 from .context import Context, Listeners
@@ -76,6 +76,7 @@ class Connection(Generic[R]):
         "reading_paused",
         "receipts",
         "remote",
+        "session",
         "state",
         "stuck",
         "tx_heard",
@@ -91,7 +92,9 @@ class Connection(Generic[R]):
         self.plain = link.endpoint.hello is None
         self.remote: R
         self.writer = Writer(link, context, self)
-        # Where the peer's streams are on this connection; None where nothing is taken in.
+        # Between openline peers: the session it belongs to, and where the peer's streams are on this
+        # connection; None where nothing is taken in.
+        self.session: Session[Any] | None = None
         self.positions: dict[StreamId, int] | None = None
         self.state = State.LIVE
         accepted = link.endpoint.direction == "inbound"
@@ -130,6 +133,11 @@ class Connection(Generic[R]):
     def join(self, remote: R) -> None:
         """Whose connection it is."""
         self.remote = remote
+
+    def enter(self, session: Session[Any]) -> None:
+        """It belongs to this session, which is the one with the process at its far end."""
+        self.session, self.positions = session, {}
+        self.writer.enter(session, self.positions)
 
     @property
     def address(self) -> str:

@@ -6,12 +6,7 @@ import asyncio
 from collections import deque
 from typing import Any, Protocol
 
-<<<<<<< HEAD
 from ..backends.base import FRAGMENT, Link
-=======
-from ..backends.base import FRAGMENT, End, Link
-from ..config import Config
->>>>>>> quic
 from ..core.bulk import MAX_CONTAINERS, OVERLOAD, overloaded
 from ..core.frames import (
     FRAME_BYTES,
@@ -51,11 +46,6 @@ class Side(Protocol):
         """The peer is owed something that the link does not take now."""
         ...
 
-<<<<<<< HEAD
-=======
-    def on_state(self, connection: Connection) -> None: ...
-    def on_lost(self, connection: Connection, end: End) -> None: ...
->>>>>>> quic
 
 class Writer:
     """Writes to one link. What cannot be written because the link is gone is told by False, not raised."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ..errors import InvalidMessage
 from ..message import Message, StreamId
@@ -38,18 +38,17 @@ class Blocked(Exception):
     travel over the connection at hand."""
 
 
-class Parcel(Protocol):
+class Numbered:
     """Consecutive messages of one stream that were sent together."""
 
-    first: int
-    end: int
     messages: list[Message]
-    size: int
-    # Its stream, once it has been numbered.
-    out: Any
+    # The numbers, ``end`` being the next one's; and bytes as encoded.
+    first = end = size = 0
+    # The stream, once they have been numbered.
+    out: Outgoing[Any] | None = None
 
 
-P = TypeVar("P", bound=Parcel)
+P = TypeVar("P", bound=Numbered)
 
 
 # Unacknowledged messages and bytes of one stream.
@@ -68,13 +67,33 @@ class Outgoing(Generic[P]):
         # Bytes not acknowledged.
         self.size = 0
 
-    def add(self, parcel: P) -> None:
-        """Number a parcel that is being sent."""
-        parcel.first = self.next
-        parcel.out = self
-        self.next = parcel.end = parcel.first + len(parcel.messages)
-        self.unacked.append(parcel)
-        self.size += parcel.size
+    def add(self, sent: P, size: int) -> None:
+        """Number messages that are being sent, of ``size`` bytes."""
+        sent.first = self.next
+        sent.out = self
+        sent.size = size
+        self.next = sent.end = sent.first + len(sent.messages)
+        self.unacked.append(sent)
+        self.size += size
+
+    def take_over(self, old: Outgoing[P], sent: list[P]) -> None:
+        """Number what has been sent in another session, and goes on here."""
+        for each in sent:
+            each.messages = old.pending(each)
+            self.add(each, each.size)
+
+    def remove(self, sent: list[P]) -> None:
+        """These are not waited for here any more; the others stay."""
+        gone = set(map(id, sent))
+        self.unacked = deque(each for each in self.unacked if id(each) not in gone)
+        self.size = sum(each.size for each in self.unacked)
+
+    def give_up(self) -> list[P]:
+        """Nothing is waited for any more; returns what was."""
+        given_up = list(self.unacked)
+        self.unacked.clear()
+        self.size, self.acked = 0, self.next
+        return given_up
 
     def ack(self, upto: int) -> list[P]:
         """The receiver has everything below ``upto``; returns what is complete by that.
@@ -85,18 +104,18 @@ class Outgoing(Generic[P]):
             raise Malformed(f"acknowledges {upto}, and {self.next} is the next to be sent")
         done: list[P] = []
         unacked = self.unacked
-        # Nearly always one parcel, and all of it.
+        # Nearly always one, and all of it.
         while unacked and unacked[0].end <= upto:
-            parcel = unacked.popleft()
-            self.size -= parcel.size
-            done.append(parcel)
+            sent = unacked.popleft()
+            self.size -= sent.size
+            done.append(sent)
         if upto > self.acked:
             self.acked = upto
         return done
 
-    def pending(self, parcel: P) -> list[Message]:
-        """The messages of an unacknowledged parcel that are still to be confirmed."""
-        return parcel.messages[max(0, self.acked - parcel.first) :]
+    def pending(self, sent: P) -> list[Message]:
+        """Of unacknowledged messages those that are still to be confirmed."""
+        return sent.messages[max(0, self.acked - sent.first) :]
 
     @property
     def room(self) -> int:
@@ -169,6 +188,10 @@ class Session(Generic[P]):
             self.out_weight -= weight(stream_id)
             self._floor = max(self._floor, out.next)
         return self.out_weight + more <= most
+
+    def remember_for(self, seconds: float) -> None:
+        """After the last connection."""
+        self.remembered_for = seconds
 
     @property
     def unacked_size(self) -> int:

@@ -2,108 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
 
-from ..errors import Closed, InvalidMessage
+from ..errors import InvalidMessage
 from ..message import Message, StreamId
-from ..runtime.inline_future import Waiter
+from .in_flight import Request
 
 # How long a request that was given up may still be answered, and how many are remembered.
 LATE_FOR = 60.0
 MAX_LATE = 256
 
-if TYPE_CHECKING:
-    from ..connection.connection import Connection
-    from .table import Peer
-
-
-class Pending:
-    """One request that is out."""
-
-    __slots__ = ("answer", "connection", "id", "label", "limit", "peer", "stream_id")
-
-    def __init__(self, message: Message, answer: Waiter[Message], label: object, limit: float) -> None:
-        # Where to, and how many seconds the answer may take.
-        self.label = label
-        self.limit = limit
-        self.id = message.id
-        self.stream_id: StreamId = message.stream_id
-        self.answer = answer
-        # Who has it, and over which connection it went.
-        self.peer: Peer | None = None
-        self.connection: Connection | None = None
-
-    def done(self) -> bool:
-        return self.answer.done()
-
-    def set_exception(self, error: BaseException) -> None:
-        self.answer.set_exception(error)
-
-    def expire(self) -> None:
-        if not self.answer.done():
-            text = f"no answer from {self.label} to request {self.id!r} within {self.limit:g} s"
-            self.answer.set_exception(TimeoutError(text))
-
-
-class Expiring(Protocol):
-    """Something that waits for ``limit`` seconds at most."""
-
-    limit: float
-
-    def expire(self) -> None: ...
-    def done(self) -> bool: ...
-    def set_exception(self, error: BaseException) -> None: ...
-
-
-class Deadlines:
-    """Time-outs of many on one timer; a timer each would cost more than a request."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._due: dict[Expiring, float] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._at = 0.0
-
-    def add(self, pending: Expiring, when: float | None = None) -> None:
-        """``when`` it expires on the loop's clock; else ``limit`` seconds from now."""
-        if when is None:
-            when = self._loop.time() + pending.limit
-        self._due[pending] = when
-        if self._timer is None or when < self._at:
-            self._arm(when)
-
-    def remove(self, pending: Expiring) -> None:
-        """The timer stays: it finds nothing due, and is set for whoever is next."""
-        self._due.pop(pending, None)
-
-    def close(self) -> None:
-        """Nobody will answer any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-        for pending in self._due:
-            if not pending.done():
-                pending.set_exception(Closed("the transport is closed"))
-
-    def _arm(self, when: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._at = when
-        self._timer = self._loop.call_at(when, self._fire)
-
-    def _fire(self) -> None:
-        self._timer = None
-        # A timer may fire up to the clock's resolution early.
-        now = self._loop.time() + 0.001
-        for pending in [pending for pending, when in self._due.items() if when <= now]:
-            del self._due[pending]
-            pending.expire()
-        if self._due:
-            self._arm(min(self._due.values()))
-
-
-class Asked:
+class PlainRequests:
     """Requests out to plain peers, by IP: some answer over a socket of their own making.
 
     Only a message that names its request counts there, and only on a socket that rule 3.1 takes
@@ -111,28 +20,28 @@ class Asked:
     """
 
     def __init__(self) -> None:
-        self._by_ip: dict[str, dict[object, list[Pending]]] = {}
+        self._by_ip: dict[str, dict[object, list[Request]]] = {}
 
     def __contains__(self, ip: str) -> bool:
         return ip in self._by_ip
 
-    def add(self, ip: str, pending: Pending) -> None:
-        self._by_ip.setdefault(ip, {}).setdefault(pending.id, []).append(pending)
+    def add(self, ip: str, request: Request) -> None:
+        self._by_ip.setdefault(ip, {}).setdefault(request.id, []).append(request)
 
-    def remove(self, ip: str, pending: Pending) -> None:
+    def remove(self, ip: str, request: Request) -> None:
         by_id = self._by_ip.get(ip, {})
-        same = by_id.get(pending.id, [])
-        if pending in same:
-            same.remove(pending)
+        same = by_id.get(request.id, [])
+        if request in same:
+            same.remove(request)
         if not same:
-            by_id.pop(pending.id, None)
+            by_id.pop(request.id, None)
         if not by_id:
             self._by_ip.pop(ip, None)
 
-    def claim(self, ip: str, message: Message, is_peer_of: Callable[[Pending], bool]) -> bool:
-        for pending in self._by_ip.get(ip, {}).get(_named(message, plain=True), []):
-            if not pending.answer.done() and is_peer_of(pending):
-                pending.answer.set_result(message)
+    def claim(self, ip: str, message: Message, is_peer_of: Callable[[Request], bool]) -> bool:
+        for request in self._by_ip.get(ip, {}).get(_named(message, plain=True), []):
+            if not request.done() and is_peer_of(request):
+                request.set_result(message)
                 return True
         return False
 
@@ -156,22 +65,22 @@ class Requests:
     __slots__ = ("_late", "out")
 
     def __init__(self) -> None:
-        self.out: dict[object, Pending] = {}
+        self.out: dict[object, Request] = {}
         # Newest last: id → (stream, when to forget it).
         self._late: dict[object, tuple[StreamId, float]] = {}
 
-    def add(self, pending: Pending) -> None:
-        if pending.id in self.out:
-            raise InvalidMessage(f"a request with id {pending.id!r} is already out to this peer")
-        self.out[pending.id] = pending
+    def add(self, request: Request) -> None:
+        if request.id in self.out:
+            raise InvalidMessage(f"a request with id {request.id!r} is already out to this peer")
+        self.out[request.id] = request
 
-    def remove(self, pending: Pending, now: float | None = None) -> None:
+    def remove(self, request: Request, now: float | None = None) -> None:
         """It is over. With ``now`` it went unanswered, and its answer may come late."""
-        if self.out.get(pending.id) is not pending:
+        if self.out.get(request.id) is not request:
             return
-        del self.out[pending.id]
+        del self.out[request.id]
         if now is not None:
-            self._late[pending.id] = pending.stream_id, now + LATE_FOR
+            self._late[request.id] = request.stream_id, now + LATE_FOR
             if len(self._late) > MAX_LATE:
                 del self._late[next(iter(self._late))]
 
@@ -184,11 +93,11 @@ class Requests:
 
         By ``metadata.replyTo``; from a plain peer also by the same id, or as the only one out.
         """
-        pending = self.out.pop(_named(message, plain), None)
-        if pending is None:
+        request = self.out.pop(_named(message, plain), None)
+        if request is None:
             return plain and self._claim_only_one(message, now)
-        if not pending.answer.done():
-            pending.answer.set_result(message)
+        if not request.done():
+            request.set_result(message)
         return True
 
     def _claim_only_one(self, message: Message, now: float) -> bool:
@@ -203,8 +112,8 @@ class Requests:
         if len(on_stream) != 1:
             return False
         del self.out[on_stream[0].id]
-        if not on_stream[0].answer.done():
-            on_stream[0].answer.set_result(message)
+        if not on_stream[0].done():
+            on_stream[0].set_result(message)
         return True
 
     def _is_late(self, message: Message, now: float) -> bool:
@@ -222,13 +131,13 @@ class Requests:
 
     def fail_all(self, error: Exception) -> None:
         """No answer can come any more."""
-        for pending in list(self.out.values()):
-            pending.answer.set_exception(error)
+        for request in list(self.out.values()):
+            request.set_exception(error)
         self.out.clear()
 
-    def fail(self, connection: Connection, error: Exception) -> None:
+    def fail(self, connection: object, error: Exception) -> None:
         """The connection of a plain peer is gone: its answers cannot come any more."""
-        for pending in [p for p in self.out.values() if p.connection is connection]:
-            del self.out[pending.id]
-            if not pending.answer.done():
-                pending.answer.set_exception(error)
+        for request in [p for p in self.out.values() if p.connection is connection]:
+            del self.out[request.id]
+            if not request.done():
+                request.set_exception(error)

@@ -16,15 +16,15 @@ from ..core.fairshare import FairShare
 from ..core.origin import origin
 
 if TYPE_CHECKING:
-    from .table import Peer
+    from .remote import Remote
 
-# A peer without any stream: itself, its session, its hello.
+# A remote without any stream: itself, its session, its hello.
 PEER_BYTES = 4096
 # What all strangers together make us remember, connected or gone: 16,000 that have used a few streams.
 STRANGERS_BYTES = 64 * 1024 * 1024
 # The same of those for whom answers of this program are unacknowledged; the answers are counted.
 ANSWERS_BYTES = 64 * 1024 * 1024
-# Peers that this program knows. They push out only each other, and only once they are gone.
+# Remotes that this program knows. They push out only each other, and only once they are gone.
 KNOWN_BYTES = 256 * 1024 * 1024
 # A node at the default time-outs comes back within that time or not at all. Strangers that ask to be
 # remembered for longer are, as long as there is room: beyond the limit they go first.
@@ -32,77 +32,77 @@ STRANGER_MEMORY = 300.0
 
 
 class Retention:
-    """Sessions by what they take. ``push_out(peer, why)`` ends one that has to make room."""
+    """Sessions by what they take. ``push_out(remote, why)`` ends one that has to make room."""
 
     def __init__(
-        self, push_out: Callable[[Peer, str], None], call_soon: Callable[[Callable[[], None]], object]
+        self, push_out: Callable[[Remote, str], None], call_soon: Callable[[Callable[[], None]], object]
     ) -> None:
         self._push_out = push_out
         self._call_soon = call_soon
-        self._strangers: FairShare[Peer] = FairShare(STRANGERS_BYTES)
-        self._answers: FairShare[Peer] = FairShare(ANSWERS_BYTES)
-        self._known: FairShare[Peer] = FairShare(KNOWN_BYTES)
+        self._strangers: FairShare[Remote] = FairShare(STRANGERS_BYTES)
+        self._answers: FairShare[Remote] = FairShare(ANSWERS_BYTES)
+        self._known: FairShare[Remote] = FairShare(KNOWN_BYTES)
         # Since when peers are gone, the one gone longest first.
-        self.gone: dict[Peer, float] = {}
+        self.gone: dict[Remote, float] = {}
         # Bytes unacknowledged by strangers, when last looked.
-        self._owed: dict[Peer, int] = {}
+        self._owed: dict[Remote, int] = {}
         self._due = False
         self._now = 0.0
 
-    def left(self, peer: Peer, now: float) -> None:
+    def left(self, remote: Remote, now: float) -> None:
         """Its last connection has ended."""
-        self.gone[peer] = self._now = now
-        self.look(peer)
+        self.gone[remote] = self._now = now
+        self.look(remote)
 
-    def back(self, peer: Peer) -> None:
-        self.gone.pop(peer, None)
-        self.weigh(peer)
+    def back(self, remote: Remote) -> None:
+        self.gone.pop(remote, None)
+        self.weigh(remote)
 
-    def ended(self, peer: Peer) -> None:
+    def ended(self, remote: Remote) -> None:
         """Nothing is remembered of it any more."""
-        self.gone.pop(peer, None)
-        self._owed.pop(peer, None)
+        self.gone.pop(remote, None)
+        self._owed.pop(remote, None)
         for tier in (self._strangers, self._answers, self._known):
-            tier.remove(peer)
+            tier.remove(remote)
 
     def tick(self, now: float) -> None:
         self._now = now
 
-    def look(self, peer: Peer) -> None:
+    def look(self, remote: Remote) -> None:
         """Weigh it with what it has not acknowledged."""
-        owed = peer.session.unacked_size if peer.session is not None and not peer.known else 0
+        owed = remote.outstanding.session.unacked_size if remote.outstanding.session is not None and not remote.known else 0
         if owed:
-            self._owed[peer] = owed
+            self._owed[remote] = owed
         else:
-            self._owed.pop(peer, None)
-        self.weigh(peer)
+            self._owed.pop(remote, None)
+        self.weigh(remote)
 
-    def weigh(self, peer: Peer) -> None:
+    def weigh(self, remote: Remote) -> None:
         """It holds more, or less, or this program has come to know it."""
-        if peer.session is None and not peer.connections and not peer.lanes:
-            self.ended(peer)
+        if remote.outstanding.session is None and not remote.connections and not remote.mailboxes:
+            self.ended(remote)
             return
-        tier, size = self._tier(peer)
+        tier, size = self._tier(remote)
         for other in (self._strangers, self._answers, self._known):
-            if other is not tier and peer in other:
-                other.remove(peer)
+            if other is not tier and remote in other:
+                other.remove(remote)
         if tier is None:
             return
-        tier.set(peer, origin(peer.endpoint.ip), size)
+        tier.set(remote, origin(remote.endpoint.ip), size)
         if tier.used > tier.limit and not self._due:
             self._due = True
             self._call_soon(self._make_room)
 
-    def _tier(self, peer: Peer) -> tuple[FairShare[Peer] | None, int]:
-        session = peer.session
-        size = PEER_BYTES + peer.lanes_weight
+    def _tier(self, remote: Remote) -> tuple[FairShare[Remote] | None, int]:
+        session = remote.outstanding.session
+        size = PEER_BYTES + remote.mailboxes.weight
         if session is not None:
             # Each connection has positions, too.
-            size += session.out_weight + session.weight * max(1, len(peer.connections))
-        size += sum(former.out_weight + former.weight for former in peer.former.values())
-        if peer.known:
-            return (self._known if peer in self.gone else None), size
-        owed = self._owed.get(peer, 0)
+            size += session.out_weight + session.weight * max(1, len(remote.connections))
+        size += sum(former.out_weight + former.weight for former in remote.outstanding.former.values())
+        if remote.known:
+            return (self._known if remote in self.gone else None), size
+        owed = self._owed.get(remote, 0)
         return (self._answers if owed else self._strangers), size + owed
 
     def _make_room(self) -> None:
@@ -110,17 +110,17 @@ class Retention:
         for tier in (self._strangers, self._answers, self._known):
             if tier is not self._known and tier.used > tier.limit:
                 self._end_overstayers(tier)
-            while (peer := tier.excess()) is not None:
-                if self._tier(peer)[0] is not tier:
-                    self.weigh(peer)
+            while (remote := tier.excess()) is not None:
+                if self._tier(remote)[0] is not tier:
+                    self.weigh(remote)
                     continue
-                tier.remove(peer)
-                why = "too many peers are gone" if peer.known else "strangers take too much"
-                self._push_out(peer, why)
+                tier.remove(remote)
+                why = "too many peers are gone" if remote.known else "strangers take too much"
+                self._push_out(remote, why)
 
-    def _end_overstayers(self, tier: FairShare[Peer]) -> None:
-        for peer, since in list(self.gone.items()):
+    def _end_overstayers(self, tier: FairShare[Remote]) -> None:
+        for remote, since in list(self.gone.items()):
             if self._now - since <= STRANGER_MEMORY or tier.used <= tier.limit:
                 break
-            if peer in tier:
-                self._push_out(peer, "gone for longer than strangers are remembered at the least")
+            if remote in tier:
+                self._push_out(remote, "gone for longer than strangers are remembered at the least")

@@ -1,0 +1,99 @@
+"""A remote node, as programs see it."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from .message import Message, Receipt
+
+
+class Remote(Protocol):
+    """What is known of the node; ``peers/remote.py`` keeps it."""
+
+    @property
+    def node_id(self) -> str | None: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def plain(self) -> bool: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def connected(self) -> bool: ...
+    @property
+    def state(self) -> str: ...
+
+
+class Sends(Protocol):
+    """Sends to a node in hand; ``sending/sender.py`` does."""
+
+    def send_to(self, remote: Any, message: Message) -> Coroutine[Any, Any, Receipt]: ...
+    def request_of(
+        self, remote: Any, message: Message, timeout: float | None = None
+    ) -> Coroutine[Any, Any, Message]: ...
+
+
+class Peer:
+    """A remote node, as seen from here. Handlers get one; ``Transport.peers()`` lists them.
+
+    As long as a program keeps one, it is the same object whenever its node comes back.
+    """
+
+    __slots__ = ("__weakref__", "_remote", "_sends")
+
+    def __init__(self, remote: Remote, sends: Sends) -> None:
+        self._remote = remote
+        self._sends = sends
+
+    @property
+    def address(self) -> str:
+        """Where to send to reach it again."""
+        return self._remote.address
+
+    @property
+    def node_id(self) -> str | None:
+        """Its proven node id; a plain peer has none."""
+        return self._remote.node_id
+
+    @property
+    def name(self) -> str:
+        """What it calls itself, a claim: in its hello, or a plain peer in ``metadata.sourceNodeId``."""
+        return self._remote.name
+
+    @property
+    def plain(self) -> bool:
+        """Is it one that has said no openline hello?"""
+        return self._remote.plain
+
+    @property
+    def proven(self) -> bool:
+        """Is it known who this is? True for every openline peer."""
+        return self._remote.node_id is not None
+
+    @property
+    def connected(self) -> bool:
+        """Does a live connection reach it now?"""
+        return self._remote.connected
+
+    @property
+    def state(self) -> str:
+        """``live``, ``congested``, ``suspect``, ``draining`` or ``gone``: the best connection's."""
+        return self._remote.state
+
+    def __repr__(self) -> str:
+        return repr(self._remote)
+
+    def send(self, message: Message) -> Coroutine[Any, Any, Receipt]:
+        """Send to this peer, over whatever reaches it. Raises as ``Transport.send`` does."""
+        return self._sends.send_to(self._remote, message)
+
+    def request(self, message: Message, timeout: float | None = None) -> Coroutine[Any, Any, Message]:
+        """Send and wait for the answer. Raises as ``Transport.request`` does."""
+        return self._sends.request_of(self._remote, message, timeout)
+
+    def reply(
+        self, message: Message, payload: Any = None, *, type: str = "result"
+    ) -> Coroutine[Any, Any, Receipt]:
+        """Answer ``message``: same stream, ``metadata.replyTo`` set to its id."""
+        return self._sends.send_to(self._remote, message.answer(payload, type))

@@ -237,7 +237,7 @@ class Flow:
         program = self._program
         loop = asyncio.get_running_loop()
         end = loop.time() + limit + LATE
-        trace, names = program.fleet.network.trace, " ".join(each.id for each in sent)
+        trace, names = program.fleet.trace, " ".join(each.id for each in sent)
         trace.note(program.host.name, "sends %s", names)
         try:
             result = await sending
@@ -248,11 +248,18 @@ class Flow:
         else:
             for each in sent:
                 each.outcome = ACKED
+            _hand_out(sent, result)
             return result
         finally:
             trace.note(program.host.name, "%s: %s %s", names, sent[-1].outcome, sent[-1].error)
             if loop.time() > end and not program.fleet.stops:
                 program.fleet.ledger.strange.append(f"{sent[0]} took until {loop.time():.3f}")
+
+
+def _hand_out(sent: list[Sent], result: Any) -> None:
+    """To each message its receipt, or its answer."""
+    for each, got in zip(sent, result if isinstance(result, list) else [result], strict=True):
+        each.result = got
 
 
 def _note(sent: list[Sent], error: BaseException) -> None:
@@ -276,6 +283,8 @@ class Fleet:
         self.random = Random(seed)
         self.flavour = flavour
         self.network = Network(seed, TRACE_LINES)
+        # What programs do is noted here, beside what the network notes of itself.
+        self.trace = self.network.trace
         self.ledger = Ledger()
         self.seats: list[Seat] = []
         self.programs: dict[Seat, Program] = {}
@@ -315,7 +324,7 @@ class Fleet:
 
     async def upgrade(self, host: Host) -> None:
         """As one does with a service: close the transport, and end the process; it is to be started again."""
-        self.network.trace.note(host.name, "closes")
+        self.trace.note(host.name, "closes")
         with suppress(Killed):
             for program in self.programs.values():
                 if program.host is host and hasattr(program, "transport"):

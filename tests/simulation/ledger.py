@@ -24,6 +24,8 @@ class Sent(msgspec.Struct):
     at: float
     outcome: str = PENDING
     error: str = ""
+    # What the sender got back: a receipt, or an answer.
+    result: object = None
     # (host, generation, time), once for each time it was handed to a program.
     received: list[tuple[str, int, float]] = msgspec.field(default_factory=list)
 

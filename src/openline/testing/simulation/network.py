@@ -376,6 +376,7 @@ class Host:
             raise _error(errno.EHOSTUNREACH)
         back = self.network.path(target, self)
         for wait in SYN_RETRIES:
+            self._note("syn to %s:%d", ip, port)
             if there.up and back.up and not there.blackhole:
                 await asyncio.sleep(there.delay())
                 if there.up:
@@ -404,7 +405,7 @@ class Host:
         self.sockets[sock] = None
         sock.on_shut = self._shut
         if self.network.trace.frames:
-            sock.note = self._note
+            sock.note = lambda *what: self.network.trace.frame(self.name, *what)
         return sock
 
     def _shut(self, sock: Socket) -> None:

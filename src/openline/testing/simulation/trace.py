@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
+from ...backends.memory.link import describe_frame
 from .loop import current_process
 
 # Lines kept; the last ones tell most.
@@ -28,6 +29,10 @@ class Trace:
         if len(self._lines) == self._lines.maxlen:
             self._dropped += 1
         self._lines.append((self._clock(), where, what, details))
+
+    def frame(self, where: str, what: str, sock: object, frame: object) -> None:
+        """Add a line for a frame or a packet, which the receiver is going to change."""
+        self.note(where, what, sock, describe_frame(frame))
 
     def __str__(self) -> str:
         lines = [f"{at:>10.4f}  {where:<10} {what % details}" for at, where, what, details in self._lines]

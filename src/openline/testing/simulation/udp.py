@@ -193,14 +193,14 @@ class UdpStack:
         path = self.path(to[0])
         if path is None:
             return
-        frames = self.host.network.trace.frames
+        trace = self.host.network.trace
         fresh = packet.kind == "initial"
-        if frames:
-            self.note("%r sends %s", sock, packet)
+        if trace.frames:
+            trace.frame(self.host.name, "%r sends %s", sock, packet)
         if fresh and path.no_route:
             sock.fail(errno.EHOSTUNREACH)
         elif not path.passes_udp(fresh, source, to, packet.size) or path.queued > QUEUE_SECONDS:
-            if frames:
+            if trace.frames:
                 self.note("%r: lost", sock)
         else:
             when = self.arrival(path, packet)
@@ -222,7 +222,7 @@ class UdpStack:
                 clock.call_at(clock.now() + back.delay(), lambda: sock.fail(errno.ECONNREFUSED))
             return
         if target.network.trace.frames:
-            target.udp.note("%r receives %s", there, packet)
+            target.network.trace.frame(target.name, "%r receives %s", there, packet)
         there.take_in(packet, source, to)
 
     def at(self, place: Place) -> UdpSocket | None:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from ...backends.memory.link import SocketUser, describe_frame
+from ...backends.memory.link import SocketUser
 from .loop import Process
 from .path import Clock, Path, Timer
 
@@ -286,7 +286,7 @@ class Socket:
         if not self.open:
             return
         if self.note is not None:
-            self.note("%s sends %s", self, describe_frame(item))
+            self.note("%s sends %s", self, item)
         if self.failed:
             self.soon(self._lose)
         else:
@@ -398,7 +398,7 @@ class Socket:
             if item is PART:
                 continue
             if self.note is not None:
-                self.note("%s reads %s", self, describe_frame(item))
+                self.note("%s reads %s", self, item)
             if item is END or item is RESET:
                 self._lose()
                 return

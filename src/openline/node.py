@@ -1,14 +1,10 @@
-"""What connections report to, and what a transport is made of underneath.
-
-Everything here is called from below: by backends when a link is up, by connections when something
-has arrived or a state has changed, by the inbox when a lane is full.
-"""
+"""What a transport is made of underneath: makes its rooms, tells them in a fixed order what happens to
+connections, and takes them down in reverse. The rules are elsewhere."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -18,38 +14,38 @@ from .backends.base import CONFLICT, GOING_AWAY, NORMAL, REPLACED, By, End, Envi
 from .backends.select import Choice
 from .config import Config
 from .connection.admission import Admission
-from .connection.connection import Connection, State
-from .connection.heartbeat import Watch
-from .connection.later import Later
-from .connection.writer import Outlet
-from .core.frames import Batched, Flow, Malformed, encode_welcome
-from .core.handshake import MAX_PORTS
+from .connection.connection import Connection
+from .connection.context import Context, Listeners
+from .connection.heartbeat import Heartbeat
+from .connection.postponed import Postponed
+from .core.frames import encode_welcome
+from .core.handshake import MAX_PORTS, Hello
+from .core.lifecycle import Phase, State
 from .core.origin import origin
-from .core.rate import NO_NEWS
-from .core.selection import Endpoint, Rank, Reject, Want, match
-from .core.session import too_long
-from .errors import Closed, IdentityConflict, NotConfirmed, Refused, Unreachable
+from .core.selection import Endpoint
+from .errors import IdentityConflict, NotConfirmed, Refused, Unreachable
 from .identity import Identity
 from .message import Message
-from .peers.delivery import Delivery
+from .peer import Peer
+from .peers.conflicts import Conflicts
 from .peers.doubts import Doubts
-from .peers.in_flight import Parcel
 from .peers.limits import Limits
-from .peers.mailbox import Lane
-from .peers.pairing import Pairing
-from .peers.requests import Pending
+from .peers.remote import Remote, RemoteConnection
+from .peers.requests import PlainRequests
 from .peers.rivals import bury_predecessors, poke_rivals
-from .peers.table import MAX_LOST, Peer, PeerTable
+from .peers.services import Services
+from .peers.sessions import Sessions
+from .peers.table import Table
+from .receiving.dispatcher import Dispatcher
+from .receiving.flow_control import regulate
 from .receiving.inbox import Inbox
-from .receiving.levels import FULL_LANES_PER_PEER
 from .routing.dialer import Dialer
-from .routing.recovery import Recovery
+from .routing.redial import Kept, Recovery
 from .routing.router import Router
 from .runtime.eager import Runner
 from .runtime.home import Home
 from .runtime.ratelog import RateLog
 from .sending.sender import Sender
-from .stats import Counters
 
 log = logging.getLogger("openline")
 
@@ -57,91 +53,126 @@ log = logging.getLogger("openline")
 Undelivered = Callable[[Peer, Message, str], object]
 
 
-class Switchboard:
-    """All connections of one transport, and what happens on them."""
+class Node:
+    """All connections of one transport, and what happens to them (``connection.events.Lifecycle``)."""
 
     def __init__(self, config: Config, environment: Environment) -> None:
         self.config = config
-        self.counters = Counters()
-        self.home = Home()
-        self.loop = asyncio.get_running_loop()
-        self.now = self.loop.time()
-        self.dispatching = False
-        self.dirty: list[Outlet] = []
-        self.paused: dict[Connection, None] = {}
-        self.random = environment.random
-        self.stopwatch = environment.stopwatch
-        self.undelivered: list[Undelivered] = []
-        self.log = RateLog(log, self.loop.time)
-        self.later = Later(self.loop, self.changed).add
+        self.home = Home(self._in_child)
         identity = Identity.of(config.identity)
         self.node_id = identity.node_id
-        self.pairing = Pairing(self)
-        self.limits = Limits(self)
+        self.log = RateLog(log, asyncio.get_running_loop().time)
+        self.context = context = Context(config, self.node_id, self.log, environment.stopwatch)
+        self.counters, self.loop = context.counters, context.loop
+        self.undelivered: list[Undelivered] = []
+        self.sessions = Sessions(context, environment.wall_clock, self._forget)
+        self.conflicts = Conflicts(context, self._knows, self._is_process)
+        self.services = Services(context, self.sessions, self.conflicts, self)
+        self.limits = Limits(context, lambda: self.inbox.waiting_of_strangers)
         self.door = Admission(
             config,
             identity,
             self._link_up,
             self._lost_to,
-            self.pairing.in_conflict,
+            self.conflicts.holds,
             self._on_bad_handshake,
-            self.pairing.is_copy,
-            self.pairing.on_copy,
+            self._is_process,
+            self.conflicts.on_copy,
             self.limits.crowded,
         )
-        self.unacked: dict[Peer, None] = {}
-        self.recovery = Recovery(self)
-        self.delivery = Delivery(self, self.recovery.stranded, environment.wall_clock)
-        # Closing: goodbye to whatever still comes up. Closed: nothing is sent or taken in.
-        self.closing = self.closed = False
-        # Going away: what openline peers send from now on is the next process's.
-        self.leaving = False
         self.backends = Choice(
             *environment.backends(config, self.door, self._on_bad_handshake), config.dial_timeout
         )
-        self.table = PeerTable(self._make_peer, self.door.is_own)
+        self.table = Table(self._make_remote, self.door.is_own)
+        self.limits.bind(self.table)
         self.dialer = Dialer(self._dial, self._try_out)
-        self.router = Router(self.table, self.dialer, config, self.loop, self.backends, self.log)
+        self.router = Router(context, self.table, self.dialer, self.backends)
+        chance = environment.random
+        self.recovery = Recovery(context, self.home, self.router, chance)
+        low, high = config.backoff_min, config.backoff_max
+        self.kept = Kept(self.reach, low, high, chance.random, self.log)
         self.runner = Runner(self.loop)
         self.inbox = Inbox(
             config,
             self.counters,
             self.runner,
             self.router.receives,
-            self._regulate,
+            regulate,
             self.table.forget,
             self.log,
-            self.delivery.retention.weigh,
+            self.sessions.retention.weigh,
         )
-        self.sender = Sender(self)
-        self.doubts = Doubts(self)
-        self.watch = Watch(self, environment.wall_clock, self._tick)
+        plain_requests = PlainRequests()
+        self.dispatcher = Dispatcher(context, self.inbox, self.table, plain_requests, self.home)
+        context.bind(self.dispatcher)
+        self.heartbeat: Heartbeat[Remote] = Heartbeat(context, environment.wall_clock, self._tick)
+        self.doubts = Doubts(context, self.heartbeat, self.backends.distrust)
+        self.services.bind(self.table, self.doubts, self.recovery)
+        self.listeners: Listeners[Remote] = Listeners(
+            self.dispatcher, self, self.heartbeat, Postponed(self.loop, self.changed)
+        )
+        self.sender = Sender(
+            context, self.home, self.router, self.table, self.recovery.out_of_reach, plain_requests, chance
+        )
 
     def _tick(self, now: float, wall: float) -> None:
-        self.delivery.tick(now, wall)
+        self.sessions.tick(now, wall)
         if self.backends.files is not None:
             self.backends.files.look()
 
-    def check_open(self) -> None:
-        self.home.check()
-        if self.closing:
-            raise Closed("the transport is closed")
+    def _in_child(self) -> None:
+        """For whatever the child's copy of the loop still runs: it neither dials nor takes anything in."""
+        self.dialer.stop()
+        self.heartbeat.stop()
 
-    def _make_peer(self, key: object, end: Endpoint) -> Peer:
-        peer = Peer(self.sender, key, end, self.table.is_own(end))
-        peer.known = peer.node_id in (self.config.allow or ())
-        peer.by_name = self.config.certified
-        return peer
+    # Peers ---------------------------------------------------------------------------------------
+
+    def _make_remote(self, key: object, end: Endpoint) -> Remote:
+        return Remote(self.services, self.sender, self.inbox, key, end, self.table.is_own(end))
+
+    def _forget(self, remote: Remote) -> None:
+        self.table.forget(remote)
+
+    def _knows(self, node_id: str) -> bool:
+        return self.table.knows(node_id)
+
+    def _is_process(self, hello: Hello) -> bool:
+        """Does it repeat the instance of a process whose session is here, though that may be gone?"""
+        remote = self.table.node(hello.node_id)
+        if remote is None or remote.outstanding.session is None:
+            return False
+        return hello.is_copy(remote.outstanding.session.process, *remote.outstanding.former)
 
     def _lost_to(self, node_id: str) -> list[bytes]:
         """Connections to that node that we have lost, or give up now, and that it may still hold."""
-        peer = self.table.node(node_id)
-        if peer is None:
-            return []
-        suspects = [c.endpoint.connection_id for c in peer.connections if c.state is State.SUSPECT]
-        return [*peer.lost, *(connection_id for connection_id in suspects if connection_id is not None)]
+        remote = self.table.node(node_id)
+        return [] if remote is None else remote.paths.dead_ends
 
-    async def _dial(self, address: Address) -> Connection:
+    def in_doubt(self, remote: Remote, messages: Iterable[Message], why: str) -> None:
+        """Nothing will ever confirm these."""
+        messages = list(messages)
+        self.counters.in_doubt += len(messages)
+        self._report(remote, messages, why)
+
+    def _report(self, remote: Remote, messages: Iterable[Message], why: str) -> None:
+        for message in messages:
+            for handler in self.undelivered:
+                try:
+                    handler(remote.peer, message, why)
+                except Exception:
+                    self.counters.handler_errors += 1
+                    text = "on_undelivered handler %r failed"
+                    self.log.about(remote, logging.ERROR, text, handler, exc_info=True)
+
+    # Dialing -------------------------------------------------------------------------------------
+
+    async def reach(self, address: Address) -> RemoteConnection:
+        """A connection to there, which this program has asked for. Raises as ``Transport.connect`` does."""
+        connection, _ = await self.router.find(address)
+        connection.remote.know()
+        return connection
+
+    async def _dial(self, address: Address) -> RemoteConnection:
         self.counters.dials += 1
         try:
             connection = await self._open(address)
@@ -157,7 +188,7 @@ class Switchboard:
         self.counters.dials += 1
         self._dialed(address, connection)
 
-    async def _open(self, address: Address) -> Connection:
+    async def _open(self, address: Address) -> RemoteConnection:
         """A dial, and another one where what was opened was lost again before it could be used."""
         for _ in range(self.config.max_attempts):
             link = await self.backends.dial(address)
@@ -166,329 +197,212 @@ class Switchboard:
         path = f"{link.backend} {link.endpoint.remote}"
         raise Unreachable(str(address), [(path, "died as soon as it was open")])
 
-    def _dialed(self, address: Address, connection: Connection) -> None:
+    def _dialed(self, address: Address, connection: RemoteConnection) -> None:
         bury_predecessors(self.table, address, connection)
         if not connection.plain:
-            for peer in self.delivery.unacked():
-                self.delivery.move(peer, address, connection.peer)
+            self.sessions.moved(address, connection.remote)
 
     def _on_bad_handshake(self, peer: str, reason: str) -> None:
         self.counters.malformed += 1
         host = peer.partition(" ")[0].rpartition(":")[0].strip("[]")
         self.log.line(origin(host), False, logging.WARNING, "turned away %s: %s", peer, reason)
 
-    def _link_up(self, link: Link, lost: list[bytes]) -> Connection:
+    # Connections come and go ---------------------------------------------------------------------
+
+    def _link_up(self, link: Link, lost: list[bytes]) -> RemoteConnection:
         end = link.endpoint
         if end.target is not None and end.target.node_id is not None:
             # That it is this node is proven by now; the address of a peer is the same however it was dialed.
             end.target = msgspec.structs.replace(end.target, node_id=None)
-        connection = Connection(link, self)
-        peer = self.table.add(connection)
-        if connection.plain:
-            connection.doubted = deque() if self.undelivered else None
-        else:
-            self.delivery.joined(connection)
+        connection: RemoteConnection = Connection(link, self.context, self.listeners)
+        remote = self.table.add(connection)
+        if not connection.plain:
+            remote.outstanding.joined(connection)
+        elif self.undelivered:
+            connection.writer.note_doubted()
         self.router.came(connection)
-        self.inbox.peer_back(peer)
+        self.inbox.peer_back(remote)
         self.limits.opened(connection)
-        self.watch.add(connection)
+        self.heartbeat.add(connection)
         poke_rivals(self.table, connection)
         self.inbox.rebind()
-        if link.endpoint.direction == "outbound":
-            self.counters.created += 1
-        else:
+        inbound = end.direction == "inbound"
+        if inbound:
             self.counters.accepted += 1
+        else:
+            self.counters.created += 1
         log.debug("open: %r", connection)
         if not connection.plain:
-            if link.endpoint.direction == "inbound":
-                link.write_binary(encode_welcome(self._lost_to(peer.node_id or "")))
-            self.pairing.joined(connection, lost)
-        for address in self.dialer.waiting():
-            want = self.router.want_now(address)
-            if link.endpoint.direction == "inbound" and self.table.plan(want).chosen is connection:
-                self.dialer.settle(address, connection)
-        for lane in peer.lanes.values():
-            if lane.paused:
-                self._regulate(peer, lane)
-        if self.closing:
+            if inbound:
+                link.write_binary(encode_welcome(self._lost_to(remote.node_id or "")))
+            remote.paths.joined(connection, lost)
+        if inbound:
+            self._settle_dials(connection)
+        for mailbox in remote.mailboxes.by_stream.values():
+            if mailbox.paused:
+                regulate(remote, mailbox)
+        if self.home.closing:
             self.loop.call_soon(link.close, GOING_AWAY, "closing")
         return connection
 
-    def on_messages(self, connection: Connection, messages: list[Message], size: int, more: int) -> None:
-        counters = self.counters
-        counters.messages_received += len(messages)
-        counters.bytes_received += size
-        if self.closed:
-            counters.undelivered += len(messages)
-            return
-        connection.take_hint(messages[0])
-        self.dispatching = True
-        try:
-            peer = connection.peer
-            if peer.requests.out or connection.endpoint.ip in self.sender.asked:
-                messages = [m for m in messages if not self._claim(connection, m)]
-            self.inbox.feed(peer, messages, size + more)
-        finally:
-            self.dispatching = False
-            if self.dirty:
-                self._flush_dirty()
+    def _settle_dials(self, connection: RemoteConnection) -> None:
+        """It has come in: whoever waits for a dial to the same peer need not wait any longer."""
+        for address in self.dialer.waiting():
+            if self.table.plan(self.router.want_now(address)).chosen is connection:
+                self.dialer.settle(address, connection)
 
-    def on_batch(self, connection: Connection, batch: Batched, size: int, more: int) -> None:
-        """A frame of an openline peer's session; decoded, it takes so many bytes ``more``."""
-        self.dispatching = True
-        try:
-            messages, opens = batch.messages, batch.opens
-            news = bool(batch.acks or opens) and self.delivery.on_notes(connection, batch)
-            if (not messages and not news) or (opens and len(opens) > len(messages)):
-                connection.says_nothing(len(opens), len(messages), news)
-            if messages and not (self.leaving and self._refuses(connection)):
-                counters = self.counters
-                counters.messages_received += len(messages)
-                counters.bytes_received += size
-                messages = self.delivery.take(connection, messages)
-                peer = connection.peer
-                if peer.requests.out:
-                    self._hand_out(peer, messages, size + more)
-                else:
-                    self.inbox.feed(peer, messages, size + more)
-        finally:
-            self.dispatching = False
-            if self.dirty:
-                self._flush_dirty()
-        if connection.acks is not None:
-            self.delivery.owe(connection)
+    def on_far_end_lost(self, connection: RemoteConnection, lost: list[bytes]) -> None:
+        connection.remote.paths.far_end_lost(lost)
 
-    def _hand_out(self, peer: Peer, messages: list[Message], size: int) -> None:
-        """Answers to those who wait for them, everything else to the inbox, and all of it in order."""
-        each = size // len(messages) if messages else 0
-        run: list[Message] = []
-        for message in messages:
-            if not peer.requests.awaits(message):
-                run.append(message)
-                continue
-            if run:
-                self.inbox.feed(peer, run, each * len(run))
-                run = []
-            peer.requests.claim(message, False, self.now)
-        if run:
-            self.inbox.feed(peer, run, each * len(run))
+    def on_challenge_met(self, connection: RemoteConnection) -> None:
+        connection.remote.paths.challenge_met(connection)
 
-    def _refuses(self, connection: Connection) -> bool:
-        """While closing: what is not taken in is not acknowledged, and goes to whoever comes next.
-
-        As long as handlers wait for answers of this peer, everything of it is taken in.
-        """
-        if not connection.peer.requests.out:
-            connection.positions = None
-        return connection.positions is None
-
-    def divert(self, connection: Outlet, parcel: Parcel) -> bool:
-        return self.delivery.divert(connection, parcel)
-
-    def on_far_end_lost(self, connection: Connection, lost: list[bytes]) -> None:
-        self.pairing.far_end_lost(connection.peer, lost)
-
-    def on_second_process(self, connection: Connection) -> None:
-        self.pairing.second_process(connection)
-
-    def _claim(self, connection: Connection, message: Message) -> bool:
-        """Is it the answer to a request? A plain peer may also send that over another socket."""
-        if connection.peer.requests.claim(message, connection.plain, self.now):
-            return True
-        if not connection.plain:
-            return False
-        return self.sender.asked.claim(
-            connection.endpoint.ip, message, lambda pending: self._may_be(connection, pending)
-        )
-
-    def _may_be(self, connection: Connection, pending: Pending) -> bool:
-        """Would a send to where the request went be allowed on this plain connection?"""
-        asked = pending.connection
-        if asked is None:
-            return False
-        address = Address(asked.endpoint.ip, asked.endpoint.port)
-        want = Want(address, (asked.endpoint.ip,))
-        ends = [candidate.endpoint for candidate in self.table.candidates(want)]
-        verdict = match(want, connection.endpoint, ends)
-        # Some answer over a socket of their own although they were dialed.
-        return isinstance(verdict, Rank) or verdict in (Reject.DIAL_FIRST, Reject.PLAIN_NOT_THERE)
-
-    def _flush_dirty(self) -> None:
-        dirty, self.dirty = self.dirty, []
-        for connection in dirty:
-            connection.flush()
-
-    def on_flow(self, connection: Connection, flow: Flow) -> None:
-        """The peer's inbox for a stream is full, or has room again."""
-        peer = connection.peer
-        if too_long(flow.stream_id):
-            raise Malformed("the name of a stopped stream is too long")
-        session = connection.session
-        if session is None or flow.stream_id not in session.out:
-            connection.allows(NO_NEWS)
-            return  # nothing goes out on that stream
-        # The peer says it over all its connections; what counts is what it has said over the carrier.
-        halts = connection.halts = connection.halts or {}
-        before = halts.get(flow.stream_id)
-        if not flow.paused:
-            halts.pop(flow.stream_id, None)
-        elif len(halts) < self.config.max_streams or flow.stream_id in halts:
-            halts[flow.stream_id] = flow.answers
-        if halts.get(flow.stream_id) is before:
-            connection.allows(NO_NEWS)
-        elif connection is peer.carrier:
-            peer.heed(halts, flow.stream_id)
-
-    def on_listening(self, connection: Connection, ports: tuple[int, ...]) -> None:
+    def on_listening(self, connection: RemoteConnection, ports: tuple[int, ...]) -> None:
         """The peer listens on other ports than its hello said."""
-        hello = connection.endpoint.hello
-        assert hello is not None
-        connection.endpoint.hello = msgspec.structs.replace(hello, ports=ports)
+        connection.endpoint.listens_on(ports)
         self.router.told(connection)
 
-    def on_moved(self, connection: Connection, ip: str, port: int) -> None:
+    def on_moved(self, connection: RemoteConnection, ip: str, port: int) -> None:
         """The peer goes on from another address: a laptop in another network, or a NAT that forgot."""
         before = connection.endpoint.remote
         self.table.moved(connection, ip, port)
         self.counters.migrations += 1
-        self.log.about(connection.peer, logging.INFO, "moved: %r was at %s", connection, before)
+        self.log.about(connection.remote, logging.INFO, "moved: %r was at %s", connection, before)
         self.router.told(connection)
 
-    def on_state(self, connection: Connection) -> None:
+    def changed(self) -> None:
+        """What a send may depend on is not as it was."""
+        self.table.changed()
+        self.inbox.rebind()
+
+    def on_state(self, connection: RemoteConnection) -> None:
         self.changed()
-        peer = connection.peer
+        paths = connection.remote.paths
         if connection.plain:
             if connection.state is State.LIVE:
                 self._retire_if_replaced(connection)
         elif connection.state is State.LIVE:
-            self.pairing.settle(peer)
-        elif connection is peer.carrier:
+            paths.settle()
+        elif connection is paths.carrier:
             if connection.state is State.DRAINING:
-                peer.carrier = None
-                self.delivery.settle(peer)
-            self.delivery.check(peer)
+                paths.gave_up_carrier()
+            paths.check()
 
-    def _retire_if_replaced(self, connection: Connection) -> None:
+    def _retire_if_replaced(self, connection: RemoteConnection) -> None:
         """A plain one was suspect, and is not; if we dialed a replacement meanwhile, one is enough."""
         if connection.endpoint.target is None:
             return
-        others = [c for c in connection.peer.connections if c is not connection and c.endpoint.target]
+        others = [c for c in connection.remote.connections if c is not connection and c.endpoint.target]
         if any(other.state is State.LIVE for other in others):
             connection.set_state(State.DRAINING)
             connection.link.close(NORMAL, "replaced")
 
-    def on_lost(self, connection: Connection, end: End) -> None:
+    def on_lost(self, connection: RemoteConnection, end: End) -> None:
         self.counters.closed += 1
         if end.by is By.BAD_INPUT:
             self.counters.malformed += 1
-            self.log.about(connection.peer, logging.WARNING, "closed %r: %s", connection, end.text)
+            self.log.about(connection.remote, logging.WARNING, "closed %r: %s", connection, end.text)
         else:
             log.debug("gone: %r: %s", connection, end.text)
-        peer = connection.peer
+        remote = connection.remote
         self.limits.closed(connection)
         self.router.went(connection)
         self.table.remove(connection)
-        self.watch.remove(connection)
+        self.heartbeat.remove(connection)
         self.doubts.forget(connection)
         self.inbox.rebind()
         if not connection.plain:
             self._session_lost(connection, end)
         elif not end.clean:
-            self.counters.in_doubt += connection.tx - connection.tx_heard
-            doubted = [message for message, _ in connection.doubted or ()]
-            self.report(peer, doubted, f"the connection was lost: {end.text}")
+            self.counters.in_doubt += connection.writer.tx - connection.tx_heard
+            self._report(remote, connection.writer.doubted, f"the connection was lost: {end.text}")
         if connection.plain:
             error = NotConfirmed(
-                f"the connection to {peer.address} was lost before the answer came: {end.text}"
+                f"the connection to {remote.address} was lost before the answer came: {end.text}"
             )
-            peer.requests.fail(connection, error)
-        if not peer.connections:
-            self.inbox.peer_gone(peer)
-            for stream_id in list(peer.stopped):
-                peer.go_on(stream_id)
+            remote.requests.fail(connection, error)
+        if not remote.connections:
+            self.inbox.peer_gone(remote)
+            for stream_id in list(remote.outstanding.gates):
+                remote.outstanding.gates.go_on(stream_id)
 
-    def _session_lost(self, connection: Connection, end: End) -> None:
-        peer, number = connection.peer, connection.endpoint.connection_id
+    def _session_lost(self, connection: RemoteConnection, end: End) -> None:
+        paths = connection.remote.paths
         if end.by is By.PEER:
-            self._told_goodbye(connection, end.code)
-        elif end.by is not By.US and number is not None:
-            peer.lost = (*peer.lost, number)[-MAX_LOST:]
-        self.delivery.lost(connection)
-        if peer.witness is connection:
-            peer.witness = None
-        self.pairing.orphaned(peer)
+            self._said_goodbye(connection, end.code)
+        elif end.by is not By.US:
+            paths.lost_unnoticed(connection)
+        paths.ended(connection)
 
-    def _told_goodbye(self, connection: Connection, code: int | None) -> None:
+    def _said_goodbye(self, connection: RemoteConnection, code: int | None) -> None:
+        remote = connection.remote
         if code == GOING_AWAY:
-            self.recovery.said_goodbye(connection.peer)
+            self.recovery.said_goodbye(remote)
         elif code == REPLACED:
-            self.pairing.replaced(connection)
+            remote.paths.replaced(connection)
         elif code == CONFLICT:
-            self.pairing.told_of_conflict(connection)
-
-    def doubt(self, peer: Peer, messages: Iterable[Message], why: str) -> None:
-        """Nothing will ever confirm these."""
-        messages = list(messages)
-        self.counters.in_doubt += len(messages)
-        self.report(peer, messages, why)
-
-    def report(self, peer: Peer, messages: Iterable[Message], why: str) -> None:
-        for message in messages:
-            for handler in self.undelivered:
-                try:
-                    handler(peer, message, why)
-                except Exception:
-                    self.counters.handler_errors += 1
-                    text = "on_undelivered handler %r failed"
-                    self.log.about(peer, logging.ERROR, text, handler, exc_info=True)
-
-    def changed(self) -> None:
-        self.table.generation += 1
-        self.inbox.rebind()
-
-    def evict(self, connection: Connection) -> None:
-        """It failed when it was used: no send shall choose it again; its last bytes are still read."""
-        self.counters.evictions += 1
-        self.log.about(connection.peer, logging.INFO, "evicted: %r", connection)
-        connection.set_state(State.DRAINING)
-        self.router.went(connection)
-        self.table.remove(connection)
-
-    def _regulate(self, peer: Peer, lane: Lane | None) -> None:
-        """A lane, or the peer as a whole, has become full, or roomy: tell the sender.
-
-        An openline peer is told per stream. A plain peer, and an openline peer that fills very
-        many streams or does not listen, is stopped by not reading its connections.
-        """
-        if lane is not None:
-            self._tell_sender(peer, lane)
-        unruly = peer.plain or peer.held > FULL_LANES_PER_PEER * self.config.inbox_bytes
-        stop = peer.overfull or peer.unread or any(unruly or full.overrun for full in peer.full)
-        for connection in peer.connections:
-            if stop:
-                connection.pause_reading()
-            else:
-                connection.resume_reading()
-
-    def _tell_sender(self, peer: Peer, lane: Lane) -> None:
-        if lane.paused:
-            peer.full.add(lane)
-        else:
-            peer.full.discard(lane)
-        lane.answers = lane.paused and bool(peer.requests.out)
-        for connection in peer.connections:
-            if not connection.plain:
-                connection.tell_flow(lane.stream_id, lane.paused, lane.answers)
-
-    def asks(self, peer: Peer) -> None:
-        """A request goes out to a peer that was told to stop: its answer is welcome all the same."""
-        for lane in list(peer.full):
-            if not lane.answers:
-                self._tell_sender(peer, lane)
+            remote.paths.told_of_conflict()
 
     def announce(self, ports: tuple[int, ...]) -> None:
         """We listen on these now: for the next hellos, and for peers whose hello came before."""
-        self.door.ports = ports = ports[:MAX_PORTS]
+        ports = ports[:MAX_PORTS]
+        self.door.announce(ports)
         for connection in self.table.connections:
             if not connection.plain:
-                connection.tell_ports(ports)
+                connection.writer.tell_ports(ports)
+
+    # The end -------------------------------------------------------------------------------------
+
+    async def stop_dialing(self) -> None:
+        """Nothing is dialed any more, nor kept connected."""
+        self.home.enter(Phase.CLOSING)
+        await self.kept.close()
+        await self.recovery.close()
+        await self.dialer.close()
+
+    async def close(self) -> None:
+        """Finish what is under way within ``Config.close_timeout``, say goodbye, and free everything."""
+        self.home.enter(Phase.LEAVING)
+        try:
+            async with asyncio.timeout(self.config.close_timeout):
+                await self._finish()
+                self.home.enter(Phase.CLOSED)
+                await self._say_goodbye()
+        except TimeoutError:
+            count = len(self.table.connections)
+            log.warning("close: close_timeout is over; cutting handlers, and connections: %d", count)
+        self.home.enter(Phase.CLOSED)
+        for connection in list(self.table.connections):
+            connection.link.abort()
+            connection.on_closed(End.lost("cut at close"))
+        self.sessions.close()
+        self.heartbeat.stop()
+        self.sender.close()
+        self.inbox.close()
+        await self.runner.close()
+        self.log.close()
+        await asyncio.sleep(0)  # let aborted sockets go
+
+    async def _finish(self) -> None:
+        """Until handlers have ended, and what was sent is acknowledged or written."""
+        await self.runner.idle()
+        self.dispatcher.flush()
+        await self.sessions.drain()
+        for connection in list(self.table.connections):
+            connection.writer.flush()
+            await connection.writer.room()
+
+    async def _say_goodbye(self) -> None:
+        for connection in list(self.table.connections):
+            connection.resume_reading()
+            connection.link.close(GOING_AWAY, "closing")
+        while self.table.connections:
+            await _gone(next(iter(self.table.connections)))
+
+
+async def _gone(connection: RemoteConnection) -> None:
+    changed = asyncio.Event()
+    connection.when_changed(changed.set)
+    while connection.state is not State.CLOSED:
+        changed.clear()
+        await changed.wait()

@@ -22,7 +22,6 @@ class Context:
         config: Config,
         node_id: str,
         log: RateLog,
-        turn: Turn,
         stopwatch: Callable[[], float],
     ) -> None:
         self.config = config
@@ -32,6 +31,10 @@ class Context:
         self.node_id = node_id
         self.now = self.loop.time()
         self.stopwatch = stopwatch
+        self.turn: Turn
+
+    def bind(self, turn: Turn) -> None:
+        """Before there is any connection."""
         self.turn = turn
 
     def advance(self) -> float:

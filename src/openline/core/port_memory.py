@@ -62,7 +62,7 @@ def _dialed_keys(end: Endpoint, target: Address) -> list[Key]:
     return [(Kind.DIALED, end.protocol, host, target.port) for host in hosts]
 
 
-class Places:
+class PortMemory:
     """Bounded; times are the caller's."""
 
     def __init__(self) -> None:

@@ -8,38 +8,43 @@ names it to the far side, which gives it up as well (rule 3.3 is computed alike 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-from ..connection.connection import Connection, State
+from ..address import Address
+from ..connection.context import Context
+from ..connection.events import Liveness
+from ..core.lifecycle import State
 from ..core.doubt import SMALL, Doubt
 from ..message import StreamId
-from .in_flight import Parcel
-from .table import Peer
-
-if TYPE_CHECKING:
-    from ..node import Switchboard
+from .outstanding import Sent
+from .remote import Remote, RemoteConnection
 
 
 class Doubts:
     """Looked at with every tick of the liveness clock, for peers with something unacknowledged."""
 
-    def __init__(self, board: Switchboard) -> None:
-        self._board = board
-        self._seen: dict[Connection, Doubt] = {}
+    def __init__(
+        self, context: Context, liveness: Liveness[Remote], distrust: Callable[[Address, str], None]
+    ) -> None:
+        """``distrust(address, backend)``: another backend is to be tried first where it was dialed."""
+        self._context = context
+        self._liveness = liveness
+        self._distrust = distrust
+        self._seen: dict[RemoteConnection, Doubt] = {}
 
-    def look(self, peer: Peer, now: float) -> None:
+    def look(self, remote: Remote, now: float) -> None:
         """Is its carrier to be doubted, or one that was doubted to be trusted again?"""
-        for connection in list(peer.connections):
-            if connection is peer.carrier or connection.stuck:
+        for connection in list(remote.connections):
+            if connection is remote.paths.carrier or connection.stuck:
                 self._look_at(connection, now)
 
-    def _look_at(self, connection: Connection, now: float) -> None:
+    def _look_at(self, connection: RemoteConnection, now: float) -> None:
         head = _head(connection)
         if head is None:
             sending = None
         else:
-            stream_id, parcel = head
-            sending = connection.link.sending(connection.track_of(stream_id))
+            stream_id, sent = head
+            sending = connection.link.sending(connection.writer.track_of(stream_id))
         if sending is None:
             self._seen.pop(connection, None)
             self._trust(connection)
@@ -47,34 +52,34 @@ class Doubts:
         doubt = self._seen.get(connection)
         if doubt is None:
             doubt = self._seen[connection] = Doubt()
-        if not doubt.look(now, parcel, sending):
+        if not doubt.look(now, sent, sending):
             self._trust(connection)
         elif not connection.stuck and connection.state is not State.DRAINING:
             self._suspect(connection)
 
-    def _suspect(self, connection: Connection) -> None:
-        connection.stuck = True
-        self._board.counters.suspects += 1
+    def _suspect(self, connection: RemoteConnection) -> None:
+        connection.set_stuck(True)
+        self._context.counters.suspects += 1
         text = "suspect: %r is alive, but what is sent over it does not get through"
-        self._board.log.about(connection.peer, logging.INFO, text, connection)
+        self._context.log.about(connection.remote, logging.INFO, text, connection)
         connection.link.relieve()
         target = connection.endpoint.target
         if target is not None:
-            self._board.backends.distrust(target, connection.link.backend)
+            self._distrust(target, connection.link.backend)
         connection.set_state(State.SUSPECT)
 
-    def _trust(self, connection: Connection) -> None:
+    def _trust(self, connection: RemoteConnection) -> None:
         if connection.stuck and connection.state is State.SUSPECT:  # else it has been given up
-            connection.stuck = False
+            connection.set_stuck(False)
             if not connection.liveness.suspect:
-                self._board.watch.trust(connection)
+                self._liveness.trust(connection)
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: RemoteConnection) -> None:
         """It has ended."""
         self._seen.pop(connection, None)
 
 
-def _head(connection: Connection) -> tuple[StreamId, Parcel] | None:
+def _head(connection: RemoteConnection) -> tuple[StreamId, Sent] | None:
     """What was sent first, of all that is large and not acknowledged; and its stream."""
     session = connection.session
     waiting = list(session.unacked()) if session is not None else []

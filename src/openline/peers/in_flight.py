@@ -107,9 +107,8 @@ class Request(InFlight[Message]):
         address: Address | None,
         to: object,
         limit: float,
-        deadline: float,
     ) -> None:
-        super().__init__(loop, [message], address, limit, deadline)
+        super().__init__(loop, [message], address, limit, 0.0)
         self.id = message.id
         self.stream_id: StreamId = message.stream_id
         self._to = to
@@ -119,8 +118,9 @@ class Request(InFlight[Message]):
             text = f"no answer from {self._to} to request {self.id!r} within {self.limit:g} s"
             self.set_exception(TimeoutError(text))
 
-    def asked(self, remote: Remote, connection: RemoteConnection) -> None:
+    def asked(self, remote: Remote, connection: RemoteConnection, now: float) -> None:
         self.remote, self.connection = remote, connection
+        self.deadline = now + self.limit
 
     def not_asked(self) -> None:
         """It could not be written."""

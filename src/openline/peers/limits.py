@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from ..backends.base import REPLACED, TRY_AGAIN, End
 from ..backends.descriptors import descriptors, max_pending
@@ -19,10 +19,6 @@ from ..config import Config
 from ..core.fairshare import FairShare
 from ..core.origin import origin
 from ..receiving.throttle import PATIENCE
-
-if TYPE_CHECKING:
-    from ..connection.connection import Connection
-    from ..node import Switchboard
 
 # File descriptors that strangers leave alone: half of what there is, and no more than this.
 RESERVE = 2048
@@ -48,13 +44,20 @@ def max_strangers(config: Config, backend: str) -> int:
 class Limits:
     """Inbound connections that are no known peer's."""
 
-    def __init__(self, board: Switchboard) -> None:
-        self._board = board
+    def __init__(self, context: Context, waiting_of_strangers: Callable[[], int]) -> None:
+        """``waiting_of_strangers()`` tells how many bytes of theirs wait in inboxes."""
+        self._context = context
+        self._table: Table
+        self._waiting_of_strangers = waiting_of_strangers
         self._strangers = {
-            name: FairShare["Connection"](max_strangers(board.config, name)) for name in ("tcp", "quic")
+            name: FairShare[RemoteConnection](max_strangers(context.config, name)) for name in ("tcp", "quic")
         }
-        self._unproven: FairShare[Connection] = FairShare(sys.maxsize)
+        self._unproven: FairShare[RemoteConnection] = FairShare(sys.maxsize)
         self._swept_at = float("-inf")
+
+    def bind(self, table: Table) -> None:
+        """Before there is any connection."""
+        self._table = table
 
     def crowded(self, ip: str, backend: str, node_id: str | None = None) -> str | None:
         """Why there is no room for a client; None where there is, perhaps because another has made it.
@@ -66,18 +69,17 @@ class Limits:
         place = origin(ip)
         why = self._objection(place, backend, node_id)
         if why is not None:
-            self._board.counters.turned_away += 1
-            self._board.log.line(place, False, logging.WARNING, "no room for %s: %s", ip, why)
+            self._context.counters.turned_away += 1
+            self._context.log.line(place, False, logging.WARNING, "no room for %s: %s", ip, why)
         return why
 
     def _knows(self, node_id: str) -> bool:
-        return node_id in (self._board.config.allow or ()) or self._board.table.knows(node_id)
+        return node_id in (self._context.config.allow or ()) or self._table.knows(node_id)
 
     def _objection(self, place: str, backend: str, node_id: str | None) -> str | None:
-        board = self._board
-        if board.inbox.waiting_of_strangers > (PATIENCE + 1) * board.config.strangers_inbox_bytes:
+        if self._waiting_of_strangers() > (PATIENCE + 1) * self._context.config.strangers_inbox_bytes:
             return "too much that strangers have sent waits here"
-        limit = board.config.max_connections_per_ip
+        limit = self._context.config.max_connections_per_ip
         if node_id is None and self._unproven.used_by(place) >= limit:
             return f"{limit} connections from there that prove no node id"
         share = self._share(backend)
@@ -87,20 +89,20 @@ class Limits:
             return None
         return f"{share.used} connections of strangers, and nobody elsewhere has more of them"
 
-    def _share(self, backend: str) -> FairShare[Connection]:
+    def _share(self, backend: str) -> FairShare[RemoteConnection]:
         share = self._strangers["quic" if backend == "quic" else "tcp"]
-        share.limit = max_strangers(self._board.config, backend)
+        share.limit = max_strangers(self._context.config, backend)
         return share
 
     def _end_spare(self, node_id: str | None) -> bool:
         """Room for another connection of a node that has several."""
-        peer = self._board.table.node(node_id) if node_id is not None else None
-        spare = next((c for c in peer.connections if c is not peer.carrier), None) if peer else None
+        remote = self._table.node(node_id) if node_id is not None else None
+        spare = next((c for c in remote.connections if c is not remote.paths.carrier), None) if remote else None
         if spare is not None:
             self._end(spare, REPLACED, "another connection stays")
         return spare is not None
 
-    def _make_room(self, share: FairShare[Connection], place: str, proves: bool) -> bool:
+    def _make_room(self, share: FairShare[RemoteConnection], place: str, proves: bool) -> bool:
         """By a connection of the origin that has the most. A newcomer from there takes the place of one
         that has never brought a message, if it proves itself."""
         self._sweep(share)
@@ -108,7 +110,7 @@ class Limits:
             return True
         largest = share.largest_origin()
         members = list(itertools.islice(share.of(largest), LOOKED_AT))
-        silent = next((each for each in members if not each.peer.lanes), None)
+        silent = next((each for each in members if not each.remote.mailboxes), None)
         fuller = share.used_by(largest) > share.used_by(place) + 1
         victim = (silent or members[0]) if fuller else silent if proves else None
         if victim is None:
@@ -116,41 +118,41 @@ class Limits:
         self._end(victim, TRY_AGAIN, "others need the room")
         return True
 
-    def _sweep(self, share: FairShare[Connection]) -> None:
+    def _sweep(self, share: FairShare[RemoteConnection]) -> None:
         """Those of peers that have become known do not count."""
-        now = self._board.loop.time()
+        now = self._context.loop.time()
         if now >= self._swept_at + SWEEP_EVERY:
             self._swept_at = now
-            for connection in [each for each in share if each.peer.known]:
+            for connection in [each for each in share if each.remote.known]:
                 share.remove(connection)
 
-    def opened(self, connection: Connection) -> None:
+    def opened(self, connection: RemoteConnection) -> None:
         """Counted from now on; several may have come in at once for the last place."""
-        end, peer = connection.endpoint, connection.peer
-        if end.direction == "inbound" and not peer.known:
+        end, remote = connection.endpoint, connection.remote
+        if end.direction == "inbound" and not remote.known:
             place, share = origin(end.ip), self._share(connection.link.backend)
             share.set(connection, place, 1)
             if connection.plain:
                 self._unproven.set(connection, place, 1)
             if share.used > share.limit:
-                self._board.loop.call_soon(self._make_room, share, place, False)
-        if len(peer.connections) > 1 + MAX_SURPLUS:
-            self._board.loop.call_soon(self._thin, connection)
+                self._context.loop.call_soon(self._make_room, share, place, False)
+        if len(remote.connections) > 1 + MAX_SURPLUS:
+            self._context.loop.call_soon(self._thin, connection)
 
-    def closed(self, connection: Connection) -> None:
+    def closed(self, connection: RemoteConnection) -> None:
         for share in (*self._strangers.values(), self._unproven):
             share.remove(connection)
 
-    def _thin(self, newest: Connection) -> None:
+    def _thin(self, newest: RemoteConnection) -> None:
         """A node with too many connections loses the oldest, except for the best and the newest."""
-        peer = newest.peer
-        spare = [c for c in peer.connections if c is not peer.carrier and c is not newest]
-        for connection in spare[: max(0, len(peer.connections) - 1 - MAX_SURPLUS)]:
+        remote = newest.peer
+        spare = [c for c in remote.connections if c is not remote.paths.carrier and c is not newest]
+        for connection in spare[: max(0, len(remote.connections) - 1 - MAX_SURPLUS)]:
             self._end(connection, REPLACED, "another connection stays")
 
-    def _end(self, connection: Connection, code: int, why: str) -> None:
-        self._board.counters.crowded_out += 1
-        self._board.log.about(connection.peer, logging.INFO, "closed %r: %s", connection, why)
+    def _end(self, connection: RemoteConnection, code: int, why: str) -> None:
+        self._context.counters.crowded_out += 1
+        self._context.log.about(connection.remote, logging.INFO, "closed %r: %s", connection, why)
         connection.link.close(code, why)
         connection.link.abort()
         connection.on_closed(End.by_us(code, why))

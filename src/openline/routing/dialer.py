@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ..address import Address
-from ..connection.connection import Connection, State
+from ..core.lifecycle import State
 from ..errors import Closed, Error, Unreachable
+from ..peers.remote import RemoteConnection
 
 log = logging.getLogger("openline")
 
@@ -20,10 +21,14 @@ MAX_LOOKS = 64
 class _Flight:
     """One dial under way, and what its waiters wait for: its end, or a connection that comes in first."""
 
-    def __init__(self, task: asyncio.Task[Connection], scheme: str | None) -> None:
+    def __init__(self, task: asyncio.Task[RemoteConnection], scheme: str | None) -> None:
         self.task = task
         self.scheme = scheme
-        self.result: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+        self.result: asyncio.Future[RemoteConnection] = asyncio.get_running_loop().create_future()
+
+    def renew(self) -> None:
+        """What it has brought is gone again; whoever comes now waits for the dial itself."""
+        self.result = asyncio.get_running_loop().create_future()
 
     @property
     def stale(self) -> bool:
@@ -43,7 +48,7 @@ class Dialer:
 
     def __init__(
         self,
-        dial: Callable[[Address], Awaitable[Connection]],
+        dial: Callable[[Address], Awaitable[RemoteConnection]],
         try_out: Callable[[Address], Awaitable[object]],
     ) -> None:
         """``try_out`` dials for nobody who waits: its failure is no news."""
@@ -53,9 +58,9 @@ class Dialer:
         # Where to look soon, and where a look is under way.
         self._looking: dict[Address, asyncio.TimerHandle | asyncio.Task[None]] = {}
         self._flying: dict[tuple[object, ...], _Flight] = {}
-        self._waiting: dict[asyncio.Future[Connection], Address] = {}
+        self._waiting: dict[asyncio.Future[RemoteConnection], Address] = {}
 
-    async def connect(self, address: Address) -> Connection:
+    async def connect(self, address: Address) -> RemoteConnection:
         """The shared result. Raises what the dial raises."""
         if self._closed:
             raise Closed("the transport is closing: nothing is dialed any more")
@@ -64,7 +69,7 @@ class Dialer:
             flight = self._take_off(address)
         elif flight.stale:
             # Settled by a connection that is gone again, while its dial is still under way.
-            flight.result = asyncio.get_running_loop().create_future()
+            flight.renew()
             self._waiting[flight.result] = address
         try:
             return await asyncio.shield(flight.result)
@@ -77,7 +82,7 @@ class Dialer:
         return await self.connect(address)
 
     def _take_off(self, address: Address) -> _Flight:
-        task: asyncio.Task[Connection] = asyncio.ensure_future(self._dial(address))
+        task: asyncio.Task[RemoteConnection] = asyncio.ensure_future(self._dial(address))
         flight = self._flying[address.dial_key] = _Flight(task, address.scheme)
         self._waiting[flight.result] = address
         task.add_done_callback(lambda _: self._landed(address, flight))
@@ -103,7 +108,7 @@ class Dialer:
     def waiting(self) -> list[Address]:
         return list(self._waiting.values())
 
-    def settle(self, address: Address, connection: Connection) -> None:
+    def settle(self, address: Address, connection: RemoteConnection) -> None:
         """Another connection reaches that peer now: waiters need not wait for the dial."""
         flight = self._flying.get(address.dial_key)
         if flight is not None and not flight.result.done() and connection.state is State.LIVE:

@@ -23,7 +23,7 @@ NODE_BYTES = 1024
 Entries = OrderedDict[Address, float]
 
 
-class Book:
+class KnownNodes:
     """Addresses at which node ids have been proven, the latest last. All carry the node id.
 
     Nodes that this program has no reason to know are kept apart, in one share for all of them

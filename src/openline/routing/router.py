@@ -13,17 +13,17 @@ import msgspec
 
 from ..address import Address, join
 from ..backends.select import Choice
-from ..config import Config
-from ..connection.connection import Connection, State
+from ..connection.context import Context
+from ..core.lifecycle import State
 from ..core.endpoints import Endpoint, matched
-from ..core.port_memory import Kind, Places
+from ..core.port_memory import Kind, PortMemory
 from ..core.selection import RANK_TEXT, Plan, Quality, Rank, Reject, Want, best_of, match
 from ..errors import Refused, Unreachable
 from ..message import BY_ADDRESS, BY_NODE_ID
-from ..peers.table import Peer, PeerTable
-from ..runtime.ratelog import RateLog
+from ..peers.remote import Remote, RemoteConnection
+from ..peers.table import Table
 from .dialer import Dialer
-from .known_nodes import Book
+from .known_nodes import KnownNodes
 from .lookup import Lookup
 
 # Addresses whose last choice is kept; they are this program's own.
@@ -66,28 +66,28 @@ class Router:
 
     def __init__(
         self,
-        table: PeerTable,
+        context: Context,
+        table: Table,
         dialer: Dialer,
-        config: Config,
-        loop: asyncio.AbstractEventLoop,
         backends: Choice,
-        log: RateLog,
     ) -> None:
-        self._log = log
+        config, loop = context.config, context.loop
+        self._context = context
+        self._log = context.log
         self._backends = backends
         self._table = table
         self._dialer = dialer
         self._plain_reuse = config.plain_reuse
         self._certified = config.certified
         self._loop = loop
-        self._routes: dict[str | Address, tuple[int, Connection, Address, str]] = {}
+        self._routes: dict[str | Address, tuple[int, RemoteConnection, Address, str]] = {}
         # Whose claim was believed where a dial had found no way.
         self._by_claim: dict[Address, str | None] = {}
         self._lookup = Lookup(loop)
-        self.book = Book(loop)
-        self._places = Places()
+        self.known_nodes = KnownNodes(loop)
+        self._ports = PortMemory()
 
-    def quick(self, address: str | Address) -> tuple[int, Connection, Address, str] | None:
+    def quick(self, address: str | Address) -> tuple[int, RemoteConnection, Address, str] | None:
         """The last choice for this address, if it certainly still is the right one.
 
         Generation, connection, parsed address, how the peer was recognised.
@@ -97,7 +97,7 @@ class Router:
             return None
         return route
 
-    async def find(self, address: Address) -> tuple[Connection, bool]:
+    async def find(self, address: Address) -> tuple[RemoteConnection, bool]:
         """A connection for ``address``, and whether it was there already.
 
         Raises ``Unreachable``, ``Refused`` or ``IdentityConflict``. The connection may be
@@ -112,7 +112,7 @@ class Router:
         if self._is_remote_end(address):
             return _last_resort(chosen, str(address), _CLIENT), True
         if not address.dialable:
-            return await self._by_book(address, chosen)
+            return await self._by_known_node(address, chosen)
         try:
             connection = await self._dialer.connect(address)
         except Unreachable as error:
@@ -136,13 +136,13 @@ class Router:
 
     def _was_client(self, address: Address) -> bool:
         place = address.host, address.port, self._loop.time()
-        return not address.tls and bool(self._places.lately(Kind.REMOTE, "tcp", *place))
+        return not address.tls and bool(self._ports.lately(Kind.REMOTE, "tcp", *place))
 
-    async def _by_book(self, address: Address, last: Connection | None) -> tuple[Connection, bool]:
+    async def _by_known_node(self, address: Address, last: RemoteConnection | None) -> tuple[RemoteConnection, bool]:
         """A bare node id: dial where that node has been reached or said that it listens."""
         assert address.node_id is not None
         tried: list[tuple[str, str]] = []
-        for known in self.book.of(address.node_id):
+        for known in self.known_nodes.of(address.node_id):
             try:
                 return await self._dialer.connect(known), False
             except (Unreachable, Refused) as error:
@@ -151,7 +151,7 @@ class Router:
             raise Unreachable(str(address), tried or [("known addresses", _UNKNOWN_NODE)])
         return last, True
 
-    async def _after_no_route(self, address: Address) -> Connection | None:
+    async def _after_no_route(self, address: Address) -> RemoteConnection | None:
         """There is no way there now: what only a dial comes before may be it after all.
 
         A refused dial is another matter: then who listened there is gone, and nobody else is it.
@@ -159,14 +159,14 @@ class Router:
         want = await self.want(address)
         return self._believe(address, self._table.plan(msgspec.structs.replace(want, no_route=True)))
 
-    def _believe(self, address: Address, plan: Plan[Connection]) -> Connection | None:
+    def _believe(self, address: Address, plan: Plan[RemoteConnection]) -> RemoteConnection | None:
         if plan.chosen is not None:
             self._remember(address, plan)
             if plan.rank is Rank.HELLO:
-                self._by_claim[address] = plan.chosen.peer.node_id
+                self._by_claim[address] = plan.chosen.remote.node_id
         return plan.chosen
 
-    async def _after_the_verdict(self, address: Address) -> Connection | None:
+    async def _after_the_verdict(self, address: Address) -> RemoteConnection | None:
         """Two nodes claim that port, and one of them is being probed: wait until it is known which."""
         want = msgspec.structs.replace(await self.want(address), no_route=True)
         until = self._loop.time() + VERDICT
@@ -179,18 +179,18 @@ class Router:
             await asyncio.sleep(LOOK_AGAIN)
         return None
 
-    async def find_for(self, peer: Peer) -> tuple[Connection, bool]:
+    async def find_for(self, remote: Remote) -> tuple[RemoteConnection, bool]:
         """The same for a peer: any of its connections, else a dial to where it listens."""
-        best = best_of(peer.connections)
+        best = best_of(remote.connections)
         if best is not None and best.quality >= Quality.CONGESTED:
             return best, True
-        where = peer.dial_address
-        if where is None or (peer.node_id is None and self._is_remote_end(where)):
-            if peer.node_id is not None:
-                return await self._by_book(Address("", 0, None, peer.node_id), best)
-            return _last_resort(best, peer.address, _CLIENT), True
-        if peer.node_id is not None and not peer.own:
-            where = msgspec.structs.replace(where, node_id=peer.node_id)
+        where = remote.dial_address
+        if where is None or (remote.node_id is None and self._is_remote_end(where)):
+            if remote.node_id is not None:
+                return await self._by_known_node(Address("", 0, None, remote.node_id), best)
+            return _last_resort(best, remote.address, _CLIENT), True
+        if remote.node_id is not None and not remote.own:
+            where = msgspec.structs.replace(where, node_id=remote.node_id)
         try:
             return await self._dialer.connect(where), False
         except Unreachable:
@@ -208,7 +208,7 @@ class Router:
 
     def _want(self, address: Address, ips: tuple[str, ...]) -> Want:
         """With what the memory of ports says of that place."""
-        now, port, places = self._loop.time(), address.port, self._places
+        now, port, places = self._loop.time(), address.port, self._ports
         protocol = "udp" if address.scheme == "quic" else "tcp"
         answered = places.dialed(address, ips, now)
         lately = {note.who for note, _, recent in answered if recent}
@@ -241,6 +241,19 @@ class Router:
             formerly=frozenset(formerly),
         )
 
+    def ips_now(self, address: Address) -> tuple[str, ...]:
+        """IPs of its host that are known already. Raises ``Unreachable`` where no backend dials it."""
+        self._backends.check(address)
+        return self._lookup.known(address)[0]
+
+    def evict(self, connection: RemoteConnection) -> None:
+        """It failed when it was used: no send shall choose it again; its last bytes are still read."""
+        self._context.counters.evictions += 1
+        self._log.about(connection.remote, logging.INFO, "evicted: %r", connection)
+        connection.set_state(State.DRAINING)
+        self.went(connection)
+        self._table.remove(connection)
+
     def explain(self, address: Address) -> Explanation:
         try:
             self._backends.check(address)
@@ -257,7 +270,7 @@ class Router:
             return Explanation(str(address), repr(plan.chosen), why, others, by)
         why = _CLIENT if self._is_remote_end(address) else self._would_dial(address)
         if not address.dialable:
-            places = self.book.of(address.node_id or "")
+            places = self.known_nodes.of(address.node_id or "")
             return Explanation(
                 str(address), None, f"would dial {places[0]}" if places else _UNKNOWN_NODE, others
             )
@@ -270,25 +283,25 @@ class Router:
         why = f"would dial, by {', then by '.join(backend.name for backend in order)}"
         return f"{why}; {_WAS_CLIENT}" if self._was_client(address) else why
 
-    def came(self, connection: Connection) -> None:
+    def came(self, connection: RemoteConnection) -> None:
         """A connection has opened."""
         end = connection.endpoint
         self.told(connection)
         if end.target is not None:
-            self._places.reached(end, self._loop.time())
+            self._ports.reached(end, self._loop.time())
             self._is_somebody_elses(end)
 
-    def told(self, connection: Connection) -> None:
+    def told(self, connection: RemoteConnection) -> None:
         """It has said where it listens."""
-        self.book.note(connection.endpoint, connection.peer.known)
+        self.known_nodes.note(connection.endpoint, connection.remote.known)
 
-    def went(self, connection: Connection) -> None:
+    def went(self, connection: RemoteConnection) -> None:
         """A connection has ended, or is not used any more."""
         self._routes.clear()
-        known = connection.peer.known
-        self._places.gone(connection.endpoint, self._loop.time(), known)
+        known = connection.remote.known
+        self._ports.gone(connection.endpoint, self._loop.time(), known)
         if known:
-            self.book.note(connection.endpoint, known)
+            self.known_nodes.note(connection.endpoint, known)
 
     def _is_somebody_elses(self, end: Endpoint) -> None:
         """Somebody answers at that port: the plain peer that stood for it by its IP alone does not."""
@@ -297,9 +310,9 @@ class Router:
                 other.endpoint.bound_port = None
                 other.endpoint.not_at = (*other.endpoint.not_at, end.port)[-MAX_NOT_AT:]
 
-    def matched(self, to: Address | Peer, connection: Connection) -> str:
+    def matched(self, to: Address | Remote, connection: RemoteConnection) -> str:
         """How the peer was recognised that gets a message over this connection; for receipts."""
-        if isinstance(to, Peer):
+        if isinstance(to, Remote):
             return BY_ADDRESS if to.plain else BY_NODE_ID
         route = self._routes.get(to)
         if route is not None and route[1] is connection:
@@ -307,29 +320,29 @@ class Router:
         verdict = self._verdict(to, connection)
         return matched(to, verdict) if isinstance(verdict, Rank) else BY_ADDRESS
 
-    def answers_by_dial(self, address: Address, connection: Connection) -> bool:
+    def answers_by_dial(self, address: Address, connection: RemoteConnection) -> bool:
         """Has dialing ``address`` reached the node of this connection, and nobody else since?"""
         return self._verdict(address, connection) in _BY_DIAL
 
-    def receives(self, want: Want, peer: Peer) -> bool:
-        """Is ``peer`` the one whose messages ``receive()`` wants, by what is known now?"""
+    def receives(self, want: Want, remote: Remote) -> bool:
+        """Is ``remote`` the one whose messages ``receive()`` wants, by what is known now?"""
         address = want.address
         want = self._want(address, want.ips)
-        if peer.node_id is not None and self._by_claim.get(address) == peer.node_id:
+        if remote.node_id is not None and self._by_claim.get(address) == remote.node_id:
             want = msgspec.structs.replace(want, no_route=True)
-        return self._table.matches(want, peer)
+        return self._table.matches(want, remote)
 
     def shared(self, address: Address) -> bool:
         """Do several processes answer in turn where it is dialed?"""
-        return self._places.shared(address, self._loop.time())
+        return self._ports.shared(address, self._loop.time())
 
-    def _verdict(self, address: Address, connection: Connection) -> Rank | Reject:
+    def _verdict(self, address: Address, connection: RemoteConnection) -> Rank | Reject:
         want = self.want_now(address)
         return match(want, connection.endpoint, [c.endpoint for c in self._table.candidates(want)])
 
     # ---------------------------------------------------------------------------------------------
 
-    async def _plan(self, address: Address) -> Plan[Connection]:
+    async def _plan(self, address: Address) -> Plan[RemoteConnection]:
         """Plan without a look-up where a connection dialed to that very name is good."""
         if not address.dialable:
             return self._table.plan(self._want(address, ()))
@@ -339,7 +352,7 @@ class Router:
                 return plan
         return self._table.plan(await self.want(address))
 
-    def _remember(self, address: Address, plan: Plan[Connection]) -> None:
+    def _remember(self, address: Address, plan: Plan[RemoteConnection]) -> None:
         chosen = plan.chosen
         assert chosen is not None
         assert plan.rank is not None
@@ -354,14 +367,14 @@ class Router:
         route = self._table.generation, chosen, address, matched(address, plan.rank)
         self._routes[str(address)] = self._routes[address] = route
 
-    def _by_ip_alone(self, address: Address, connection: Connection) -> None:
+    def _by_ip_alone(self, address: Address, connection: RemoteConnection) -> None:
         """Say so, and look in the background whether somebody else listens there."""
         end = connection.endpoint
         where = Address(end.ip, address.port, address.scheme)
-        first = self._places.is_first_by_ip(end.ip, address.port, self._loop.time())
+        first = self._ports.is_first_by_ip(end.ip, address.port, self._loop.time())
         level = logging.WARNING if first else logging.DEBUG  # however often it connects anew
         place = join(end.ip, address.port)
-        self._log.about(connection.peer, level, _BY_IP_ALONE, address, connection, place)
+        self._log.about(connection.remote, level, _BY_IP_ALONE, address, connection, place)
 
         def in_doubt() -> bool:
             return end.bound_port == address.port and connection.state is not State.CLOSED
@@ -388,7 +401,7 @@ _BY_IP_ALONE = (
 )
 
 
-def _last_resort(connection: Connection | None, address: str, reason: str) -> Connection:
+def _last_resort(connection: RemoteConnection | None, address: str, reason: str) -> RemoteConnection:
     if connection is None or connection.link.closing:
         raise Unreachable(address, [("open connections", reason)])
     return connection

@@ -1,4 +1,4 @@
-"""Where a transport belongs: one event loop of one process. Calls from elsewhere are turned away.
+"""Where a transport belongs: one event loop of one process, as long as it is open. Other calls are turned away.
 
 At the door, before anything has happened: half a call on the wrong loop leaves bytes on a socket,
 and timers that nobody runs.
@@ -13,6 +13,7 @@ from asyncio import get_running_loop
 from collections.abc import Callable
 from sys import get_asyncgen_hooks
 
+from ..core.lifecycle import Phase
 from ..errors import Closed, Error, WrongLoop
 
 
@@ -24,19 +25,51 @@ class Home:
     half of ``get_running_loop``, which makes a system call in Python 3.11.
     """
 
-    def __init__(self) -> None:
-        # Called in a child that came by fork, whose copy shall do nothing.
-        self.in_child: Callable[[], None] | None = None
+    def __init__(self, in_child: Callable[[], None]) -> None:
+        self.phase = Phase.OPEN
+        # Called in a child that came by fork.
+        self._in_child = in_child
         self.loop: asyncio.AbstractEventLoop | None = get_running_loop()
         self.mark: object = _NOWHERE
         self._loop = self.loop
         self._pid = os.getpid()
         _homes.add(self)
 
+    def disown(self) -> None:
+        """In a child that came by fork: its copy neither dials nor takes anything in."""
+        self.loop, self.mark, self.phase = None, _NOWHERE, Phase.CLOSED
+        self._in_child()
+
     @property
     def foreign(self) -> bool:
         """Is this a child of the process that it was made in?"""
         return self.loop is None
+
+    @property
+    def closing(self) -> bool:
+        """Goodbye to whatever still comes up."""
+        return self.phase is not Phase.OPEN
+
+    @property
+    def leaving(self) -> bool:
+        """What openline peers send from now on is the next process's."""
+        return self.phase.value >= Phase.LEAVING.value
+
+    @property
+    def closed(self) -> bool:
+        """Nothing is sent or taken in."""
+        return self.phase is Phase.CLOSED
+
+    def enter(self, phase: Phase) -> None:
+        """Never back to an earlier one."""
+        if self.phase < phase:
+            self.phase = phase
+
+    def check_open(self) -> None:
+        """For coroutines that begin something. Raises as ``check`` does, and ``Closed`` once it closes."""
+        self.check()
+        if self.closing:
+            raise Closed("the transport is closed")
 
     def check(self) -> None:
         """For coroutines. Raises ``WrongLoop``, and ``Closed`` in a child that came by fork."""
@@ -77,9 +110,7 @@ _homes: weakref.WeakSet[Home] = weakref.WeakSet()
 
 def _disown() -> None:
     for home in list(_homes):
-        home.loop, home.mark = None, _NOWHERE
-        if home.in_child is not None:
-            home.in_child()
+        home.disown()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork

@@ -11,13 +11,23 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from ..core.endpoints import Endpoint
 from ..core.origin import origin
 from ..core.ratelimit import LINES_PER_KIND, WINDOW, LogLimit
 
-if TYPE_CHECKING:
-    from ..peers.table import Peer
+
+class Source(Protocol):
+    """Who causes a line: a peer."""
+
+    @property
+    def node_id(self) -> str | None: ...
+    @property
+    def endpoint(self) -> Endpoint: ...
+    @property
+    def known(self) -> bool: ...
+
 
 _SUM = "and %s more of the kind in the last %.0f s: %s [%s]"
 _PLACE = re.compile(r"%[-.\d]*[a-z]")
@@ -35,7 +45,7 @@ class RateLog:
         self._clock = clock
         self._limit: LogLimit[Kind] = LogLimit()
 
-    def about(self, peer: Peer, level: int, text: str, *args: object, **more: Any) -> None:
+    def about(self, peer: Source, level: int, text: str, *args: object, **more: Any) -> None:
         """A line that ``peer`` is the cause of."""
         source = peer.node_id or origin(peer.endpoint.ip)
         self.line(source, peer.known, level, text, *args, **more)

@@ -15,7 +15,7 @@ from ..message import Message, StreamId
 Key = tuple[object, StreamId, bool]
 
 
-class Lines:
+class Turns:
     """One line per (destination, stream) with somebody in it; answers have a line of their own.
 
     They may pass where others have to wait, and what they answer waits for them.
@@ -48,10 +48,10 @@ class Lines:
 class Place:
     """One place in a line."""
 
-    __slots__ = ("_key", "_line", "_lines", "_waiter")
+    __slots__ = ("_key", "_line", "_turns", "_waiter")
 
-    def __init__(self, lines: Lines, key: Key, line: deque[Place]) -> None:
-        self._lines = lines
+    def __init__(self, turns: Turns, key: Key, line: deque[Place]) -> None:
+        self._turns = turns
         self._key = key
         self._line = line
         self._waiter: asyncio.Future[None] | None = None
@@ -77,7 +77,7 @@ class Place:
 
     def wake_first(self) -> None:
         """One behind it knows that there is a connection: it need not pause any longer."""
-        self._line[0].call()
+        self._line[0].wake()
 
     def leave(self) -> None:
         """Written, or given up: the next one, please."""
@@ -85,11 +85,11 @@ class Place:
         if line[0] is self:
             line.popleft()
             if line:
-                line[0].call()
+                line[0].wake()
         else:
             line.remove(self)
-        self._lines.left(self._key, line)
+        self._turns.left(self._key, line)
 
-    def call(self) -> None:
+    def wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

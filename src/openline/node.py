@@ -68,7 +68,7 @@ class Node:
         self.sessions = Sessions(context, environment.wall_clock, self._forget)
         self.conflicts = Conflicts(context, self._knows, self._is_process)
         self.services = Services(context, self.sessions, self.conflicts, self)
-        self.limits = Limits(context, lambda: self.inbox.waiting_of_strangers)
+        self.limits = Limits(context, lambda: self.inbox.full_of_strangers)
         self.door = Admission(
             config,
             identity,

@@ -9,17 +9,16 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Itera
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .address import Address, join
-from .backends.base import GOING_AWAY, End, Environment
+from .backends.base import Environment
 from .backends.select import Doors
 from .backends.sockets import Opener
 from .config import Config
-from .connection.connection import Connection, State
+from .core.lifecycle import Phase
 from .errors import Closed, NotConfirmed
 from .message import DEFAULT_STREAM, Message, Receipt, StreamId
-from .node import Switchboard, Undelivered
+from .node import Node, Undelivered
+from .peer import Peer
 from .peers.mailbox import Handler
-from .peers.table import Peer
-from .routing.redial import Keeper
 from .routing.router import Explanation
 from .runtime.environment import RealEnvironment
 from .stats import Counters, Stats
@@ -79,30 +78,22 @@ class Transport:
     def __init__(self, config: Config, environment: Environment | None = None) -> None:
         """Must be called with an event loop running. ``environment`` replaces network and clocks."""
         self.config = config
-        self._board = board = Switchboard(config, environment or RealEnvironment())
-        self._home = board.home
-        self._home.in_child = self._in_child
-        self._table = board.table
-        self._router = board.router
-        self._inbox = board.inbox
+        self._node = node = Node(config, environment or RealEnvironment())
+        self._home = node.home
+        self._table = node.table
+        self._router = node.router
+        self._inbox = node.inbox
+        self._sender = node.sender
         self._listeners: list[Listener] = []
-        low, high = config.backoff_min, config.backoff_max
-        self._keeper = Keeper(self._reach, low, high, board.random.random, board.log)
         self._closing: asyncio.Task[None] | None = None
-
-    def _in_child(self) -> None:
-        """For whatever the child's copy of the loop still runs: it neither dials nor takes anything in."""
-        self._board.closing = self._board.closed = True
-        self._board.dialer.stop()
-        self._board.watch.stop()
 
     @property
     def node_id(self) -> str:
         """This node's id: its public key in base32."""
-        return self._board.node_id
+        return self._node.node_id
 
     def __repr__(self) -> str:
-        closed = "another process's" if self._home.foreign else "closed" if self._board.closed else ""
+        closed = "another process's" if self._home.foreign else "closed" if self._home.closed else ""
         state = closed or f"{len(self._table.connections)} connections"
         return f"<openline transport {self.config.name!r}, {state}>"
 
@@ -114,8 +105,8 @@ class Transport:
         On TCP for WebSocket (``wss`` where ``Config.tls`` has cert and key), and on UDP for QUIC
         where that is usable. Raises ``OSError`` (port in use, no permission) and ``Closed``.
         """
-        self._board.check_open()
-        acceptor = await self._board.backends.listen(host, port)
+        self._home.check_open()
+        acceptor = await self._node.backends.listen(host, port)
         listener = Listener(self, acceptor, host)
         self._listeners.append(listener)
         self._announce()
@@ -129,10 +120,10 @@ class Transport:
             await listener._acceptor.close()
 
     def _announce(self) -> None:
-        self._board.announce(tuple(dict.fromkeys(listener.port for listener in self._listeners)))
+        self._node.announce(tuple(dict.fromkeys(listener.port for listener in self._listeners)))
 
     def _reload_certificate(self) -> None:
-        files = self._board.backends.files
+        files = self._node.backends.files
         if files is not None:
             files.shown.reload()
 
@@ -146,7 +137,7 @@ class Transport:
         try:
             self._reload_certificate()
         finally:
-            if (files := self._board.backends.files) is not None:
+            if (files := self._node.backends.files) is not None:
                 files.trusted.reload()
 
     async def connect(self, address: str | Address, *, keep: bool = False) -> Peer | None:
@@ -157,17 +148,12 @@ class Transport:
         failure of the first attempt is not raised but returned as None. Without it raises
         ``Unreachable`` or ``Refused``.
         """
-        self._board.check_open()
+        self._home.check_open()
         target = Address.parse(address)
         if keep:
-            connection = await self._keeper.keep(target)
-            return connection.peer if connection is not None else None
-        return (await self._reach(target)).peer
-
-    async def _reach(self, address: Address) -> Connection:
-        connection, _ = await self._router.find(address)
-        connection.peer.known = True
-        return connection
+            connection = await self._node.kept.keep(target)
+            return connection.remote.peer if connection is not None else None
+        return (await self._node.reach(target)).remote.peer
 
     async def ping(self, address: str | Address, *, timeout: float = 5.0) -> float:
         """The round trip to ``address`` in seconds, over the connection a send would take.
@@ -175,10 +161,10 @@ class Transport:
         Raises ``TimeoutError``, ``Unreachable``, ``Refused``, and ``NotConfirmed`` where the
         connection dies meanwhile.
         """
-        self._board.check_open()
+        self._home.check_open()
         try:
             async with asyncio.timeout(timeout):
-                connection = await self._reach(Address.parse(address))
+                connection = await self._node.reach(Address.parse(address))
                 return await connection.ping()
         except ConnectionError as error:
             raise NotConfirmed(f"no answer from {address}: {error}") from None
@@ -197,7 +183,7 @@ class Transport:
         ``Refused``, ``IdentityConflict``, ``InvalidMessage``, ``MessageTooLarge`` and ``Closed``,
         none of which has let a byte leave; and ``NotConfirmed``. Do not change the message meanwhile.
         """
-        return self._board.sender.send(address, message, timeout=timeout)
+        return self._sender.send(address, message, timeout=timeout)
 
     def send_batch(
         self, address: str | Address, messages: Iterable[Message], *, timeout: float | None = None
@@ -208,7 +194,7 @@ class Transport:
         ``Unreachable.sent`` tells how many had left before, ``NotConfirmed.acked`` how many are
         confirmed.
         """
-        return self._board.sender.batch(address, messages, timeout=timeout)
+        return self._sender.batch(address, messages, timeout=timeout)
 
     def request(
         self, address: str | Address, message: Message, timeout: float | None = None
@@ -218,7 +204,7 @@ class Transport:
         Raises ``TimeoutError`` after ``timeout`` seconds (default ``Config.request_timeout``),
         ``NotConfirmed`` where a plain peer's connection dies before the answer, and as ``send`` does.
         """
-        return self._board.sender.request(address, message, timeout)
+        return self._sender.request(address, message, timeout)
 
     # Receiving -----------------------------------------------------------------------------------
 
@@ -248,7 +234,7 @@ class Transport:
         ``stats().in_doubt`` in any case.
         """
         self._home.check_call()
-        self._board.undelivered.append(handler)
+        self._node.undelivered.append(handler)
         return handler
 
     def off_message(self, handler: Handler) -> None:
@@ -264,7 +250,7 @@ class Transport:
         From the first call on, messages of that stream wait here for the next one, even where
         handlers get them too. Raises ``TimeoutError`` and ``Closed``.
         """
-        self._board.check_open()
+        self._home.check_open()
         want = await self._router.want(Address.parse(address))
         consumer = self._inbox.consumer_for(want, stream_id)
         try:
@@ -278,7 +264,7 @@ class Transport:
 
     async def messages(self, stream_id: StreamId | None = None) -> AsyncIterator[tuple[Peer, Message]]:
         """Every message, or those of one stream, as ``(peer, message)``; ends when the transport closes."""
-        self._board.check_open()
+        self._home.check_open()
         consumer = self._inbox.begin(stream_id)
         try:
             while True:
@@ -294,16 +280,16 @@ class Transport:
         """A snapshot of all counters. Any thread may ask."""
         self._home.check_process()
         connections = list(self._table.connections)
-        idle = sum(c.heard != self._board.now and c.tx == c.tx_heard for c in connections)
+        idle = sum(c.heard != self._node.context.now and c.writer.tx == c.tx_heard for c in connections)
         acceptors = [listener._acceptor for listener in list(self._listeners)]
-        files = self._board.backends.files
+        files = self._node.backends.files
         return Stats(
-            **{name: getattr(self._board.counters, name) for name in Counters.__struct_fields__},
+            **{name: getattr(self._node.counters, name) for name in Counters.__struct_fields__},
             active=len(connections),
             idle=idle,
             pending_handshakes=sum(a.pending for a in acceptors),
             handshakes_evicted=sum(a.evicted for a in acceptors),
-            strangers_cut=self._board.door.unfinished.cut,
+            strangers_cut=self._node.door.unfinished.cut,
             backends=dict(Counter(connection.link.backend for connection in connections)),
             certificate_days=files.shown.days if files is not None else None,
         )
@@ -311,7 +297,7 @@ class Transport:
     def peers(self) -> list[Peer]:
         """The peers that a live connection reaches now. Any thread may ask."""
         self._home.check_process()
-        return [peer for peer in list(self._table) if peer.connections]
+        return [remote.peer for remote in list(self._table) if remote.connections]
 
     def explain(self, address: str | Address) -> Explanation:
         """Which connection a send to ``address`` would take, and why not the others. Sends nothing."""
@@ -329,7 +315,7 @@ class Transport:
             return
         self._home.check()
         if self._closing is None:
-            self._board.closing = True
+            self._home.enter(Phase.CLOSING)
             self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)
 
@@ -341,50 +327,11 @@ class Transport:
             await self.close()
 
     async def _close(self) -> None:
-        await self._keeper.close()
-        await self._board.recovery.close()
-        await self._board.dialer.close()
+        await self._node.stop_dialing()
         for listener in list(self._listeners):
             self._listeners.remove(listener)
             await listener._acceptor.close()
-        self._board.leaving = True
-        try:
-            async with asyncio.timeout(self.config.close_timeout):
-                await self._board.runner.idle()
-                await self._board.delivery.drain()
-                for connection in list(self._table.connections):
-                    connection.flush()
-                    await connection.room()
-                self._board.closed = True
-                await self._say_goodbye()
-        except TimeoutError:
-            count = len(self._table.connections)
-            log.warning("close: close_timeout is over; cutting handlers, and connections: %d", count)
-        self._board.closed = self._board.leaving = True
-        for connection in list(self._table.connections):
-            connection.link.abort()
-            connection.on_closed(End.lost("cut at close"))
-        self._board.delivery.close()
-        self._board.watch.stop()
-        self._board.sender.close()
-        self._inbox.close()
-        await self._board.runner.close()
-        self._board.log.close()
-        await asyncio.sleep(0)  # let aborted sockets go
-
-    async def _say_goodbye(self) -> None:
-        for connection in list(self._table.connections):
-            connection.resume_reading()
-            connection.link.close(GOING_AWAY, "closing")
-        while self._table.connections:
-            await self._lost(next(iter(self._table.connections)))
-
-    async def _lost(self, connection: Connection) -> None:
-        changed = asyncio.Event()
-        connection.when_changed(changed.set)
-        while connection.state is not State.CLOSED:
-            changed.clear()
-            await changed.wait()
+        await self._node.close()
 
 
 class _Loading:

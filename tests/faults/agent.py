@@ -107,7 +107,7 @@ class Agent:
         return sorted(
             [peer.name, line.link.backend, line.endpoint.direction, line.endpoint.remote]
             for peer in self.transport.peers()
-            for line in peer.connections
+            for line in peer._remote.connections
         )
 
     async def node_id(self) -> str:

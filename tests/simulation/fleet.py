@@ -13,11 +13,10 @@ from typing import Any
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from openline import Closed, Config, Error, Identity, Message, NotConfirmed, Transport, Unreachable
+from openline import Closed, Config, Error, Identity, Message, NotConfirmed, Peer, Transport, Unreachable
 from openline.address import join
 from openline.connection.connection import Connection
 from openline.peers.mailbox import Mailbox
-from openline.peers.table import Peer
 from openline.testing import Host, Killed, Network
 
 from .ledger import ACKED, UNSENT, UNSURE, Ledger, Sent
@@ -121,7 +120,7 @@ class Program:
                 await asyncio.sleep(self.random.random())
 
     def mailboxes(self) -> list[Mailbox]:
-        return [each for peer in self.transport._table for each in peer.mailboxes.by_stream.values()]
+        return [each for remote in self.transport._table for each in remote.mailboxes.by_stream.values()]
 
     # Sending -------------------------------------------------------------------------------------
 
@@ -141,7 +140,7 @@ class Program:
         pause = self.random.choice([0.01, 0.1, 1.0])
         await asyncio.sleep(self.random.choice([0.0, AT_ONCE, self.random.uniform(0, seconds / 2)]))
         for _ in range(self.random.randint(3, 40)):
-            if self.fleet.network.now > end or self.transport._board.closing:
+            if self.fleet.network.now > end or self.transport._node.home.closing:
                 break
             await how(flow)
             await asyncio.sleep(self.random.expovariate(1 / pause))

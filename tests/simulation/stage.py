@@ -181,7 +181,7 @@ class Node:
     def connections(self, other: Node | None = None) -> list[Connection]:
         peers = self.transport.peers()
         node_id = other.transport.node_id if other else None
-        return [c for peer in peers if node_id in (None, peer.node_id) for c in peer.connections]
+        return [c for peer in peers if node_id in (None, peer.node_id) for c in peer._remote.connections]
 
     async def close(self) -> None:
         await self.do(self.transport.close())

@@ -33,7 +33,7 @@ class Scene:
         self.honest = await stage.start(stage.b)
         self.mallory = await stage.start(stage.b, port=PORT + 1, identity=MALLORY)
         await self.a.do(self.a.transport.connect(self.honest.address))
-        self.mallory.transport._board.announce((PORT, PORT + 1))
+        self.mallory.transport._node.announce((PORT, PORT + 1))
         await self.comes_in(self.mallory)
 
     async def comes_in(self, who: Node) -> None:

@@ -349,6 +349,6 @@ async def test_a_send_repeated_the_moment_it_has_timed_out_does_not_stop_the_clo
     await gathered([a.begin(stubborn(number)) for number in range(5)])
     stage.network.heal()
     await gathered(waiting)
-    ticks = a.transport._board.watch._tick_number
+    ticks = a.transport._node.heartbeat._tick_number
     await asyncio.sleep(5)
-    assert a.transport._board.watch._tick_number > ticks
+    assert a.transport._node.heartbeat._tick_number > ticks

@@ -18,10 +18,9 @@ from typing import Any
 
 import pytest
 
-from openline import Config
+from openline import Config, Peer
 from openline.connection.connection import State
 from openline.core.tracks import MAX_TRACKS
-from openline.peers.table import Peer
 from openline.testing import Fault, Faults, Host, run
 
 from .fleet import FLAVOURS, PLAIN, Fleet, Undertaker
@@ -159,14 +158,14 @@ async def sample(fleet: Fleet) -> None:
 def too_much(peer: Peer, config: Config) -> list[str]:
     """What is more than it may be."""
     found = []
-    for stream_id, mailbox in peer.mailboxes.by_stream.items():
+    for stream_id, mailbox in peer._remote.mailboxes.by_stream.items():
         if mailbox.bytes > config.inbox_bytes + config.window_bytes + SLACK:
             found.append(f"holds {mailbox.bytes} bytes of {peer!r} on {stream_id!r}")
-    for connection in peer.connections:
+    for connection in peer._remote.connections:
         readers = getattr(connection.link, "_readers", ())
         if len(readers) > MAX_TRACKS + 1:
             found.append(f"{connection!r} has {len(readers)} tracks")
-    session = peer.session
+    session = peer._remote.outstanding.session
     for stream_id, out in session.out.items() if session is not None else ():
         if out.size > config.window_bytes + SLACK or out.next - out.acked > config.window_messages + 100:
             found.append(
@@ -181,9 +180,9 @@ def one_connection_per_pair(fleet: Fleet) -> list[str]:
     ends: dict[bytes | None, list[str]] = {}
     for seat, program in fleet.programs.items():
         for peer in program.transport.peers():
-            if len(peer.connections) > 1:
-                found.append(f"{seat.name} has {peer.connections}")
-            for connection in peer.connections:
+            if len(peer._remote.connections) > 1:
+                found.append(f"{seat.name} has {peer._remote.connections}")
+            for connection in peer._remote.connections:
                 if connection.state is not State.LIVE:
                     found.append(f"{seat.name} has {connection!r}")
                 ends.setdefault(connection.endpoint.connection_id, []).append(f"{seat.name}: {connection!r}")
@@ -199,12 +198,12 @@ def at_rest(fleet: Fleet) -> list[str]:
             found.append(f"{seat.name} has {stats.pending_handshakes} pending handshakes")
         if stats.handler_errors:
             found.append(f"{seat.name} has {stats.handler_errors} handler errors")
-        for peer in program.transport._table:
-            reachable = peer.connected or not any(
-                other.name == peer.name for other in fleet.seats if not other.listens
+        for remote in program.transport._table:
+            reachable = remote.connected or not any(
+                other.name == remote.name for other in fleet.seats if not other.listens
             )
-            if peer.session is not None and peer.session.has_unacked and reachable:
-                found.append(f"{seat.name} has something unacknowledged for {peer!r}")
+            if remote.outstanding.has_unacked and reachable:
+                found.append(f"{seat.name} has something unacknowledged for {remote!r}")
     return found
 
 

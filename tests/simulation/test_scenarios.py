@@ -1289,7 +1289,7 @@ async def test_a_handler_that_ends_what_it_stands_on(stage: Stage, how: str) -> 
         elif how == "close in a task":
             closing.append(asyncio.ensure_future(b.transport.close()))
         elif how == "abort the connection":
-            peer.connections[0].link.abort()
+            peer._remote.connections[0].link.abort()
         else:
             stage.network.break_links(stage.a, stage.b, 0.0)
         try:
@@ -1413,8 +1413,8 @@ async def test_close_while_a_peer_keeps_sending_says_goodbye(stage: Stage) -> No
     batch = a.begin(a.transport.send_batch(b.address, tasks(5000)))
     await asyncio.sleep(1.0)
     reasons: list[str] = []
-    lost = a.transport._board.on_lost
-    a.transport._board.on_lost = lambda connection, end: (reasons.append(end.text), lost(connection, end))  # type: ignore
+    lost = a.transport._node.on_lost
+    a.transport._node.on_lost = lambda connection, end: (reasons.append(end.text), lost(connection, end))  # type: ignore
     await b.close()
     await asyncio.sleep(0.01)
     assert reasons == ["the peer closed it (1001: closing)"]
@@ -1508,7 +1508,7 @@ async def test_sends_after_close_are_closed(stage: Stage) -> None:
 
 def sizes(node: Node) -> tuple[int, int]:
     """Streams that its sessions remember: sending, receiving."""
-    sessions = [peer.session for peer in node.transport._table if peer.session is not None]
+    sessions = [s for remote in node.transport._table if (s := remote.outstanding.session) is not None]
     return sum(len(s.out) for s in sessions), sum(len(s.expected) for s in sessions)
 
 
@@ -1832,5 +1832,5 @@ async def test_after_quiet_everything_is_at_rest(stage: Stage) -> None:
     for node in (a, b):
         assert alive(node.host)
         assert [c.state for c in node.connections()] == [State.LIVE]
-        assert not node.transport._board.unacked
-        assert not node.transport.peers()[0].stopped
+        assert not node.transport._node.sessions._unacked
+        assert not node.transport.peers()[0]._remote.outstanding.gates

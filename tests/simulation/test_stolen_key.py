@@ -17,7 +17,7 @@ MESSAGES = 200
 def thief(stage: Stage, genuine: Node, identity: Identity) -> Puppet:
     """Has the key, and repeats the instance; signs for nothing but the node."""
     puppet = Puppet(stage.c, identity)
-    puppet.instance = genuine.transport._board.door.instance
+    puppet.instance = genuine.transport._node.door.instance
     return puppet
 
 

@@ -104,7 +104,7 @@ async def come_and_go(stage: Stage, node: Node, times: int, streams: int = STREA
 
 
 def remembered(node: Node) -> int:
-    return len(node.transport._board.delivery.retention.gone)
+    return len(node.transport._node.sessions.retention.gone)
 
 
 async def away(stage: Stage) -> None:
@@ -173,7 +173,7 @@ async def test_a_stranger_that_stays_and_takes_too_much_is_cut(stage: Stage) -> 
         await asyncio.sleep(0.01)
     await eventually(lambda: any(end.closed for end in ends))
     assert b.transport.stats().forgotten == len([end for end in ends if end.closed])
-    assert b.transport._board.delivery.retention._strangers.used <= SMALL
+    assert b.transport._node.sessions.retention._strangers.used <= SMALL
 
 
 @simulated
@@ -193,7 +193,7 @@ async def test_answers_that_nobody_acknowledges_are_the_strangers(stage: Stage) 
         end.link.abort()
         await asyncio.sleep(0.01)
     await asyncio.sleep(1.0)
-    tier = b.transport._board.delivery.retention._answers
+    tier = b.transport._node.sessions.retention._answers
     assert 0 < tier.used <= SMALL
     assert b.transport.stats().in_doubt == b.transport.stats().forgotten > 30
 
@@ -218,7 +218,7 @@ async def test_who_asks_to_be_remembered_for_longer_goes_first(stage: Stage) -> 
     await come_and_go(stage, b, 60, 1)
     assert remembered(b) == 61
     await come_and_go(stage, b, 20)
-    assert [peer.name for peer in b.transport._board.delivery.retention.gone if peer.name] == []
+    assert [peer.name for peer in b.transport._node.sessions.retention.gone if peer.name] == []
 
 
 @simulated
@@ -231,7 +231,7 @@ async def test_the_known_are_remembered_whatever_strangers_do(stage: Stage) -> N
     await eventually(lambda: not b.transport.peers())
     await come_and_go(stage, b, 60)
     await come_and_go(stage, b, 300, 1)
-    assert "a" in [peer.name for peer in b.transport._board.delivery.retention.gone]
+    assert "a" in [peer.name for peer in b.transport._node.sessions.retention.gone]
 
 
 def test_the_limits_are_for_all_configurations() -> None:

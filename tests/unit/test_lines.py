@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openline import Message
-from openline.sending.turns import Lines
+from openline.sending.turns import Turns
 
 
 async def turns(number: int = 3) -> None:
@@ -19,14 +19,14 @@ async def turns(number: int = 3) -> None:
         await asyncio.sleep(0)
 
 
-def occupied(lines: Lines, to: Any = "there", stream_id: Any = "default", answer: bool = False) -> bool:
+def occupied(lines: Turns, to: Any = "there", stream_id: Any = "default", answer: bool = False) -> bool:
     return lines.has(to, Message(stream_id=stream_id, metadata={"replyTo": "m-1"} if answer else None))
 
 
 class Queue:
     """People who stand in one line, each doing its business when it is their turn."""
 
-    def __init__(self, lines: Lines, *key: Any) -> None:
+    def __init__(self, lines: Turns, *key: Any) -> None:
         self.lines = lines
         self.key = key or ("there", "default")
         self.order: list[Any] = []
@@ -52,7 +52,7 @@ class Queue:
 
 
 async def test_the_first_need_not_wait() -> None:
-    lines = Lines()
+    lines = Turns()
     assert not occupied(lines, "there", 1)
     place = lines.enter("there", 1)
     assert occupied(lines, "there", 1)
@@ -62,7 +62,7 @@ async def test_the_first_need_not_wait() -> None:
 
 
 async def test_in_the_order_they_came() -> None:
-    queue = Queue(Lines())
+    queue = Queue(Turns())
     for number in range(50):
         queue.add(number)
         if number % 7 == 0:
@@ -73,7 +73,7 @@ async def test_in_the_order_they_came() -> None:
 
 
 async def test_who_comes_later_waits_for_all_who_are_there() -> None:
-    queue = Queue(Lines())
+    queue = Queue(Turns())
     queue.business.clear()
     first, second = queue.add(1), queue.add(2)
     await turns()
@@ -87,7 +87,7 @@ async def test_who_comes_later_waits_for_all_who_are_there() -> None:
 
 @pytest.mark.parametrize("who", range(5))
 async def test_one_who_gives_up(who: int) -> None:
-    queue = Queue(Lines())
+    queue = Queue(Turns())
     queue.business.clear()
     for number in range(5):
         queue.add(number)
@@ -101,7 +101,7 @@ async def test_one_who_gives_up(who: int) -> None:
 
 
 async def test_all_give_up_but_the_last() -> None:
-    queue = Queue(Lines())
+    queue = Queue(Turns())
     queue.business.clear()
     for number in range(20):
         queue.add(number)
@@ -116,7 +116,7 @@ async def test_all_give_up_but_the_last() -> None:
 
 async def test_called_and_cancelled_in_the_same_turn() -> None:
     """The turn is handed on, not lost."""
-    queue = Queue(Lines())
+    queue = Queue(Turns())
     queue.business.clear()
     for number in range(4):
         queue.add(number)
@@ -133,7 +133,7 @@ async def test_called_and_cancelled_in_the_same_turn() -> None:
 
 async def test_before_it_has_begun_to_wait() -> None:
     """Called in between: nobody waits for a call that has been."""
-    lines = Lines()
+    lines = Turns()
     first, second = lines.enter("there", 1), lines.enter("there", 1)
     first.leave()
     assert second.first
@@ -144,7 +144,7 @@ async def test_before_it_has_begun_to_wait() -> None:
 
 
 async def test_leaving_without_ever_waiting() -> None:
-    lines = Lines()
+    lines = Turns()
     places = [lines.enter("there", 1) for _ in range(10)]
     for place in reversed(places):
         place.leave()
@@ -152,7 +152,7 @@ async def test_leaving_without_ever_waiting() -> None:
 
 
 async def test_a_new_line_after_the_last_has_left() -> None:
-    lines = Lines()
+    lines = Turns()
     for _ in range(3):
         place = lines.enter("there", 1)
         await place.turn()
@@ -166,7 +166,7 @@ async def test_a_new_line_after_the_last_has_left() -> None:
 
 async def test_lines_are_kept_apart() -> None:
     """By where to, by stream (42 and its text are two), and answers from all else."""
-    lines = Lines()
+    lines = Turns()
     keys: list[Any] = [("there", 42), ("there", "42"), ("elsewhere", 42), (object(), 42), ("there", 42, True)]
     held = [lines.enter(*key) for key in keys[:1]]
     others = [lines.enter(*key) for key in keys[1:]]
@@ -180,7 +180,7 @@ async def test_lines_are_kept_apart() -> None:
 
 
 async def test_nothing_is_left_behind() -> None:
-    lines = Lines()
+    lines = Turns()
     for number in range(1000):
         queue = Queue(lines, number % 10, number)
         queue.add(1)
@@ -197,7 +197,7 @@ def test_whoever_gives_up_whenever(seed: int) -> None:
     chance = random.Random(seed)
 
     async def play() -> None:
-        queue = Queue(Lines())
+        queue = Queue(Turns())
         gave_up: set[int] = set()
         count = 0
         for _ in range(60):

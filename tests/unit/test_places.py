@@ -10,7 +10,7 @@ from openline.address import Address
 from openline.core import port_memory as places
 from openline.core.endpoints import Endpoint
 from openline.core.handshake import Hello
-from openline.core.port_memory import LATELY, Kind, Places
+from openline.core.port_memory import LATELY, Kind, PortMemory
 from openline.routing.known_nodes import Book
 
 HOST, EVIL = "10.0.0.2", "10.6.6.6"
@@ -31,12 +31,12 @@ def dialed(target: str, said: Hello | None = None, ip: str = HOST, **more: Any) 
     return Endpoint("outbound", ip, address.port, target=address, hello=said, **more)
 
 
-def who(found: Places, target: str, now: float = 0.0, *ips: str) -> list[tuple[str, bool]]:
+def who(found: PortMemory, target: str, now: float = 0.0, *ips: str) -> list[tuple[str, bool]]:
     return [(note.who, recent) for note, _, recent in found.dialed(Address.parse(target), ips, now)]
 
 
 def test_who_was_dialed_is_known_by_name_and_by_ip_and_first_lately_then_formerly() -> None:
-    found = Places()
+    found = PortMemory()
     found.reached(dialed("alice.example:8770", hello(ALICE)), 0.0)
     for place in ("alice.example:8770", f"{HOST}:8770"):
         assert who(found, place, LATELY - 1) == [(ALICE, True)]
@@ -46,14 +46,14 @@ def test_who_was_dialed_is_known_by_name_and_by_ip_and_first_lately_then_formerl
 
 
 def test_it_was_there_until_its_connection_ended() -> None:
-    found, end = Places(), dialed(f"{HOST}:8770")
+    found, end = PortMemory(), dialed(f"{HOST}:8770")
     found.reached(end, 0.0)
     found.gone(end, 5000.0, known=True)
     assert who(found, f"{HOST}:8770", 5000.0 + LATELY - 1) == [("", True)]
 
 
 def test_not_if_somebody_else_has_answered_there_since() -> None:
-    found, old = Places(), dialed(f"{HOST}:8770", hello(ALICE))
+    found, old = PortMemory(), dialed(f"{HOST}:8770", hello(ALICE))
     found.reached(old, 0.0)
     found.reached(dialed(f"{HOST}:8770", hello(BOB)), 1.0)
     found.gone(old, 2.0, known=True)
@@ -63,7 +63,7 @@ def test_not_if_somebody_else_has_answered_there_since() -> None:
 
 @pytest.mark.parametrize("backend", ["websocket", "quic"])
 def test_a_clients_port_is_known_with_its_protocol(backend: str) -> None:
-    found = Places()
+    found = PortMemory()
     found.gone(client(50001, hello(ALICE), backend=backend), 0.0, known=True)
     seen = {p: found.lately(Kind.REMOTE, p, HOST, 50001, LATELY - 1) for p in ("tcp", "udp")}
     protocol = "udp" if backend == "quic" else "tcp"
@@ -72,7 +72,7 @@ def test_a_clients_port_is_known_with_its_protocol(backend: str) -> None:
 
 
 def test_two_processes_that_answer_in_turn_share_a_place() -> None:
-    found, where = Places(), Address.parse(f"{HOST}:8770")
+    found, where = PortMemory(), Address.parse(f"{HOST}:8770")
     for now, node in enumerate([ALICE, BOB, BOB, ALICE]):
         assert not found.shared(where, float(now))
         found.reached(dialed(f"{HOST}:8770", hello(node)), float(now))
@@ -81,7 +81,7 @@ def test_two_processes_that_answer_in_turn_share_a_place() -> None:
 
 
 def test_one_that_was_restarted_and_restarted_does_not() -> None:
-    found, where = Places(), Address.parse(f"{HOST}:8770")
+    found, where = PortMemory(), Address.parse(f"{HOST}:8770")
     for now, instance in enumerate(["one", "two", "three"]):
         found.reached(dialed(f"{HOST}:8770", hello(ALICE, instance=instance)), float(now))
     assert not found.shared(where, 3.0)
@@ -92,7 +92,7 @@ def test_one_that_was_restarted_and_restarted_does_not() -> None:
 
 @pytest.mark.parametrize("ip", [EVIL, HOST], ids=["from elsewhere", "from behind the same IP"])
 def test_strangers_push_out_nothing_that_this_program_has_to_do_with(ip: str) -> None:
-    found = Places()
+    found = PortMemory()
     found.reached(dialed(f"{HOST}:8770", hello(ALICE)), 0.0)
     found.gone(client(50001), 0.0, known=True)
     for number in range(MUCH):
@@ -102,7 +102,7 @@ def test_strangers_push_out_nothing_that_this_program_has_to_do_with(ip: str) ->
 
 
 def test_of_strangers_the_one_who_causes_most_pays() -> None:
-    found = Places()
+    found = PortMemory()
     found.gone(client(50001), 0.0, known=False)
     for number in range(MUCH):
         found.gone(client(number, ip=EVIL), 1.0, known=False)
@@ -112,14 +112,14 @@ def test_of_strangers_the_one_who_causes_most_pays() -> None:
 
 
 def test_a_stranger_does_not_write_over_what_is_known() -> None:
-    found = Places()
+    found = PortMemory()
     found.gone(client(50001, hello(ALICE)), 0.0, known=True)
     found.gone(client(50001, hello(BOB)), 1.0, known=False)
     assert found.lately(Kind.REMOTE, "tcp", HOST, 50001, 2.0) == {ALICE, BOB}
 
 
 def test_what_this_program_has_to_do_with_is_bounded_too() -> None:
-    found = Places()
+    found = PortMemory()
     for number in range(places.MAX_PLACES + 1):
         found.reached(dialed(f"{HOST}:{number + 1}"), 0.0)
     assert who(found, f"{HOST}:1") == []
@@ -166,7 +166,7 @@ def test_who_has_been_asked_for_is_no_stranger_any_more() -> None:
 
 
 def test_whom_a_replaced_connection_reached_was_there_until_that_which_replaced_it_ended() -> None:
-    found, end = Places(), client(40000, hello(ALICE, 8770))
+    found, end = PortMemory(), client(40000, hello(ALICE, 8770))
     found.reached(old := dialed("alice.example:8770", hello(ALICE)), 0.0)
     found.gone(old, 1.0, known=True)
     end.aliases = (Address.parse("alice.example:8770"), Address.parse("10.0.0.3:8770"))
@@ -176,7 +176,7 @@ def test_whom_a_replaced_connection_reached_was_there_until_that_which_replaced_
 
 
 def test_who_claimed_a_port_is_remembered_beside_the_next_one_who_does() -> None:
-    found = Places()
+    found = PortMemory()
     for node in (ALICE, BOB, BOB):
         found.gone(client(40000, hello(node, 8770)), 0.0, known=True)
     found.gone(client(40000, hello("c" * 51 + "a", 8770)), 0.0, known=False)

@@ -10,18 +10,19 @@ import pytest
 
 from openline import Closed, InvalidMessage, Message, NotConfirmed
 from openline.connection.connection import Connection
-from openline.peers.requests import LATE_FOR, MAX_LATE, Asked, Deadlines, Pending, Requests
+from openline.peers.in_flight import Request
+from openline.peers.requests import LATE_FOR, MAX_LATE, PlainRequests, Requests
+from openline.sending.deadlines import Deadlines
 
 PLAIN, OPENLINE = True, False
 
 
-def waiting(message: Message, limit: float = 5.0) -> Pending:
-    return Pending(message, asyncio.get_running_loop().create_future(), "h:1", limit)
+def waiting(message: Message, limit: float = 5.0) -> Request:
+    return Request(asyncio.get_running_loop(), message, None, "h:1", limit)
 
 
-def result_of(pending: Pending) -> Message | None:
-    answer = pending.answer
-    return answer.result() if answer.done() and not answer.cancelled() else None
+def result_of(pending: Request) -> Message | None:
+    return pending.result() if pending.done() and not pending.cancelled() else None
 
 
 class Out:
@@ -36,7 +37,7 @@ class Out:
 
     def give_up(self, id: str, now: float = 0.0) -> None:
         self.requests.remove(self.pending[id], now)
-        self.pending[id].answer.cancel()
+        self.pending[id].cancel()
 
     def answered_by(self, message: Message, plain: bool, now: float = 0.0) -> object:
         """The id of the request that ``message`` answered; None if it answered none."""
@@ -147,7 +148,7 @@ async def test_an_answer_comes_once() -> None:
 
 async def test_nobody_waits_any_more_but_the_answer_is_still_its_own() -> None:
     out = Out(ask("a"))
-    out.pending["a"].answer.cancel()
+    out.pending["a"].cancel()
     assert out.requests.claim(answer(replyTo="a"), OPENLINE, 0.0)
     assert len(out.requests.out) == 0
 
@@ -238,9 +239,9 @@ async def test_a_lost_connection_fails_its_own_requests_only() -> None:
     out.pending["a"].connection = lost
     out.pending["b"].connection = other
     out.requests.fail(lost, NotConfirmed("gone"))
-    assert isinstance(out.pending["a"].answer.exception(), NotConfirmed)
-    assert not out.pending["b"].answer.done()
-    assert not out.pending["c"].answer.done()
+    assert isinstance(out.pending["a"].exception(), NotConfirmed)
+    assert not out.pending["b"].done()
+    assert not out.pending["c"].done()
     assert len(out.requests.out) == 2
 
 
@@ -250,16 +251,16 @@ HERE, THERE = "10.0.0.2", "10.0.0.3"
 
 
 @pytest.fixture
-async def asked() -> Asked:
-    return Asked()
+async def asked() -> PlainRequests:
+    return PlainRequests()
 
 
-def anybody(_: Pending) -> bool:
+def anybody(_: Request) -> bool:
     return True
 
 
 @pytest.mark.parametrize("reply", [answer(replyTo="a"), answer("a")], ids=["replyTo", "same id"])
-async def test_another_socket_from_that_ip_may_answer_by_name(asked: Asked, reply: Message) -> None:
+async def test_another_socket_from_that_ip_may_answer_by_name(asked: PlainRequests, reply: Message) -> None:
     pending = waiting(ask("a"))
     asked.add(HERE, pending)
     assert HERE in asked
@@ -267,21 +268,21 @@ async def test_another_socket_from_that_ip_may_answer_by_name(asked: Asked, repl
     assert not asked.claim(HERE, answer("x"), anybody)
     assert not asked.claim(HERE, answer("a", replyTo="z"), anybody)
     assert asked.claim(HERE, reply, anybody)
-    assert pending.answer.result() is reply
+    assert pending.result() is reply
     assert not asked.claim(HERE, reply, anybody)
 
 
-async def test_only_where_that_socket_is_the_peers_that_was_asked(asked: Asked) -> None:
+async def test_only_where_that_socket_is_the_peers_that_was_asked(asked: PlainRequests) -> None:
     one, other = waiting(ask("a")), waiting(ask("a"))
     asked.add(HERE, one)
     asked.add(HERE, other)
     assert not asked.claim(HERE, answer("a"), lambda _: False)
     assert asked.claim(HERE, answer("a"), lambda pending: pending is other)
-    assert other.answer.done()
-    assert not one.answer.done()
+    assert other.done()
+    assert not one.done()
 
 
-async def test_nothing_is_kept_of_requests_that_are_over(asked: Asked) -> None:
+async def test_nothing_is_kept_of_requests_that_are_over(asked: PlainRequests) -> None:
     one, other = waiting(ask("a")), waiting(ask("b"))
     for pending in (one, other):
         asked.add(HERE, pending)
@@ -294,7 +295,7 @@ async def test_nothing_is_kept_of_requests_that_are_over(asked: Asked) -> None:
 
 
 @pytest.mark.parametrize("reply_to", [[], {}, None], ids=repr)
-async def test_any_json_may_come_there_too(asked: Asked, reply_to: object) -> None:
+async def test_any_json_may_come_there_too(asked: PlainRequests, reply_to: object) -> None:
     asked.add(HERE, waiting(ask("a")))
     assert not asked.claim(HERE, answer(replyTo=reply_to), anybody)
 
@@ -353,12 +354,12 @@ async def test_each_request_has_its_own_deadline(clock: Clock, deadlines: Deadli
         deadlines.add(pending)
     done = []
     for _ in range(4):
-        done.append([p.answer.done() for p in (soon, middle, late)])
+        done.append([p.done() for p in (soon, middle, late)])
         clock.go(1.0)
     assert done == [[False] * 3, [True, False, False], [True, True, False], [True] * 3]
     with pytest.raises(TimeoutError, match="no answer from h:1 to request 1 within 1 s"):
-        soon.answer.result()
-    assert [type(pending.answer.exception()) for pending in (middle, late)] == [TimeoutError] * 2
+        soon.result()
+    assert [type(pending.exception()) for pending in (middle, late)] == [TimeoutError] * 2
 
 
 async def test_many_requests_share_one_timer(clock: Clock, deadlines: Deadlines) -> None:
@@ -370,7 +371,7 @@ async def test_many_requests_share_one_timer(clock: Clock, deadlines: Deadlines)
         deadlines.remove(pending)
     clock.go(10.0)
     assert clock.armed == []
-    assert not any(pending.answer.done() for pending in requests)
+    assert not any(pending.done() for pending in requests)
 
 
 async def test_a_timer_left_over_is_set_for_whoever_is_next(clock: Clock, deadlines: Deadlines) -> None:
@@ -379,25 +380,25 @@ async def test_a_timer_left_over_is_set_for_whoever_is_next(clock: Clock, deadli
     deadlines.add(second)
     deadlines.remove(first)
     clock.go(1.5)
-    assert not second.answer.done()
+    assert not second.done()
     clock.go(0.5)
-    assert isinstance(second.answer.exception(), TimeoutError)
+    assert isinstance(second.exception(), TimeoutError)
 
 
 async def test_an_answer_in_time_stays(clock: Clock, deadlines: Deadlines) -> None:
     pending = waiting(ask("a"))
     deadlines.add(pending)
-    pending.answer.set_result(answer())
+    pending.set_result(answer())
     clock.go(10.0)
-    assert pending.answer.result().id == "x"
+    assert pending.result().id == "x"
 
 
 async def test_close_stops_the_timer_and_tells_who_waits(clock: Clock, deadlines: Deadlines) -> None:
     waits, answered = waiting(ask("a")), waiting(ask("b"))
     deadlines.add(waits)
     deadlines.add(answered)
-    answered.answer.set_result(answer())
+    answered.set_result(answer())
     deadlines.close()
     assert clock.armed == []
-    assert isinstance(waits.answer.exception(), Closed)
-    assert answered.answer.result().id == "x"
+    assert isinstance(waits.exception(), Closed)
+    assert answered.result().id == "x"

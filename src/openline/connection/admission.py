@@ -96,6 +96,10 @@ class Admission:
         self._crowded = crowded
         self._dials = itertools.count(1)
 
+    def announce(self, ports: tuple[int, ...]) -> None:
+        """What our hellos say from now on of where we listen."""
+        self.ports = ports
+
     def renew_instance(self) -> None:
         """From now on this is another process than before."""
         # Tells this process from an earlier one, or another one, with the same key.

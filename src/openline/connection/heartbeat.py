@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Generic
 
 from ..backends.base import End
+from ..core.lifecycle import State
 from ..core.liveness import TICKS_PER_INTERVAL, Action
 from ..core.unread import Unread, Verdict
 from ..runtime.ratelog import process_log
-from ..core.lifecycle import State
 from .connection import Connection, Pause
 from .context import Context
 from .events import R

@@ -144,6 +144,11 @@ class Endpoint:
         self.certificate: bytes | None = None
         self.certified = False
 
+    def listens_on(self, ports: tuple[int, ...]) -> None:
+        """It has other ports than its hello said."""
+        if self.hello is not None:
+            self.hello = msgspec.structs.replace(self.hello, ports=ports)
+
     @property
     def node_id(self) -> str | None:
         """Proven: a connection is not open before its hello's proof is right."""

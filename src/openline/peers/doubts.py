@@ -13,8 +13,8 @@ from collections.abc import Callable
 from ..address import Address
 from ..connection.context import Context
 from ..connection.events import Liveness
-from ..core.lifecycle import State
 from ..core.doubt import SMALL, Doubt
+from ..core.lifecycle import State
 from ..message import StreamId
 from .outstanding import Sent
 from .remote import Remote, RemoteConnection

@@ -16,9 +16,11 @@ from collections.abc import Callable
 from ..backends.base import REPLACED, TRY_AGAIN, End
 from ..backends.descriptors import descriptors, max_pending
 from ..config import Config
+from ..connection.context import Context
 from ..core.fairshare import FairShare
 from ..core.origin import origin
-from ..receiving.throttle import PATIENCE
+from .remote import RemoteConnection
+from .table import Table
 
 # File descriptors that strangers leave alone: half of what there is, and no more than this.
 RESERVE = 2048
@@ -44,11 +46,11 @@ def max_strangers(config: Config, backend: str) -> int:
 class Limits:
     """Inbound connections that are no known peer's."""
 
-    def __init__(self, context: Context, waiting_of_strangers: Callable[[], int]) -> None:
-        """``waiting_of_strangers()`` tells how many bytes of theirs wait in inboxes."""
+    def __init__(self, context: Context, inbox_full: Callable[[], bool]) -> None:
+        """``inbox_full()``: do strangers have more waiting in the inbox than they may?"""
         self._context = context
         self._table: Table
-        self._waiting_of_strangers = waiting_of_strangers
+        self._inbox_full = inbox_full
         self._strangers = {
             name: FairShare[RemoteConnection](max_strangers(context.config, name)) for name in ("tcp", "quic")
         }
@@ -77,7 +79,7 @@ class Limits:
         return node_id in (self._context.config.allow or ()) or self._table.knows(node_id)
 
     def _objection(self, place: str, backend: str, node_id: str | None) -> str | None:
-        if self._waiting_of_strangers() > (PATIENCE + 1) * self._context.config.strangers_inbox_bytes:
+        if self._inbox_full():
             return "too much that strangers have sent waits here"
         limit = self._context.config.max_connections_per_ip
         if node_id is None and self._unproven.used_by(place) >= limit:
@@ -97,7 +99,9 @@ class Limits:
     def _end_spare(self, node_id: str | None) -> bool:
         """Room for another connection of a node that has several."""
         remote = self._table.node(node_id) if node_id is not None else None
-        spare = next((c for c in remote.connections if c is not remote.paths.carrier), None) if remote else None
+        spare = (
+            next((c for c in remote.connections if c is not remote.paths.carrier), None) if remote else None
+        )
         if spare is not None:
             self._end(spare, REPLACED, "another connection stays")
         return spare is not None
@@ -110,7 +114,7 @@ class Limits:
             return True
         largest = share.largest_origin()
         members = list(itertools.islice(share.of(largest), LOOKED_AT))
-        silent = next((each for each in members if not each.remote.mailboxes), None)
+        silent = next((each for each in members if not each.remote.mailboxes.by_stream), None)
         fuller = share.used_by(largest) > share.used_by(place) + 1
         victim = (silent or members[0]) if fuller else silent if proves else None
         if victim is None:
@@ -145,7 +149,7 @@ class Limits:
 
     def _thin(self, newest: RemoteConnection) -> None:
         """A node with too many connections loses the oldest, except for the best and the newest."""
-        remote = newest.peer
+        remote = newest.remote
         spare = [c for c in remote.connections if c is not remote.paths.carrier and c is not newest]
         for connection in spare[: max(0, len(remote.connections) - 1 - MAX_SURPLUS)]:
             self._end(connection, REPLACED, "another connection stays")

@@ -20,10 +20,11 @@ from ..config import Config
 from ..core.bulk import MEASURED, weight_of
 from ..core.selection import Want
 from ..message import Message, StreamId
+from ..peer import Peer
 from ..runtime.eager import Runner, Steps
 
 if TYPE_CHECKING:
-    from .table import Peer
+    from .remote import Remote
 
 # What a message takes in memory besides its bytes on the wire, about, as small ones are mostly that.
 MESSAGE_OVERHEAD = 256
@@ -36,7 +37,7 @@ MAX_FULL = 16
 # buffer and a full receive buffer of the kernel are about 10 MB on Linux.
 OVERRUN_BYTES = 16 * 1024 * 1024
 
-Handler = Callable[["Peer", Message], Awaitable[Any] | None]
+Handler = Callable[[Peer, Message], Awaitable[Any] | None]
 
 
 class Consumer:
@@ -73,15 +74,15 @@ class Owner(Protocol):
     version: int
     closed: bool
 
-    def takers(self, peer: Peer, stream_id: StreamId) -> tuple[list[Handler], list[Consumer]]: ...
+    def takers(self, remote: Remote, stream_id: StreamId) -> tuple[list[Handler], list[Consumer]]: ...
 
-    def flow(self, peer: Peer, mailbox: Mailbox | None) -> None:
+    def flow(self, remote: Remote, mailbox: Mailbox | None) -> None:
         """A mailbox, or the peer as a whole (None), has become full or roomy."""
 
-    def note(self, peer: Peer) -> None:
+    def note(self, remote: Remote) -> None:
         """What a stranger holds has grown, or shrunk, by a good deal."""
 
-    def weigh(self, peer: Peer) -> None:
+    def weigh(self, remote: Remote) -> None:
         """A stranger has one more mailbox."""
 
     def filled(self, mailbox: Mailbox) -> None:
@@ -93,9 +94,9 @@ class Owner(Protocol):
     def discarded(self, mailbox: Mailbox, first: bool) -> None:
         """A message that nobody wants has made room, for the first time in this mailbox or again."""
 
-    def failed(self, peer: Peer, handler: Handler | None, error: BaseException) -> None: ...
+    def failed(self, remote: Remote, handler: Handler | None, error: BaseException) -> None: ...
 
-    def tidy(self, peer: Peer) -> None:
+    def tidy(self, remote: Remote) -> None:
         """Perhaps nothing is left of a peer that is gone."""
 
 
@@ -134,15 +135,18 @@ class Mailbox:
         "paused",
         "peer",
         "queue",
+        "remote",
         "running",
         "stream_id",
         "waiting",
     )
 
-    def __init__(self, peer: Peer, stream_id: StreamId, siblings: Siblings, owner: Owner) -> None:
+    def __init__(self, remote: Remote, stream_id: StreamId, siblings: Siblings, owner: Owner) -> None:
         self._siblings = siblings
         self._owner = owner
-        self.peer = peer
+        self.remote = remote
+        # What handlers get.
+        self.peer = remote.peer
         self.stream_id = stream_id
         # Who takes its messages; and the one handler, where nothing else does.
         self._version = -1
@@ -172,7 +176,9 @@ class Mailbox:
     def _bind(self) -> None:
         """See who takes its messages now."""
         self._version = self._owner.version
-        self._handlers, self._consumers = handlers, consumers = self._owner.takers(self.peer, self.stream_id)
+        self._handlers, self._consumers = handlers, consumers = self._owner.takers(
+            self.remote, self.stream_id
+        )
         self._only = handlers[0] if len(handlers) == 1 and not consumers else None
 
     # Handlers ------------------------------------------------------------------------------------
@@ -198,7 +204,7 @@ class Mailbox:
         try:
             steps = handler(self.peer, message)
         except Exception as error:
-            owner.failed(self.peer, handler, error)
+            owner.failed(self.remote, handler, error)
             return
         if steps is None:
             return
@@ -209,7 +215,7 @@ class Mailbox:
             self.running = not owner.runner.run(steps, self._carry_on_alone, self._ended_alone)
         except (Exception, asyncio.CancelledError) as error:
             self.running = False
-            owner.failed(self.peer, handler, error)
+            owner.failed(self.remote, handler, error)
         if self.running and size > GRAIN:
             self._occupy(size)
 
@@ -228,7 +234,7 @@ class Mailbox:
         try:
             result = handler(self.peer, message)
         except Exception as error:
-            self._owner.failed(self.peer, handler, error)
+            self._owner.failed(self.remote, handler, error)
             return None
         return _coroutine(result)
 
@@ -239,7 +245,7 @@ class Mailbox:
             self.running = not self._owner.runner.run(steps, partial(self._carry_on, message, following))
         except (Exception, asyncio.CancelledError) as error:
             self.running = False
-            self._owner.failed(self.peer, handler, error)
+            self._owner.failed(self.remote, handler, error)
         return not self.running
 
     async def _carry_on(self, message: Message, following: int, rest: Steps) -> None:
@@ -267,13 +273,13 @@ class Mailbox:
     def _ended_alone(self, error: BaseException | None) -> Steps | None:
         """The same where that handler has been stepped to its end without a task."""
         if error is not None and not (self._owner.closed and isinstance(error, asyncio.CancelledError)):
-            self._owner.failed(self.peer, self._handlers[0] if self._handlers else None, error)
+            self._owner.failed(self.remote, self._handlers[0] if self._handlers else None, error)
         if self._busy:
             self._vacate()
         if self.queue:
             return self._drain()
         self.running = False
-        if self._siblings.overfull or not self.peer.connections:
+        if self._siblings.overfull or not self.remote.connections:
             self._siblings.settled(self)
         return None
 
@@ -306,11 +312,11 @@ class Mailbox:
         try:
             await steps
         except Exception as error:
-            self._owner.failed(self.peer, handler, error)
+            self._owner.failed(self.remote, handler, error)
         except asyncio.CancelledError as error:
             if self._owner.closed:
                 raise
-            self._owner.failed(self.peer, handler, error)  # it cancelled itself; the others go on
+            self._owner.failed(self.remote, handler, error)  # it cancelled itself; the others go on
 
     # receive() and messages() --------------------------------------------------------------------
 
@@ -318,7 +324,7 @@ class Mailbox:
         """Let a message wait for ``receive()``."""
         if size <= MESSAGE_OVERHEAD + MEASURED:
             size += weight_of(message.payload)
-        if self.peer.plain and self._owner.handlers and not self._consumers:
+        if self.remote.plain and self._owner.handlers and not self._consumers:
             self._make_room(size)
         self.waiting.append((message, size, bool(self._handlers)))
         self._owner.filled(self)
@@ -389,7 +395,7 @@ class Mailbox:
         self.count += 1
         self.bytes += size
         siblings, config = self._siblings, self._owner.config
-        siblings.charge(size, self.peer.known)
+        siblings.charge(size, self.remote.known)
         if not self.paused:
             if (
                 siblings.throttled
@@ -400,7 +406,7 @@ class Mailbox:
                 self.pause()
         elif not self.overrun and self.bytes > config.inbox_bytes + OVERRUN_BYTES:
             self.overrun = True
-            self._owner.flow(self.peer, self)
+            self._owner.flow(self.remote, self)
 
     def _release(self, size: int) -> None:
         self.count -= 1
@@ -411,7 +417,7 @@ class Mailbox:
 
     def _occupy(self, size: int) -> None:
         self._busy += size
-        self._siblings.occupy(size, self.peer.known)
+        self._siblings.occupy(size, self.remote.known)
 
     def _vacate(self) -> None:
         busy, self._busy = self._busy, 0

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import weakref
 from typing import TYPE_CHECKING
 
 from ..core.session import weight
 from ..message import StreamId
 from .mailbox import GRAIN, MAX_FULL, Mailbox, Owner
+from .part import Part
 
 if TYPE_CHECKING:
-    from .table import Peer
+    from .remote import Remote
 
 # Mailboxes looked at when there are too many; more at a time would let a peer spend our time.
 LOOKED_AT = 16
@@ -19,12 +19,11 @@ LOOKED_AT = 16
 MAILBOX_BYTES = 2048
 
 
-class Mailboxes:
+class Mailboxes(Part):
     """All mailboxes of one peer, and what they hold together."""
 
     __slots__ = (
         "_owner",
-        "_peer",
         "by_stream",
         "full",
         "held",
@@ -36,9 +35,8 @@ class Mailboxes:
         "weight",
     )
 
-    def __init__(self, peer: Peer, owner: Owner) -> None:
-        # Weakly: in a circle it would not be freed as soon as it is forgotten.
-        self._peer = weakref.ref(peer)
+    def __init__(self, remote: Remote, owner: Owner) -> None:
+        super().__init__(remote)
         self._owner = owner
         self.by_stream: dict[StreamId, Mailbox] = {}
         # Bytes received and not taken yet.
@@ -56,12 +54,6 @@ class Mailboxes:
         self.overfull = False
 
     @property
-    def peer(self) -> Peer:
-        peer = self._peer()
-        assert peer is not None
-        return peer
-
-    @property
     def idle(self) -> bool:
         return all(mailbox.idle for mailbox in self.by_stream.values())
 
@@ -69,21 +61,21 @@ class Mailboxes:
     def unreadable(self) -> bool:
         """Is nothing to be read from the peer? A plain one cannot be told to stop a stream, and one that
         fills very many, or goes on all the same, does not listen."""
-        unruly = self.peer.plain or self.held > MAX_FULL * self._owner.config.inbox_bytes
+        unruly = self.remote.plain or self.held > MAX_FULL * self._owner.config.inbox_bytes
         return self.overfull or self.unread or any(unruly or full.overrun for full in self.full)
 
     # Streams -------------------------------------------------------------------------------------
 
     def open(self, stream_id: StreamId) -> Mailbox:
-        peer, most = self.peer, self._owner.config.max_streams
+        remote, most = self.remote, self._owner.config.max_streams
         if len(self.by_stream) >= most and not self._close_some() and not self.overfull:
             # That many streams, and something is under way on all of them: stop the peer as a whole.
             self.overfull = True
-            self._owner.flow(peer, None)
-        mailbox = self.by_stream[stream_id] = Mailbox(peer, stream_id, self, self._owner)
+            self._owner.flow(remote, None)
+        mailbox = self.by_stream[stream_id] = Mailbox(remote, stream_id, self, self._owner)
         self.weight += MAILBOX_BYTES + weight(stream_id)
-        if not peer.known:
-            self._owner.weigh(peer)
+        if not remote.known:
+            self._owner.weigh(remote)
         return mailbox
 
     def _close(self, mailbox: Mailbox) -> None:
@@ -111,9 +103,9 @@ class Mailboxes:
             self._close(mailbox)
             if len(self.by_stream) < self._owner.config.max_streams:
                 self.overfull = False
-                self._owner.flow(self.peer, None)
-        if not mailbox.peer.connections:
-            self._owner.tidy(mailbox.peer)
+                self._owner.flow(self.remote, None)
+        if not mailbox.remote.connections:
+            self._owner.tidy(mailbox.remote)
 
     # How much they hold --------------------------------------------------------------------------
 
@@ -122,28 +114,28 @@ class Mailboxes:
         self.held += size
         self.load += size
         if self.load > self.noted + GRAIN and not known:
-            self._owner.note(self.peer)
+            self._owner.note(self.remote)
 
     def release(self, size: int) -> None:
         self.held -= size
         self.load -= size
         if self.noted and (self.load + GRAIN < self.noted or not self.load):
-            self._owner.note(self.peer)
+            self._owner.note(self.remote)
 
     def occupy(self, size: int, known: bool) -> None:
         """A handler is at work on a large message, which waits nowhere any more."""
         self.load += size
         if self.load > self.noted + GRAIN and not known:
-            self._owner.note(self.peer)
+            self._owner.note(self.remote)
 
     def vacate(self, size: int) -> None:
         self.load -= size
         if self.noted and (self.load + GRAIN < self.noted or not self.load):
-            self._owner.note(self.peer)
+            self._owner.note(self.remote)
 
     def look(self) -> int:
         """How much is counted now."""
-        self.noted = 0 if self.peer.known else self.load
+        self.noted = 0 if self.remote.known else self.load
         return self.noted
 
     # Stopping the peer ---------------------------------------------------------------------------
@@ -153,7 +145,7 @@ class Mailboxes:
             self.full[mailbox] = None
         else:
             self.full.pop(mailbox, None)
-        self._owner.flow(self.peer, mailbox)
+        self._owner.flow(self.remote, mailbox)
 
     def throttle(self) -> None:
         """Strangers hold too much, and this one the most: until ``let_go`` its streams are full."""
@@ -168,11 +160,11 @@ class Mailboxes:
     def shut(self) -> None:
         """It is not read any more."""
         self.throttled = self.unread = True
-        self._owner.flow(self.peer, None)
+        self._owner.flow(self.remote, None)
 
     def let_go(self) -> None:
         """It may go on, where it has room."""
         self.throttled = self.unread = False
         for mailbox in list(self.full):
             mailbox.reopen()
-        self._owner.flow(self.peer, None)
+        self._owner.flow(self.remote, None)

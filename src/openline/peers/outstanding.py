@@ -18,6 +18,7 @@ from ..errors import Error, InvalidMessage
 from ..message import Message, StreamId
 from .gate import Gates
 from .in_flight import InFlight
+from .part import Part
 
 if TYPE_CHECKING:
     from .remote import Remote, RemoteConnection
@@ -29,13 +30,13 @@ MAX_FORMER = 4
 Sent = InFlight[Any]
 
 
-class Outstanding:
+class Outstanding(Part):
     """Of one peer."""
 
-    __slots__ = ("_remote", "_services", "former", "gates", "session")
+    __slots__ = ("_services", "former", "gates", "session")
 
     def __init__(self, remote: Remote, services: Services) -> None:
-        self._remote = remote
+        super().__init__(remote)
         self._services = services
         # None for a plain peer, and for one of which nothing is remembered.
         self.session: Session[Sent] | None = None
@@ -65,11 +66,11 @@ class Outstanding:
         # A sender that was cut off for longer than it says has given up.
         session.remember_for(2.0 * hello.resume)
         connection.enter(session)
-        sessions.retention.back(self._remote)
+        sessions.retention.back(self.remote)
 
     def _restarted(self, old: Session[Sent], process: str) -> Session[Sent]:
         """Another process with that identity: what the old one has not acknowledged is the new one's."""
-        log, remote = self._services.context.log, self._remote
+        log, remote = self._services.context.log, self.remote
         log.about(remote, logging.INFO, "%r is another process than before", remote)
         session = self.former.pop(process, None) or self._services.sessions.begin(process, old.floor)
         self.former[old.process] = old
@@ -113,7 +114,7 @@ class Outstanding:
             del messages[out.room :]
         size = writer.write(stream_id, out, messages, writer.tx == connection.tx_heard)
         if not out.unacked:
-            self._services.sessions.has_unacked(self._remote)
+            self._services.sessions.has_unacked(self.remote)
         out.add(sent, size)
         if out.full:
             self.gates.fill(stream_id)
@@ -128,7 +129,7 @@ class Outstanding:
         assert session is not None
         writer.reopen()
         for stream_id, out in session.unacked():
-            if not all(self._remote.paths.may_carry(sent, connection) for sent in out.unacked):
+            if not all(self.remote.paths.may_carry(sent, connection) for sent in out.unacked):
                 writer.bar(stream_id)
                 continue
             writer.select(stream_id)
@@ -139,7 +140,7 @@ class Outstanding:
 
     def _forward(self, stream_id: StreamId, out: Outgoing[Sent], sent: list[Sent]) -> None:
         """Send what has just been numbered in this session, and comes from another one."""
-        carrier = self._remote.paths.carrier
+        carrier = self.remote.paths.carrier
         if carrier is None or (carrier.writer.barred and stream_id in carrier.writer.barred):
             return  # with what waits there
         writer = carrier.writer
@@ -166,7 +167,7 @@ class Outstanding:
             # The program has changed it meanwhile. Its numbers are skipped.
             sent.set_exception(error)
             text = "message changed while it was on its way: %s"
-            context.log.about(self._remote, logging.ERROR, text, error)
+            context.log.about(self.remote, logging.ERROR, text, error)
             writer.open(stream_id, out, sent.end)
             writer.pin(stream_id)
 
@@ -198,11 +199,11 @@ class Outstanding:
         return news
 
     def _opened(self, connection: RemoteConnection, forgotten: list[StreamId]) -> None:
-        for other in self._remote.connections if forgotten else ():
+        for other in self.remote.connections if forgotten else ():
             if other.session is connection.session:
                 for stream_id in forgotten:
                     (other.positions or {}).pop(stream_id, None)
-        self._services.sessions.retention.weigh(self._remote)
+        self._services.sessions.retention.weigh(self.remote)
 
     # Giving up -----------------------------------------------------------------------------------
 
@@ -217,7 +218,7 @@ class Outstanding:
     @property
     def stranded(self) -> bool:
         """Does something unacknowledged wait for a connection?"""
-        session, carrier = self.session, self._remote.paths.carrier
+        session, carrier = self.session, self.remote.paths.carrier
         if session is None or not session.has_unacked:
             return False
         if carrier is None or carrier.state is not State.LIVE:
@@ -229,12 +230,12 @@ class Outstanding:
     def out_of_reach(self) -> bool:
         """Is something under way to the peer, and no good connection there? One that is not as an address
         asks (``wss``, a pin) is one all the same: then nobody has to wait for the peer."""
-        carrier = self._remote.paths.carrier
+        carrier = self.remote.paths.carrier
         return self.stranded and (carrier is None or carrier.state is not State.LIVE)
 
     def drop(self, error: Callable[[Sent], Error], why: str) -> None:
         """Fail all that is unacknowledged; a later message to that process begins a new session."""
-        session, carrier = self.session, self._remote.paths.carrier
+        session, carrier = self.session, self.remote.paths.carrier
         assert session is not None
         if carrier is not None:
             carrier.writer.pin_unacked()
@@ -245,8 +246,8 @@ class Outstanding:
             self.gates.make_room(stream_id)
             for sent, reason, messages in zip(given_up, reasons, pending, strict=True):
                 sent.set_exception(reason)
-                self._services.in_doubt(self._remote, messages, why)
-        self._services.sessions.nothing_unacked(self._remote)
+                self._services.in_doubt(self.remote, messages, why)
+        self._services.sessions.nothing_unacked(self.remote)
 
     def unconfirmed(self, why: str) -> None:
         """Fail all of it, as nobody will ever confirm it."""
@@ -268,7 +269,7 @@ class Outstanding:
                 into._forward(stream_id, there, mine)
                 self.gates.make_room(stream_id)
                 for sent in mine:
-                    sent.moved(self._remote, new)
+                    sent.moved(self.remote, new)
         return moved
 
     def take(self, connection: RemoteConnection, messages: list[Message]) -> list[Message]:

@@ -12,8 +12,9 @@ from ..core.lifecycle import State
 from ..core.selection import Rank, Want, match
 from ..errors import IdentityConflict
 from ..identity import public_key_of
-from .conflicts import CONFLICT_HOLD, CUT
+from . import conflicts
 from .in_flight import InFlight
+from .part import Part
 
 if TYPE_CHECKING:
     from .outstanding import Sent
@@ -27,13 +28,12 @@ log = logging.getLogger("openline")
 MAX_LOST = 8
 
 
-class Paths:
+class Paths(Part):
     """Of one peer. ``connections`` are those that are live, in the order in which they opened."""
 
     __slots__ = (
         "_aside",
         "_double",
-        "_remote",
         "_services",
         "_witness",
         "carrier",
@@ -43,7 +43,7 @@ class Paths:
     )
 
     def __init__(self, remote: Remote, services: Services) -> None:
-        self._remote = remote
+        super().__init__(remote)
         self._services = services
         self.connections: list[RemoteConnection] = []
         # The one that carries the session.
@@ -76,7 +76,7 @@ class Paths:
 
     def choose(self) -> list[RemoteConnection]:
         """Choose the carrier among the good connections; returns those that are one too many."""
-        remote = self._remote
+        remote = self.remote
         mine = [c for c in self.connections if c.session is remote.outstanding.session]
         rivals = [c for c in mine if c.state is State.LIVE and not c.link.closing]
         if not rivals:
@@ -91,7 +91,7 @@ class Paths:
 
     def _carry(self, connection: RemoteConnection) -> None:
         """``connection`` is the carrier from now on."""
-        remote = self._remote
+        remote = self.remote
         if self.carrier is not None and self.carrier is not connection:
             self.carrier.writer.pin_unacked()
         self.carrier = connection
@@ -113,14 +113,14 @@ class Paths:
 
     def check(self) -> None:
         """The carrier is gone, or not what it was: does something wait for another?"""
-        if self._remote.outstanding.stranded:
-            self._services.routing.stranded(self._remote)
+        if self.remote.outstanding.stranded:
+            self._services.routing.stranded(self.remote)
 
     # Connections come and go ---------------------------------------------------------------------
 
     def joined(self, connection: RemoteConnection, lost: list[bytes]) -> None:
         """A connection to a proven node is open. ``lost``: those that its far end says are dead."""
-        session = self._remote.outstanding.session
+        session = self.remote.outstanding.session
         if connection.session is not session:
             self._expose(connection)
             return
@@ -154,13 +154,13 @@ class Paths:
                 self.retire(connection, best)
         if best.state is State.LIVE:
             for other in list(self.connections):
-                if other.state is State.SUSPECT and other.session is self._remote.outstanding.session:
+                if other.state is State.SUSPECT and other.session is self.remote.outstanding.session:
                     self.retire(other, best)
 
     def _decides(self) -> bool:
         """Of two nodes that may see things differently for a moment, one acts."""
-        assert self._remote.node_id is not None
-        return public_key_of(self._services.context.node_id) >= public_key_of(self._remote.node_id)
+        assert self.remote.node_id is not None
+        return public_key_of(self._services.context.node_id) >= public_key_of(self.remote.node_id)
 
     def retire(self, connection: RemoteConnection, best: RemoteConnection | None) -> None:
         """No new sends; read on for a while; then close it."""
@@ -231,7 +231,7 @@ class Paths:
             self.carrier = None
             self.choose()
         if not self.connections:
-            self._services.sessions.left(self._remote)
+            self._services.sessions.left(self.remote)
         if self.carrier is None:
             self.check()
         if self._witness is connection:
@@ -251,13 +251,13 @@ class Paths:
         First the one that seemed to have been replaced is asked; then the newcomer, which may
         have died since. Both answers together are a conflict.
         """
-        if self._remote.node_id is None:
+        if self.remote.node_id is None:
             return
         double = self._double.pop(connection, None)
         if double is not None and double.state is not State.CLOSED:
             self._conflict()
             return
-        session = self._remote.outstanding.session
+        session = self.remote.outstanding.session
         if connection.session is not session:
             self._witness = connection
             if self.carrier is not None:
@@ -270,47 +270,47 @@ class Paths:
 
     def _conflict(self) -> None:
         """Two processes are there, and nobody can tell which of them it should be."""
-        remote = self._remote
+        remote = self.remote
         assert remote.node_id is not None
         self._services.conflicts.begin(remote.node_id)
         text = "two processes present node id %s (%r): closing both"
         self._services.context.log.about(remote, logging.ERROR, text, remote.node_id, remote)
         for each in list(self.connections):
             each.set_state(State.DRAINING)
-            each.link.close(CONFLICT, f"{CUT}: another process has this key")
+            each.link.close(CONFLICT, f"{conflicts.CUT}: another process has this key")
         self._fail(f"two processes present node id {remote.node_id}")
 
     def told_of_conflict(self) -> None:
         """The peer has closed a connection because another process presents our identity."""
         context, own = self._services.context, self._services.context.node_id
         text = "%r says that another process has our key, node id %s"
-        context.log.about(self._remote, logging.ERROR, text, self._remote, own)
+        context.log.about(self.remote, logging.ERROR, text, self.remote, own)
         context.counters.conflicts += 1
         self._fail(f"another process presents our node id {own}")
 
     def _fail(self, why: str) -> None:
-        self.not_before = self._services.context.loop.time() + CONFLICT_HOLD
-        if self._remote.outstanding.session is not None:
-            self._remote.outstanding.drop(lambda _: IdentityConflict(why), why)
-        self._remote.requests.fail_all(IdentityConflict(why))
+        self.not_before = self._services.context.loop.time() + conflicts.CONFLICT_HOLD
+        if self.remote.outstanding.session is not None:
+            self.remote.outstanding.drop(lambda _: IdentityConflict(why), why)
+        self.remote.requests.fail_all(IdentityConflict(why))
 
     def _expose(self, connection: RemoteConnection) -> None:
         """It was up, or nearly, before the process whose instance it repeats had signed for that."""
         hello = connection.endpoint.hello
         assert hello is not None
-        self._remote.outstanding.disown(hello.process)
+        self.remote.outstanding.disown(hello.process)
         self._services.conflicts.on_copy(hello.node_id, connection.endpoint.remote)
         connection.set_state(State.DRAINING)
 
         def cut() -> None:
-            connection.link.close(CONFLICT, f"{CUT}: another process has signed for this instance")
+            connection.link.close(CONFLICT, f"{conflicts.CUT}: another process has signed for this instance")
             connection.link.abort()
 
         self._services.context.loop.call_soon(cut)  # its link may be on its way up
 
     def _orphaned(self) -> None:
         """What has replaced an older process is gone: if that one is still connected, it may begin anew."""
-        session = self._remote.outstanding.session
+        session = self.remote.outstanding.session
         if any(c.session is session for c in self.connections):
             return
         for connection in list(self.connections):

@@ -15,7 +15,8 @@ from ..connection.connection import Connection
 from ..core.selection import Endpoint, best_of
 from ..peer import Peer, Sends
 from .in_flight import InFlight
-from .mailbox import Mailboxes
+from .mailbox import Owner as Consumers
+from .mailboxes import Mailboxes
 from .outstanding import Outstanding
 from .paths import Paths
 from .requests import Requests
@@ -47,7 +48,13 @@ class Remote:
     )
 
     def __init__(
-        self, services: Services, sends: Sends, key: object, endpoint: Endpoint, own: bool = False
+        self,
+        services: Services,
+        sends: Sends,
+        consumers: Consumers,
+        key: object,
+        endpoint: Endpoint,
+        own: bool = False,
     ) -> None:
         hello, config = endpoint.hello, services.context.config
         self._services = services
@@ -68,7 +75,7 @@ class Remote:
         self.paths = Paths(self, services)
         self.outstanding = Outstanding(self, services)
         self.requests = Requests()
-        self.mailboxes = Mailboxes(self)
+        self.mailboxes = Mailboxes(self, consumers)
 
     def __repr__(self) -> str:
         who = "plain peer" if self.node_id is None else f"peer {self.node_id[:8]}"

@@ -12,6 +12,7 @@ from .in_flight import Request
 LATE_FOR = 60.0
 MAX_LATE = 256
 
+
 class PlainRequests:
     """Requests out to plain peers, by IP: some answer over a socket of their own making.
 

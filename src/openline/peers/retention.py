@@ -70,7 +70,11 @@ class Retention:
 
     def look(self, remote: Remote) -> None:
         """Weigh it with what it has not acknowledged."""
-        owed = remote.outstanding.session.unacked_size if remote.outstanding.session is not None and not remote.known else 0
+        owed = (
+            remote.outstanding.session.unacked_size
+            if remote.outstanding.session is not None and not remote.known
+            else 0
+        )
         if owed:
             self._owed[remote] = owed
         else:
@@ -79,7 +83,7 @@ class Retention:
 
     def weigh(self, remote: Remote) -> None:
         """It holds more, or less, or this program has come to know it."""
-        if remote.outstanding.session is None and not remote.connections and not remote.mailboxes:
+        if remote.outstanding.session is None and not remote.connections and not remote.mailboxes.by_stream:
             self.ended(remote)
             return
         tier, size = self._tier(remote)

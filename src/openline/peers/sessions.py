@@ -1,4 +1,4 @@
-"""All sessions of one transport: who has something unacknowledged, and how long what is gone is remembered."""
+"""All sessions of one transport: who owes acknowledgements, and how long those gone are remembered."""
 
 from __future__ import annotations
 

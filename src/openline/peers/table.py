@@ -56,6 +56,10 @@ class Table:
         remote.attach(connection)
         return remote
 
+    def changed(self) -> None:
+        """What a cached choice depends on is not as it was."""
+        self.generation += 1
+
     def _key(self, end: Endpoint) -> object:
         """What makes two connections one peer's: the proven node id, else where it is."""
         if end.hello is not None:
@@ -169,7 +173,9 @@ def _remote(end: Endpoint) -> tuple[str, str, int]:
     return end.protocol, end.ip, end.port
 
 
-def _discard(index: dict[Any, dict[RemoteConnection, None]], key: object, connection: RemoteConnection) -> None:
+def _discard(
+    index: dict[Any, dict[RemoteConnection, None]], key: object, connection: RemoteConnection
+) -> None:
     entries = index.get(key)
     if entries is not None:
         entries.pop(connection, None)

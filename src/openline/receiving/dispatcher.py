@@ -70,7 +70,9 @@ class Dispatcher:
         if connection.writer.acks is not None:
             self._owe(connection.writer)
 
-    def on_messages(self, connection: RemoteConnection, messages: list[Message], size: int, more: int) -> None:
+    def on_messages(
+        self, connection: RemoteConnection, messages: list[Message], size: int, more: int
+    ) -> None:
         """Of a plain peer."""
         counters = self._context.counters
         counters.messages_received += len(messages)

@@ -16,6 +16,7 @@ from ..core.bulk import MEASURED
 from ..core.selection import Want
 from ..errors import Closed
 from ..message import Message, StreamId
+from ..peer import Peer
 from ..peers.mailbox import MESSAGE_OVERHEAD, Consumer, Handler, Mailbox
 from ..runtime.eager import Runner
 from ..runtime.ratelog import RateLog
@@ -24,7 +25,7 @@ from .left_behind import LeftBehind
 from .throttle import Throttle
 
 if TYPE_CHECKING:
-    from ..peers.table import Peer
+    from ..peers.remote import Remote
 
 # Distinct (address, stream) pairs that receive() remembers; the oldest is forgotten.
 MAX_CONSUMERS = 1024
@@ -32,19 +33,19 @@ MAX_CONSUMERS = 1024
 
 class Inbox:
     """``flow(peer, mailbox)`` is called when a mailbox, or the peer as a whole (None), has become full or
-    roomy; ``forget(peer)`` when nothing waits of one that is gone; ``weigh(peer)`` when it holds more streams
-    or fewer. ``matches(want, peer)``: does an address speak of that peer?"""
+    roomy; ``forget(remote)`` when nothing waits of one that is gone; ``weigh(remote)`` when it holds more
+    streams or fewer. ``matches(want, remote)``: does an address speak of that peer?"""
 
     def __init__(
         self,
         config: Config,
         counters: Counters,
         runner: Runner,
-        matches: Callable[[Want, Peer], bool],
-        flow: Callable[[Peer, Mailbox | None], None],
-        forget: Callable[[Peer], None],
+        matches: Callable[[Want, Remote], bool],
+        flow: Callable[[Remote, Mailbox | None], None],
+        forget: Callable[[Remote], None],
         log: RateLog,
-        weigh: Callable[[Peer], None],
+        weigh: Callable[[Remote], None],
     ) -> None:
         self.config = config
         self.runner = runner
@@ -65,11 +66,11 @@ class Inbox:
         self.version = 0
         self.closed = False
 
-    def feed(self, peer: Peer, messages: list[Message], size: int) -> None:
+    def feed(self, remote: Remote, messages: list[Message], size: int) -> None:
         """Messages from one frame of ``size`` bytes."""
         each = MESSAGE_OVERHEAD + (size // len(messages) if messages else 0)
         small = size <= MEASURED
-        mailboxes = peer.mailboxes
+        mailboxes = remote.mailboxes
         by_stream = mailboxes.by_stream
         for message in messages:
             mailbox = by_stream.get(message.stream_id) or mailboxes.open(message.stream_id)
@@ -96,19 +97,19 @@ class Inbox:
         for mailbox in list(self._waiting):
             mailbox.reclaim()
 
-    def takers(self, peer: Peer, stream_id: StreamId) -> tuple[list[Handler], list[Consumer]]:
+    def takers(self, remote: Remote, stream_id: StreamId) -> tuple[list[Handler], list[Consumer]]:
         """Who takes messages of that peer and stream."""
         handlers = [handler for handler, only in self.handlers if only is None or only == stream_id]
         everyone = (*self._received.values(), *self._iterating)
-        consumers = [consumer for consumer in everyone if self._fits(consumer, peer, stream_id)]
+        consumers = [consumer for consumer in everyone if self._fits(consumer, remote, stream_id)]
         if any(consumer.want is not None for consumer in consumers):
-            peer.make_known()  # this program waits for it
+            remote.know()  # this program waits for it
         return handlers, consumers
 
-    def _fits(self, consumer: Consumer, peer: Peer, stream_id: StreamId) -> bool:
+    def _fits(self, consumer: Consumer, remote: Remote, stream_id: StreamId) -> bool:
         if consumer.stream_id is not None and consumer.stream_id != stream_id:
             return False
-        return consumer.want is None or self._matches(consumer.want, peer)
+        return consumer.want is None or self._matches(consumer.want, remote)
 
     # receive() and messages() --------------------------------------------------------------------
 
@@ -188,55 +189,60 @@ class Inbox:
         self._counters.undelivered += 1
         if first:
             text = "nobody takes stream %r of %r: dropping its oldest"
-            peer, stream = mailbox.peer, _short(mailbox.stream_id)
-            self._log.about(peer, logging.WARNING, text, stream, peer)
+            remote, stream = mailbox.remote, _short(mailbox.stream_id)
+            self._log.about(remote, logging.WARNING, text, stream, remote)
 
-    def failed(self, peer: Peer, handler: Handler | None, error: BaseException) -> None:
+    def failed(self, remote: Remote, handler: Handler | None, error: BaseException) -> None:
         """A handler has raised an error."""
         self._counters.handler_errors += 1
         name = getattr(handler, "__qualname__", repr(handler))
         info = (type(error), error, error.__traceback__)
         text = "handler %s failed on a message from %s"
-        self._log.about(peer, logging.ERROR, text, name, peer, kind=name, exc_info=info)
+        self._log.about(remote, logging.ERROR, text, name, remote, kind=name, exc_info=info)
 
     # Peers that are gone -------------------------------------------------------------------------
 
-    def peer_gone(self, peer: Peer) -> None:
+    def peer_gone(self, remote: Remote) -> None:
         """Its last connection has ended; what it left behind stays for receive(), within bounds."""
-        peer.mailboxes.close_idle()
-        self.weigh(peer)
-        self._throttle.gone(peer)
-        if peer.mailboxes.held:
-            self._left_behind.add(peer)
+        remote.mailboxes.close_idle()
+        self.weigh(remote)
+        self._throttle.gone(remote)
+        if remote.mailboxes.held:
+            self._left_behind.add(remote)
 
-    def peer_back(self, peer: Peer) -> None:
-        self._left_behind.remove(peer)
-        if len(peer.connections) == 1:
-            self._throttle.back(peer)
+    def peer_back(self, remote: Remote) -> None:
+        self._left_behind.remove(remote)
+        if len(remote.connections) == 1:
+            self._throttle.back(remote)
 
     @property
     def waiting_of_strangers(self) -> int:
         """Bytes, with what messages take besides."""
         return self._throttle.used
 
-    def _drop_all(self, peer: Peer) -> None:
-        """All that no handler is at work on."""
-        self._drop(peer, queued=True)
+    @property
+    def full_of_strangers(self) -> bool:
+        """Do strangers have more waiting than they may, told to stop or not?"""
+        return self._throttle.exceeded
 
-    def _drop(self, peer: Peer, queued: bool = False) -> None:
-        dropped = sum(mailbox.drop(queued) for mailbox in list(peer.mailboxes.by_stream.values()))
+    def _drop_all(self, remote: Remote) -> None:
+        """All that no handler is at work on."""
+        self._drop(remote, queued=True)
+
+    def _drop(self, remote: Remote, queued: bool = False) -> None:
+        dropped = sum(mailbox.drop(queued) for mailbox in list(remote.mailboxes.by_stream.values()))
         if dropped:
             self._counters.undelivered += dropped
             text = "dropped %d messages that %r left behind and nobody took"
-            self._log.about(peer, logging.WARNING, text, dropped, peer)
-        self.tidy(peer)
+            self._log.about(remote, logging.WARNING, text, dropped, remote)
+        self.tidy(remote)
 
-    def tidy(self, peer: Peer) -> None:
+    def tidy(self, remote: Remote) -> None:
         """Perhaps nothing is left of a peer that is gone."""
-        if peer.mailboxes.idle:
-            self._left_behind.remove(peer)
-            self._forget(peer)
-            self.weigh(peer)
+        if remote.mailboxes.idle:
+            self._left_behind.remove(remote)
+            self._forget(remote)
+            self.weigh(remote)
 
     def close(self) -> None:
         """Wake every consumer; count what nobody took."""

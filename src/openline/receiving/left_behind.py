@@ -9,7 +9,7 @@ from ..core.fairshare import FairShare
 from ..core.origin import origin
 
 if TYPE_CHECKING:
-    from ..peers.table import Peer
+    from ..peers.remote import Remote
 
 # Of peers that this program knows; beyond it the oldest is dropped.
 LEFT_BEHIND_BYTES = 64 * 1024 * 1024
@@ -21,29 +21,29 @@ STRANGERS_LEFT_BEHIND = 16 * 1024 * 1024
 class LeftBehind:
     """``drop(peer)`` throws away what nobody has taken yet."""
 
-    def __init__(self, drop: Callable[[Peer], None]) -> None:
+    def __init__(self, drop: Callable[[Remote], None]) -> None:
         self._drop = drop
-        self._known: dict[Peer, None] = {}
-        self._strangers: FairShare[Peer] = FairShare(STRANGERS_LEFT_BEHIND)
+        self._known: dict[Remote, None] = {}
+        self._strangers: FairShare[Remote] = FairShare(STRANGERS_LEFT_BEHIND)
 
-    def add(self, peer: Peer) -> None:
-        if peer.known:
-            self._known[peer] = None
+    def add(self, remote: Remote) -> None:
+        if remote.known:
+            self._known[remote] = None
         else:
-            boxes = peer.mailboxes
-            self._strangers.set(peer, origin(peer.endpoint.ip), boxes.load + boxes.weight)
+            boxes = remote.mailboxes
+            self._strangers.set(remote, origin(remote.endpoint.ip), boxes.load + boxes.weight)
         while len(self._known) > LEFT_BEHIND_PEERS or self._held() > LEFT_BEHIND_BYTES:
             self._end(next(iter(self._known)))
         while (stranger := self._strangers.excess()) is not None:
             self._end(stranger)
 
     def _held(self) -> int:
-        return sum(peer.mailboxes.held for peer in self._known)
+        return sum(remote.mailboxes.held for remote in self._known)
 
-    def remove(self, peer: Peer) -> None:
-        self._known.pop(peer, None)
-        self._strangers.remove(peer)
+    def remove(self, remote: Remote) -> None:
+        self._known.pop(remote, None)
+        self._strangers.remove(remote)
 
-    def _end(self, peer: Peer) -> None:
-        self.remove(peer)
-        self._drop(peer)
+    def _end(self, remote: Remote) -> None:
+        self.remove(remote)
+        self._drop(remote)

@@ -16,7 +16,7 @@ from ..core.origin import origin
 from ..peers.mailbox import GRAIN
 
 if TYPE_CHECKING:
-    from ..peers.table import Peer
+    from ..peers.remote import Remote
 
 # So many times the limit is what all may hold, also those that were told to stop and have more on its
 # way than they can take back.
@@ -26,86 +26,91 @@ PATIENCE = 3
 class Throttle:
     """``drop(peer)`` throws away what one that is gone has waiting."""
 
-    def __init__(self, limit: int, drop: Callable[[Peer], None]) -> None:
+    def __init__(self, limit: int, drop: Callable[[Remote], None]) -> None:
         self._limit = limit
         self._drop = drop
         # Those who may send; those who were told to stop; those who are not read, or gone.
-        self._flowing: FairShare[Peer] = FairShare(limit)
-        self._stopped: FairShare[Peer] = FairShare(limit)
-        self._unread: FairShare[Peer] = FairShare(limit)
+        self._flowing: FairShare[Remote] = FairShare(limit)
+        self._stopped: FairShare[Remote] = FairShare(limit)
+        self._unread: FairShare[Remote] = FairShare(limit)
         self._busy = False
 
     @property
     def used(self) -> int:
         return self._flowing.used + self._stopped.used + self._unread.used
 
-    def note(self, peer: Peer) -> None:
+    @property
+    def exceeded(self) -> bool:
+        """Do all of them hold even more than those who go on after they were told to stop may?"""
+        return self.used > (PATIENCE + 1) * self._limit
+
+    def note(self, remote: Remote) -> None:
         """It holds more or less than before, has gone, or is a stranger no more."""
-        noted = peer.mailboxes.look()
-        pool = next((pool for pool in (self._stopped, self._unread) if peer in pool), self._flowing)
-        if noted or peer in pool:
-            pool.set(peer, "" if peer in pool else origin(peer.endpoint.ip), noted)
-        if peer.mailboxes.throttled and noted <= GRAIN:
-            self._release(peer)
+        noted = remote.mailboxes.look()
+        pool = next((pool for pool in (self._stopped, self._unread) if remote in pool), self._flowing)
+        if noted or remote in pool:
+            pool.set(remote, "" if remote in pool else origin(remote.endpoint.ip), noted)
+        if remote.mailboxes.throttled and noted <= GRAIN:
+            self._release(remote)
         if not self._busy:
             self._settle()
 
-    def gone(self, peer: Peer) -> None:
+    def gone(self, remote: Remote) -> None:
         """Nothing more comes of it; it may be made to pay by losing what waits."""
-        self._release(peer)
-        self.note(peer)
+        self._release(remote)
+        self.note(remote)
 
-    def back(self, peer: Peer) -> None:
-        self._release(peer)
+    def back(self, remote: Remote) -> None:
+        self._release(remote)
 
     def _settle(self) -> None:
         self._busy = True
         try:
-            while (peer := self._flowing.excess()) is not None:
-                self._hold_back(peer)
+            while (remote := self._flowing.excess()) is not None:
+                self._hold_back(remote)
             for pool in (self._stopped, self._flowing):
-                while (peer := self._largest(pool)) is not None:
-                    self._shut(peer)
+                while (remote := self._largest(pool)) is not None:
+                    self._shut(remote)
             self._flowing.limit = self._limit
         finally:
             self._busy = False
         if self.used <= self._limit // 2:
-            for peer in [*self._stopped, *self._unread]:
-                if peer.connections:
-                    self._release(peer)
+            for remote in [*self._stopped, *self._unread]:
+                if remote.connections:
+                    self._release(remote)
 
-    def _largest(self, pool: FairShare[Peer]) -> Peer | None:
+    def _largest(self, pool: FairShare[Remote]) -> Remote | None:
         """Who of the pool pays where all of them together hold too much."""
         pool.limit = PATIENCE * self._limit - (self.used - pool.used)
-        peer = pool.excess()
-        return peer if peer is not None and peer.mailboxes.noted > GRAIN else None
+        remote = pool.excess()
+        return remote if remote is not None and remote.mailboxes.noted > GRAIN else None
 
-    def _hold_back(self, peer: Peer) -> None:
-        peer.mailboxes.throttle()
-        if not peer.connections:
-            self._drop(peer)
-        elif not peer.plain:
-            _move(peer, self._flowing, self._stopped)
-            peer.mailboxes.stop()
+    def _hold_back(self, remote: Remote) -> None:
+        remote.mailboxes.throttle()
+        if not remote.connections:
+            self._drop(remote)
+        elif not remote.plain:
+            _move(remote, self._flowing, self._stopped)
+            remote.mailboxes.stop()
             return
-        self._shut(peer)
+        self._shut(remote)
 
-    def _shut(self, peer: Peer) -> None:
-        _move(peer, self._flowing, self._unread)
-        _move(peer, self._stopped, self._unread)
-        peer.mailboxes.shut()
+    def _shut(self, remote: Remote) -> None:
+        _move(remote, self._flowing, self._unread)
+        _move(remote, self._stopped, self._unread)
+        remote.mailboxes.shut()
 
-    def _release(self, peer: Peer) -> None:
-        if not peer.mailboxes.throttled:
+    def _release(self, remote: Remote) -> None:
+        if not remote.mailboxes.throttled:
             return
         for pool in (self._stopped, self._unread):
-            _move(peer, pool, self._flowing)
-        peer.mailboxes.let_go()
+            _move(remote, pool, self._flowing)
+        remote.mailboxes.let_go()
 
 
-def _move(peer: Peer, source: FairShare[Peer], target: FairShare[Peer]) -> None:
-    size = source.held_by(peer)
+def _move(remote: Remote, source: FairShare[Remote], target: FairShare[Remote]) -> None:
+    size = source.held_by(remote)
     if size:
-        place = source.origin_of(peer)
-        source.remove(peer)
-        target.set(peer, place, size)
+        place = source.origin_of(remote)
+        source.remove(remote)
+        target.set(remote, place, size)

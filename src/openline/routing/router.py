@@ -14,8 +14,8 @@ import msgspec
 from ..address import Address, join
 from ..backends.select import Choice
 from ..connection.context import Context
-from ..core.lifecycle import State
 from ..core.endpoints import Endpoint, matched
+from ..core.lifecycle import State
 from ..core.port_memory import Kind, PortMemory
 from ..core.selection import RANK_TEXT, Plan, Quality, Rank, Reject, Want, best_of, match
 from ..errors import Refused, Unreachable
@@ -138,7 +138,9 @@ class Router:
         place = address.host, address.port, self._loop.time()
         return not address.tls and bool(self._ports.lately(Kind.REMOTE, "tcp", *place))
 
-    async def _by_known_node(self, address: Address, last: RemoteConnection | None) -> tuple[RemoteConnection, bool]:
+    async def _by_known_node(
+        self, address: Address, last: RemoteConnection | None
+    ) -> tuple[RemoteConnection, bool]:
         """A bare node id: dial where that node has been reached or said that it listens."""
         assert address.node_id is not None
         tried: list[tuple[str, str]] = []

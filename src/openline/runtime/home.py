@@ -1,4 +1,4 @@
-"""Where a transport belongs: one event loop of one process, as long as it is open. Other calls are turned away.
+"""Where a transport belongs, and whether it is open: calls from another loop or process are turned away.
 
 At the door, before anything has happened: half a call on the wrong loop leaves bytes on a socket,
 and timers that nobody runs.

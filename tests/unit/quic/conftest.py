@@ -11,7 +11,7 @@ from transport.conftest import certificate, raw, raw_server, stack, stranger, tr
 from transport.helpers import Actor
 
 import openline
-from openline.peers import pairing
+from openline.peers import paths
 
 from .rawquic import RawQuic, RawQuicServer
 
@@ -79,4 +79,4 @@ def expired(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that has lost against another is read for a second; nothing is lost on loopback."""
-    monkeypatch.setattr(pairing, "DRAIN_GRACE", 0.1)
+    monkeypatch.setattr(paths, "DRAIN_GRACE", 0.1)

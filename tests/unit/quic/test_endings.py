@@ -332,7 +332,7 @@ async def test_a_congested_link_has_room_again(make: Make) -> None:
         seen.add(connection.status)
         await asyncio.sleep(0)
     assert seen == {"live", "congested"}
-    await asyncio.wait_for(connection.room(), SLOW)
+    await asyncio.wait_for(connection.writer.room(), SLOW)
     assert all(receipt.acked for receipt in await sending)
     assert not connection.link.congested
     assert len(box) == 100

@@ -37,7 +37,7 @@ async def pour(client: RawQuic, size: int) -> None:
 
 
 def link_of(t: openline.Transport) -> Any:
-    [connection] = t._board.table.connections
+    [connection] = t._node.table.connections
     return connection.link
 
 

@@ -64,7 +64,7 @@ async def an_invalid_hello(t: openline.Transport, client: RawQuic) -> None:
 
 @before
 async def a_conflict(t: openline.Transport, client: RawQuic) -> None:
-    same = Actor(identity=t._board.door.identity)
+    same = Actor(identity=t._node.door.identity)
     client.write(client.control, unit(HELLO, same.hello(1).encode()))
     assert (await client.gone()).code == 4002
 

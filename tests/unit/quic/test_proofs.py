@@ -299,9 +299,7 @@ async def test_a_man_in_the_middle_with_a_certificate_of_its_own(
         await asyncio.wait_for(connecting, SLOW)
     # And the server, where alice's proof is one for the middle's certificate.
     server_hello, _ = split_proof(answer.decode())
-    proof = alice._board.door.identity.sign(
-        signed("client", hello.decode(), server_hello, middle.certificate)
-    )
+    proof = alice._node.door.identity.sign(signed("client", hello.decode(), server_hello, middle.certificate))
     back.write(2, unit(BINARY, proof_frame(proof)))
     await refused(t, box, port, dial, back, 1002)
     assert alice.stats().active == 0

@@ -95,7 +95,7 @@ async def test_a_silent_udp_port(make: Make, monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(BlockingIOError):
             sock.recv(2000)
     assert [
-        backend.name for backend in client._board.backends.order(openline.address.Address.parse(address))
+        backend.name for backend in client._node.backends.order(openline.address.Address.parse(address))
     ] == [
         "websocket",
         "quic",
@@ -109,7 +109,7 @@ async def test_what_is_remembered_is_forgotten_in_time(make: Make, monkeypatch: 
     _, _, address = await serving(make, backends=("websocket",))
     client = await make()
     await client.connect(address)
-    order = client._board.backends.order(openline.address.Address.parse(address))
+    order = client._node.backends.order(openline.address.Address.parse(address))
     assert [backend.name for backend in order] == ["quic", "websocket"]
 
 
@@ -121,7 +121,7 @@ async def test_what_is_remembered_is_bounded(make: Make, monkeypatch: pytest.Mon
     for _ in range(4):
         _, _, address = await serving(make, backends=("websocket",))
         await client.connect(address)
-    assert len(client._board.backends._worked) == 2
+    assert len(client._node.backends._worked) == 2
 
 
 async def test_only_quic(make: Make) -> None:
@@ -242,7 +242,7 @@ async def test_a_dial_that_is_cancelled_at_any_moment_leaves_nothing(make: Make)
     """After each number of turns of the loop, through all of the way up."""
     server, _, address = await serving(make)
     client = await make()
-    backends = client._board.backends
+    backends = client._node.backends
     target = openline.address.Address.parse(address)
     await backends.dial(target)
     await hang_up_all(client)

@@ -162,7 +162,7 @@ async def test_tickets_are_bounded_on_both_sides(make: Make, monkeypatch: pytest
             await client.connect(scheme + address)
             await hang_up(client, server)
         assert len(door.tickets._kept) <= 3
-    quic = next(backend for backend in client._board.backends.backends if backend.name == "quic")
+    quic = next(backend for backend in client._node.backends.backends if backend.name == "quic")
     assert len(quic.tickets._kept) == 2  # type: ignore[attr-defined]
 
 

@@ -142,7 +142,7 @@ async def test_larger_datagrams_leave_only_after_a_probe(make: Make, calls: list
 
 async def test_what_did_not_get_through_goes_last(make: Make) -> None:
     client = await make()
-    backends, address = client._board.backends, Address.parse("127.0.0.1:1")
+    backends, address = client._node.backends, Address.parse("127.0.0.1:1")
 
     def order() -> list[str]:
         return [backend.name for backend in backends.order(address)]
@@ -158,9 +158,9 @@ async def test_what_did_not_get_through_goes_last(make: Make) -> None:
 async def test_segments_are_small_where_large_ones_did_not_get_through(make: Make) -> None:
     _, box, address = await serving(make)
     client = await make(backends=("websocket",))
-    client._board.backends.distrust(Address.parse(address), "websocket")
+    client._node.backends.distrust(Address.parse(address), "websocket")
     await client.send(address, task("x" * 100_000))
-    [connection] = client.peers()[0].connections
+    [connection] = client.peers()[0]._remote.connections
     link: Any = connection.link
     assert link._socket().getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= 1160
     assert len(box.payloads) == 1

@@ -33,7 +33,7 @@ async def scene(make: Make) -> tuple[openline.Transport, openline.Transport, int
 
 def thief_of(genuine: openline.Transport, server: openline.Transport, how: str) -> Thief:
     process = between(server, genuine)[0].endpoint.hello
-    return Thief(genuine._board.door.identity, process, FORGED[how])
+    return Thief(genuine._node.door.identity, process, FORGED[how])
 
 
 async def undisturbed(genuine: openline.Transport, server: openline.Transport, box: Box) -> None:
@@ -82,8 +82,8 @@ async def test_a_thief_who_came_first_is_cut(make: Make, dial: Dial) -> None:
     genuine, server = await make("genuine"), await make("server")
     box = Box(server)
     port = (await server.listen(0, host="127.0.0.1")).port
-    process = Hello(genuine.node_id, "", instance=genuine._board.door.instance)
-    bad = await dial(port, Thief(genuine._board.door.identity, process))
+    process = Hello(genuine.node_id, "", instance=genuine._node.door.instance)
+    bad = await dial(port, Thief(genuine._node.door.identity, process))
     await genuine.send(f"quic://127.0.0.1:{port}", task("hello"), timeout=SLOW)
     await bad.gone()
     await undisturbed(genuine, server, box)
@@ -96,8 +96,8 @@ async def test_a_thief_who_was_dialed_just_before_the_genuine_process_came(
     genuine, server = await make("genuine"), await make("server")
     box, at_genuine = Box(server), Box(genuine)
     port = (await server.listen(0, host="127.0.0.1")).port
-    process = Hello(genuine.node_id, "", instance=genuine._board.door.instance)
-    thief, trap, gate = Thief(genuine._board.door.identity, process), listen(), asyncio.Event()
+    process = Hello(genuine.node_id, "", instance=genuine._node.door.instance)
+    thief, trap, gate = Thief(genuine._node.door.identity, process), listen(), asyncio.Event()
     run = quic.Race.run
 
     async def later(*arguments: Any) -> Any:

@@ -27,11 +27,11 @@ async def test_another_connection_takes_over(make: Make) -> None:
     box = Box(b)
     address = f"quic://127.0.0.1:{(await b.listen(0, host='127.0.0.1')).port}"
     await within(a.send(address, task("before")))
-    [connection] = a._board.table.connections
+    [connection] = a._node.table.connections
     quic: Any = connection.link._engine.quic  # type: ignore[attr-defined]
     quic._core = Stuck(quic._core)
     receipt = await within(a.send(address, task("after")))
     assert receipt.acked
     assert box.payloads == ["before", "after"]
-    assert connection not in a._board.table.connections
+    assert connection not in a._node.table.connections
     assert a.stats().created == 2

@@ -39,7 +39,7 @@ async def test_acknowledgements_that_are_not_read_do_not_pile_up(make: Make, dia
     client = await deaf_client(dial, listener.port)
     await send_more(client, t, 20)
     await eventually(lambda: t.stats().messages_received == 20 * len(LONG), 20.0)
-    [connection] = t._board.table.connections
+    [connection] = t._node.table.connections
     link: Any = connection.link
     assert link._engine.waiting < 1024 * 1024
     assert connection.in_arrears

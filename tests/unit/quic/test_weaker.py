@@ -305,12 +305,12 @@ async def test_a_client_is_answered_at_its_udp_port_which_is_not_tcps_of_that_nu
         box = Box(client)
         await client.send(address, task("hi"))
         peer = at_server.peers[-1]
-        service = service_at(peer.endpoint.port)
-    assert peer.address == f"quic://{peer.endpoint.remote}"
+        service = service_at(peer._remote.endpoint.port)
+    assert peer.address == f"quic://{peer._remote.endpoint.remote}"
     try:
         receipt = await server.send(peer.address, task("back"))
         assert (receipt.backend, receipt.direction, receipt.matched) == ("quic", "inbound", "exact address")
-        sending = asyncio.ensure_future(server.send(peer.endpoint.remote, task("for the service")))
+        sending = asyncio.ensure_future(server.send(peer._remote.endpoint.remote, task("for the service")))
         end = await service.accept()
         assert (await end.message())["payload"] == "for the service"
         assert (await sending).backend == "websocket"
@@ -318,8 +318,10 @@ async def test_a_client_is_answered_at_its_udp_port_which_is_not_tcps_of_that_nu
         assert box.payloads == ["back", "back again"]
         end.reset()
         await client.close()
-        await eventually(lambda: not peer.connections and all(p.node_id for p in server.peers()), SLOW)
-        sending = asyncio.ensure_future(server.send(peer.endpoint.remote, task("not barred")))
+        await eventually(
+            lambda: not peer._remote.connections and all(p.node_id for p in server.peers()), SLOW
+        )
+        sending = asyncio.ensure_future(server.send(peer._remote.endpoint.remote, task("not barred")))
         assert (await (await service.accept()).message())["payload"] == "not barred"
         assert (await sending).direction == "outbound"
     finally:
@@ -332,7 +334,7 @@ async def test_where_quic_asks_for_a_certificate_a_client_is_answered_by_its_nod
     box = Box(client)
     await client.send(address, task("hi"))
     [peer] = at_server.peers
-    assert peer.address == f"{client.node_id}@{peer.endpoint.remote}"
+    assert peer.address == f"{client.node_id}@{peer._remote.endpoint.remote}"
     assert (await server.send(peer.address, task("back"))).matched == "node id"
     assert (box.payloads, server.stats().dials) == (["back"], 0)
 

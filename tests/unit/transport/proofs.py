@@ -258,7 +258,7 @@ strip = with_hello(lambda value: "")
 
 def between(here: openline.Transport, there: openline.Transport) -> list[Any]:
     """The connections of ``here`` to the node ``there``."""
-    return [c for peer in here.peers() if peer.node_id == there.node_id for c in peer.connections]
+    return [c for peer in here.peers() if peer.node_id == there.node_id for c in peer._remote.connections]
 
 
 def ids(here: openline.Transport, there: openline.Transport) -> list[bytes]:

@@ -167,7 +167,7 @@ async def test_a_stream_that_was_stopped_starts_again_after_a_reconnect(make: Ma
     assert peer is not None
     with pytest.raises(TimeoutError):
         await b.send_batch(address, tasks(20_000), timeout=0.1)
-    for connection in list(peer.connections):
+    for connection in list(peer._remote.connections):
         connection.link.abort()
     await eventually(lambda: b.stats().active == 0)
     sending = asyncio.ensure_future(b.send(address, task("after"), timeout=4.0))

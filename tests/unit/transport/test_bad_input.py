@@ -292,8 +292,8 @@ async def test_a_flood_of_stops_for_streams_takes_bounded_memory(node: Node, raw
         await peer.send(b"".join(frames))
     await peer.post(task("after"))
     await eventually(lambda: node.box.payloads == ["after"])
-    assert len(attacker.stopped) == 1024
-    assert [len(connection.halts or ()) for connection in attacker.connections] == [1024]
+    assert len(attacker._remote.outstanding.gates) == 1024
+    assert [len(connection.halts or ()) for connection in attacker._remote.connections] == [1024]
 
 
 def actor_at(node: Node) -> openline.Peer:

@@ -37,7 +37,7 @@ async def test_what_waits_is_counted_as_what_it_takes(make: Make, size: int) -> 
     other = await make("client", backends=("websocket",))
     for _ in range(5):
         await other.send(address, openline.Message(payload=[[]] * size))
-    assert t._board.inbox.waiting_of_strangers >= 4.5 * size * CONTAINER_BYTES
+    assert t._node.inbox.waiting_of_strangers >= 4.5 * size * CONTAINER_BYTES
 
 
 async def test_a_sender_is_told_and_nothing_of_it_leaves(make: Make) -> None:

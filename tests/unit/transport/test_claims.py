@@ -93,7 +93,7 @@ async def test_nor_is_that_of_a_node_that_does_not_listen(make: Make, raw: Open,
     await eventually(lambda: at_a)
     [peer] = at_a.peers
     claimer = await raw(port_of(address), Actor(port_of(peer.address)))
-    peer.connections[0].set_state(state)
+    peer._remote.connections[0].set_state(state)
     receipt = await within(a.send(peer.address, honest()))
     assert (receipt.direction, receipt.matched) == ("inbound", "exact address")
     assert (at_b.payloads, claimer.payloads, a.stats().dials) == (["for the honest"], [], 0)

@@ -14,7 +14,7 @@ import pytest
 
 import openline
 from openline.connection.connection import CHALLENGE, State
-from openline.peers import pairing
+from openline.peers import conflicts, paths
 
 from .certificates import Certificate
 from .conftest import Make, Open
@@ -43,7 +43,7 @@ QUICK = {"backoff_min": 0.02, "backoff_max": 0.1}
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection that lost is closed soon, so that tests need not wait."""
-    monkeypatch.setattr(pairing, "DRAIN_GRACE", 0.05)
+    monkeypatch.setattr(paths, "DRAIN_GRACE", 0.05)
 
 
 @pytest.fixture
@@ -454,7 +454,9 @@ async def test_a_wss_address_is_never_answered_by_ws_after_its_connection_is_los
     assert (await client.send(server.node_id, task("by node id"))).acked
     path.target = port_of(home)
     assert (await within(client.send(to, task("secret 3")))).acked
-    assert all(c.endpoint.secure for c in between(client, server) if c is client.peers()[0].carrier)
+    assert all(
+        c.endpoint.secure for c in between(client, server) if c is client.peers()[0]._remote.paths.carrier
+    )
     assert box.payloads == ["secret 1", "by node id", "secret 3"]
 
 
@@ -629,7 +631,7 @@ async def test_nothing_is_lost_doubled_or_reordered_while_both_dial_again_and_ag
     make: Make, middle: Between, monkeypatch: pytest.MonkeyPatch, grace: float
 ) -> None:
     """Each round adds a dial in each direction, at once, over paths of their own."""
-    monkeypatch.setattr(pairing, "DRAIN_GRACE", grace)
+    monkeypatch.setattr(paths, "DRAIN_GRACE", grace)
     a, b = await two(make)
     boxes = Box(a), Box(b)
     home_a, home_b = await serve(a), await serve(b)
@@ -837,7 +839,7 @@ async def test_two_processes_with_one_key_that_keep_dialing_each_other_do_it_sel
 
 @pytest.fixture
 def hold(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    return lambda seconds: monkeypatch.setattr(pairing, "CONFLICT_HOLD", seconds)
+    return lambda seconds: monkeypatch.setattr(conflicts, "CONFLICT_HOLD", seconds)
 
 
 async def fight(
@@ -1149,7 +1151,7 @@ async def test_told_of_a_conflict_by_a_peer_the_node_goes_on_with_everybody_else
 
 
 async def test_conflicts_that_are_remembered_are_bounded(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairing, "MAX_CONFLICTS", 3)
+    monkeypatch.setattr(conflicts, "MAX_CONFLICTS", 3)
     third = await make("third")
     home = await serve(third)
     for _ in range(8):
@@ -1161,7 +1163,7 @@ async def test_conflicts_that_are_remembered_are_bounded(make: Make, monkeypatch
             for end in ends:
                 end.close()
     assert third.stats().conflicts == 8
-    assert len(third._board.pairing._conflicts) <= 3
+    assert len(third._node.conflicts._held) <= 3
 
 
 @pytest.mark.parametrize("how", ["reset", "never reads"])
@@ -1286,8 +1288,8 @@ async def test_a_node_that_crashes_and_comes_back_while_both_dial_is_no_conflict
         assert len(live(third, process)) == 1
         assert at_process.payloads == [number]
         # A crash: nothing is said, and nothing answers any more, nor is anything still being dialed.
-        await process._keeper.close()
-        await process._board.dialer.close()
+        await process._node.kept.close()
+        await process._node.dialer.close()
         for listener in list(process._listeners):
             await listener.close()
         for connection in between(process, third):

@@ -184,7 +184,7 @@ async def test_surplus_connections_of_one_node_are_ended(make: Make, crowd_at: A
     for _ in range(100):
         await crowd.come("127.0.0.1", actor)
     [peer] = t.peers()
-    assert len(peer.connections) <= 2 + limits.MAX_SURPLUS
+    assert len(peer._remote.connections) <= 2 + limits.MAX_SURPLUS
     await crowd.inside[-1].post(task("newest"))
     await eventually(lambda: box.payloads == ["newest"])
 

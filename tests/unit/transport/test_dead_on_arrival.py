@@ -16,7 +16,7 @@ class ShortLived:
     """Cuts what a transport dials, so many times, before anybody takes it up."""
 
     def __init__(self, transport: openline.Transport, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        backends = transport._board.backends
+        backends = transport._node.backends
         self._dial = backends.dial
         self.left = times
         self.dialed = 0

@@ -44,7 +44,7 @@ def packed(kind: int, body: Any) -> bytes:
 
 
 def only(transport: openline.Transport) -> Connection:
-    [connection] = transport._board.table.connections
+    [connection] = transport._node.table.connections
     return connection
 
 
@@ -81,8 +81,8 @@ async def test_acknowledgements_that_are_not_read_do_not_pile_up(make: Make, raw
     await eventually(lambda: t.stats().messages_received == 60 * len(LONG))
     connection = only(t)
     assert waiting(connection) < MB
-    assert connection.owed
-    assert connection.acks is None
+    assert connection.writer.owed
+    assert connection.writer.acks is None
     # And once it reads, it learns of all of them.
     while not all(peer.acked.get(name) == 61 for name in LONG):
         found = await within(peer.decoded())
@@ -243,23 +243,23 @@ async def test_changes_that_come_too_fast_take_effect_together(make: Make, raw: 
     """A send has to look anew after each: a peer that alternates its ports must not slow down all others."""
     t = await make()
     peer = await openline_peer(raw, await serve(t))
-    before = t._board.table.generation
+    before = t._node.table.generation
     for number in range(1000):
         await peer.frame(BINARY, packed(LISTENING, [[1 + number]]))
     await eventually(lambda: only(t).endpoint.hello.ports == (1000,))  # type: ignore[union-attr]
-    assert t._board.table.generation - before < 30
+    assert t._node.table.generation - before < 30
 
 
 async def test_ports_that_are_the_same_as_before_change_nothing(make: Make, raw: Open) -> None:
     t = await make()
     box = Box(t)
     peer = await openline_peer(raw, await serve(t))
-    before = t._board.table.generation
+    before = t._node.table.generation
     for _ in range(10):
         await peer.frame(BINARY, packed(LISTENING, [[9]]))
     await peer.post(task("after"))
     await eventually(lambda: box.payloads)
-    assert t._board.table.generation == before
+    assert t._node.table.generation == before
 
 
 # Sends more than its share ------------------------------------------------------------------------

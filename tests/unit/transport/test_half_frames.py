@@ -109,13 +109,13 @@ async def test_strangers_share_one_limit(make: Make, raw: Open, proven: bool) ->
     for stranger in strangers:
         await half(stranger, 2 * MIB - 1, kind=BINARY if proven else TEXT)
     await eventually(lambda: t.stats().strangers_cut >= 4)
-    assert t._board.door.unfinished.used <= LIMIT
+    assert t._node.door.unfinished.used <= LIMIT
     await honest.say("x" * MIB)
     await eventually(lambda: len(box) == 1)
     assert t.stats().active == 7 - t.stats().strangers_cut
     for stranger in strangers:
         stranger.close()
-    await eventually(lambda: t._board.door.unfinished.used == 0)
+    await eventually(lambda: t._node.door.unfinished.used == 0)
     await honest.say("still here")
     await eventually(lambda: box.payloads[-1] == "still here")
 
@@ -123,7 +123,7 @@ async def test_strangers_share_one_limit(make: Make, raw: Open, proven: bool) ->
 async def test_fragments_count_as_half_frames_do(make: Make, raw: Open) -> None:
     t, box, port = await serving(make)
     strangers = [await raw(port) for _ in range(4)]
-    unfinished = t._board.door.unfinished
+    unfinished = t._node.door.unfinished
     for count, stranger in enumerate(strangers, 1):
         with contextlib.suppress(ConnectionError):
             for number in range(300):  # of 5,000 bytes, none of which makes the buffer grow
@@ -132,14 +132,14 @@ async def test_fragments_count_as_half_frames_do(make: Make, raw: Open) -> None:
         all_there = min(count, 2) * 1_500_000
         cut = max(0, count - 2)
         await eventually(lambda a=all_there, c=cut: unfinished.used >= a and unfinished.cut == c)  # type: ignore[misc]
-    assert LIMIT // 2 < t._board.door.unfinished.used <= LIMIT
+    assert LIMIT // 2 < t._node.door.unfinished.used <= LIMIT
     survivor = strangers[-1]
     with contextlib.suppress(ConnectionError):
         await survivor.send(frame(CONTINUATION, plain("done"), fin=True))
     await eventually(lambda: box.payloads == ["done"])
     for stranger in strangers:
         stranger.close()
-    await eventually(lambda: t._board.door.unfinished.used == 0)
+    await eventually(lambda: t._node.door.unfinished.used == 0)
 
 
 async def test_a_peer_that_we_know_is_no_stranger(make: Make, raw: Open) -> None:
@@ -152,7 +152,7 @@ async def test_a_peer_that_we_know_is_no_stranger(make: Make, raw: Open) -> None
     await half(stranger, 2 * MIB - 1)
     await eventually(lambda: t.stats().strangers_cut == 1)
     assert t.stats().active == 1
-    assert t._board.door.unfinished.used == 0
+    assert t._node.door.unfinished.used == 0
 
 
 async def test_the_reader_knows_to_the_byte_what_picows_holds(make: Make, raw: Open) -> None:

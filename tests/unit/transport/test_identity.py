@@ -477,7 +477,7 @@ async def test_what_a_proven_peer_says_it_has_lost_ends_only_its_own_connections
     t = await make()
     box, address = Box(t), await serve(t)
     good = await raw(port_of(address), Actor())
-    ends = [c.endpoint.connection_id for peer in t.peers() for c in peer.connections]
+    ends = [c.endpoint.connection_id for peer in t.peers() for c in peer._remote.connections]
     mallory, actor = await tcp(port_of(address)), Actor()
     await mallory.enter(actor, lost=[*ends, b"", b"x" * 1000])
     await mallory.frame(BINARY, bytes([WELCOME]) + msgspec.msgpack.encode([ends]))

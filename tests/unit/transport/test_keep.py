@@ -58,7 +58,7 @@ async def test_keep_reconnects_again_and_again(make: Make) -> None:
     for number in range(5):
         await eventually(lambda: a.stats().accepted == number + 1)  # noqa: B023
         await eventually(lambda: a.peers())
-        for connection in list(a.peers()[0].connections):
+        for connection in list(a.peers()[0]._remote.connections):
             connection.link.abort()
     await eventually(lambda: a.stats().active == 1)
 
@@ -68,7 +68,7 @@ async def test_a_kept_connection_carries_sends_of_the_other_side(make: Make) -> 
     box = Box(b)
     home = await serve(b)
     await b.connect(await serve(a), keep=True)
-    for connection in list(a.peers()[0].connections):
+    for connection in list(a.peers()[0]._remote.connections):
         connection.link.abort()
     await eventually(lambda: a.stats().accepted == 2)
     assert (await a.send(home, task("hi"))).direction == "inbound"
@@ -195,12 +195,12 @@ async def test_keep_uses_a_fresh_socket_each_time(make: Make) -> None:
     dials = Dials()
     a, b = await make(), await make(opener=dials, **QUICK)
     await b.connect(await serve(a), keep=True)
-    [connection] = b.peers()[0].connections
-    ports = [a.peers()[0].connections[0].endpoint.port]
+    [connection] = b.peers()[0]._remote.connections
+    ports = [a.peers()[0]._remote.connections[0].endpoint.port]
     connection.link.abort()
     await eventually(lambda: a.stats().accepted == 2)
-    await eventually(lambda: len(a.peers()[0].connections) == 1)
-    ports.append(a.peers()[0].connections[0].endpoint.port)
+    await eventually(lambda: len(a.peers()[0]._remote.connections) == 1)
+    ports.append(a.peers()[0]._remote.connections[0].endpoint.port)
     assert len(dials.made) == 2
     assert ports[0] != ports[1]
 

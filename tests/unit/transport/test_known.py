@@ -24,8 +24,8 @@ async def test_who_only_asks_and_is_answered_stays_a_stranger() -> None:
             await peer.reply(message, message.payload)
 
         assert (await client.request(address, Message(payload=1), timeout=5)).payload == 1
-        assert [peer.known for peer in server.peers()] == [False]
-        assert [peer.known for peer in client.peers()] == [True]
+        assert [peer._remote.known for peer in server.peers()] == [False]
+        assert [peer._remote.known for peer in client.peers()] == [True]
 
 
 async def test_who_is_sent_to_of_our_own_accord_is_known() -> None:
@@ -35,9 +35,9 @@ async def test_who_is_sent_to_of_our_own_accord_is_known() -> None:
         client.on_message(lambda peer, message: None)
         await eventually(lambda: len(server.peers()) == 1)
         (peer,) = server.peers()
-        assert not peer.known
+        assert not peer._remote.known
         await peer.send(Message())
-        assert peer.known
+        assert peer._remote.known
 
 
 async def test_who_is_allowed_by_name_is_known() -> None:
@@ -49,4 +49,4 @@ async def test_who_is_allowed_by_name_is_known() -> None:
         listener = await server.listen(0, host="127.0.0.1")
         await client.connect(f"127.0.0.1:{listener.port}")
         await eventually(lambda: len(server.peers()) == 1)
-        assert [peer.known for peer in server.peers()] == [True]
+        assert [peer._remote.known for peer in server.peers()] == [True]

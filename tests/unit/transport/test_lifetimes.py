@@ -205,7 +205,7 @@ async def an_invalid_hello(host: Host, client: Client) -> None:
 
 @accepted
 async def a_conflict(host: Host, client: Client) -> None:
-    same = Actor(identity=host.t._board.door.identity)
+    same = Actor(identity=host.t._node.door.identity)
     assert " 409 " in await client.upgraded({HEADER: same.hello(1)})
     await client.gone()
 

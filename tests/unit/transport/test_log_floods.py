@@ -125,7 +125,7 @@ async def test_names_and_reasons_hold_nothing_that_a_terminal_obeys(
         await eventually(lambda: peers)
         assert peers[0].name.isprintable()
         assert peers[0].name
-        assert str(peers[0].endpoint.hint).isprintable()
+        assert str(peers[0]._remote.endpoint.hint).isprintable()
         await client.frame(8, b"\x0f\xa1" + NASTY.encode())
         await eventually(lambda: not t.peers())
         ask = asyncio.ensure_future(t.send(f"ws://127.0.0.1:{raw_server.port}", task()))

@@ -156,7 +156,7 @@ async def test_where_nobody_can_be_dialed_its_messages_stay_on_its_socket(
         receipt = await a.send("127.0.0.1:9", task(number))
         assert (receipt.attempts, receipt.direction, receipt.matched) == (1, "inbound", "ip alone")
         if number == 10:
-            await eventually(lambda: dials.made and not a._board.dialer._looking)
+            await eventually(lambda: dials.made and not a._node.dialer._looking)
     assert [(await client.message())["payload"] for _ in range(20)] == list(range(20))
     assert len(dials.made) == 1
     assert (a.stats().created, a.stats().dials, a.stats().dial_failures) == (0, 0, 0)
@@ -170,7 +170,7 @@ async def test_nobody_looks_for_a_peer_that_is_gone_by_then(
     a, client = await one_client(make, raw, opener=dials)
     await a.send("127.0.0.1:9", task())
     client.reset()
-    await eventually(lambda: a.stats().active == 0 and not a._board.dialer._looking)
+    await eventually(lambda: a.stats().active == 0 and not a._node.dialer._looking)
     assert dials.made == []
 
 
@@ -181,7 +181,7 @@ async def test_closing_does_not_wait_for_a_look(make: Make, raw: Open, soon: Non
     await a.send("127.0.0.1:9", task())
     await eventually(lambda: dials.made)
     await a.close()
-    assert not a._board.dialer._looking
+    assert not a._node.dialer._looking
 
 
 async def test_looks_are_bounded(make: Make, raw: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,4 +194,4 @@ async def test_looks_are_bounded(make: Make, raw: Open, monkeypatch: pytest.Monk
     await eventually(lambda: a.stats().active == 1)
     await a.send("127.0.0.1:9", task("again"))
     assert (await again.message())["payload"] == "again"
-    assert len(a._board.dialer._looking) == 1
+    assert len(a._node.dialer._looking) == 1

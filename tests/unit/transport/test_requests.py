@@ -114,7 +114,7 @@ async def test_a_request_survives_the_loss_of_an_openline_peers_connection(make:
     at_a = await serve(a)
     asking = ask(a, home)
     await eventually(lambda: got)
-    for connection in list(a.peers()[0].connections):
+    for connection in list(a.peers()[0]._remote.connections):
         connection.link.abort()
     await eventually(lambda: b.stats().active == 0)
     await b.send(at_a, task("answer", metadata={"replyTo": got[0].id}))

@@ -372,7 +372,7 @@ async def test_a_peer_that_reconnects_many_times_gets_every_message_once(make: M
         receipt = await a.send(home, task(number))
         assert receipt.direction == "inbound"
         await eventually(lambda: len(box) == number + 1)  # noqa: B023
-        for connection in list(peer.connections):
+        for connection in list(peer._remote.connections):
             connection.link.abort()
         await eventually(lambda: a.stats().active == 0)
     assert box.payloads == list(range(10))
@@ -392,7 +392,7 @@ async def test_a_peer_in_hand_is_reached_over_its_new_connection_after_it_came_b
         await serve(b)
     await b.send(address, task("first"))
     await eventually(lambda: at_a)
-    for connection in list(at_a.peers[0].connections):
+    for connection in list(at_a.peers[0]._remote.connections):
         connection.link.abort()
     await eventually(lambda: a.stats().active == b.stats().active == 0)
     await b.send(address, task("again"))

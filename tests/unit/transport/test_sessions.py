@@ -372,7 +372,7 @@ async def test_the_same_node_comes_in_from_another_address(make: Make, transport
         before = a.stats().accepted
         sending = [asyncio.ensure_future(peer.send(task((number, n)))) for n in range(20)]
         await asyncio.sleep(0)
-        for connection in b.peers()[0].connections:
+        for connection in b.peers()[0]._remote.connections:
             connection.link.abort()
         await within(b.send(address, task(number)))
         await within(asyncio.gather(*sending))
@@ -389,7 +389,7 @@ async def test_a_node_that_dials_twice_keeps_one(make: Make) -> None:
     box = Box(a)
     await asyncio.gather(*(b.send(there, task(number)) for number in range(10)), a.send(back, task("back")))
     await eventually(lambda: a.stats().active == b.stats().active == 1)
-    ids = [t.peers()[0].connections[0].endpoint.connection_id for t in (a, b)]
+    ids = [t.peers()[0]._remote.connections[0].endpoint.connection_id for t in (a, b)]
     assert ids[0] == ids[1]
     assert box.payloads == list(range(10))
 
@@ -537,7 +537,7 @@ async def test_every_frame_is_a_sign_of_life(make: Make, raw: Open, sign: str) -
     doubt = Undelivered(a)
     client = await raw(port_of(await serve(a)))
     await a.send(client.address, task("heard of"))
-    connection = a.peers()[0].connections[0]
+    connection = a.peers()[0]._remote.connections[0]
     if sign == "message":
         await client.say("x")
     else:

@@ -9,7 +9,7 @@ import pytest
 
 import openline
 from openline.core.handshake import SIGNATURE_BYTES, Hello, split_proof, with_proof
-from openline.peers import pairing
+from openline.peers import paths
 
 from .conftest import Make, Open
 from .helpers import BINARY, Actor, Box, Raw, RawServer, eventually, header, port_of, serve, task, within
@@ -33,7 +33,7 @@ class Scene:
         self.genuine = genuine
         self.server = server
         self.address = address
-        self.identity: openline.Identity = genuine._board.door.identity
+        self.identity: openline.Identity = genuine._node.door.identity
         self.at_genuine, self.at_server = Box(genuine), Box(server)
 
     @property
@@ -126,8 +126,8 @@ async def test_a_thief_gets_nothing_while_the_genuine_process_is_away(
 async def test_a_thief_who_came_first_is_cut_when_the_genuine_process_comes(make: Make, scheme: str) -> None:
     server, genuine = await make("server"), await make("genuine")
     box, address = Box(genuine), await serve(server)
-    identity: openline.Identity = genuine._board.door.identity
-    process = Hello(genuine.node_id, "", instance=genuine._board.door.instance)
+    identity: openline.Identity = genuine._node.door.identity
+    process = Hello(genuine.node_id, "", instance=genuine._node.door.instance)
     raw = await Raw.connect(port_of(address), Thief(identity, process))
     await raw.post(task("as if he were"))
     await eventually(lambda: server.stats().accepted == 1)
@@ -150,10 +150,10 @@ async def test_a_thief_who_came_first_is_cut_when_the_genuine_process_comes(make
 async def test_a_thief_who_dials_the_genuine_process_in_its_own_name(make: Make) -> None:
     t = await make()
     box, address = Box(t), await serve(t)
-    process = Hello(t.node_id, "", instance=t._board.door.instance)
+    process = Hello(t.node_id, "", instance=t._node.door.instance)
     for extra in FORGED.values():
         raw = await Raw.tcp(port_of(address))
-        thief = Thief(t._board.door.identity, process, extra)
+        thief = Thief(t._node.door.identity, process, extra)
         await raw.frame(BINARY, thief.prove(await raw.greet(thief)))
         assert await within(raw.closed()) == CONFLICT
         raw.close()
@@ -168,7 +168,7 @@ async def test_a_proof_of_the_instance_is_good_for_one_connection(
     """What the genuine process has signed for one connection is recorded, and shown on another."""
     if scheme != "ws://":
         pytest.skip("nobody on the way can read it there")
-    monkeypatch.setattr(pairing, "DRAIN_GRACE", 0.05)
+    monkeypatch.setattr(paths, "DRAIN_GRACE", 0.05)
     async with Middle(port_of(scene.address)) as middle:
         await scene.genuine.connect(f"ws://{middle.address}")
         await eventually(lambda: middle.said)
@@ -237,12 +237,12 @@ async def test_half_a_proof_is_a_wrong_one_where_the_hello_says_that_there_are_t
 async def test_connections_of_one_process_are_one_process(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pairing, "DRAIN_GRACE", 0.05)
+    monkeypatch.setattr(paths, "DRAIN_GRACE", 0.05)
     server, client = await make("server"), await make("client")
     address = await serve(server)
     box = Box(server)
     for number in range(3):
-        await client._board.backends.dial(openline.Address.parse(f"ws://{address}"))
+        await client._node.backends.dial(openline.Address.parse(f"ws://{address}"))
         await client.send(address, task(number))
     await eventually(lambda: len(between(server, client)) == len(between(client, server)) == 1)
     assert box.payloads == [0, 1, 2]
@@ -272,7 +272,7 @@ async def test_a_copy_of_a_process_that_proves_no_instance_is_found_by_its_dial_
 async def test_two_connections_of_a_process_that_proves_no_instance_are_no_conflict(
     make: Make, raw: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pairing, "DRAIN_GRACE", 0.05)
+    monkeypatch.setattr(paths, "DRAIN_GRACE", 0.05)
     server, actor = await make("server"), old(openline.Identity())
     address = await serve(server)
     first, second = await raw(port_of(address), actor), await raw(port_of(address), actor)

@@ -139,13 +139,13 @@ async def test_names_are_counted_in_bytes(make: Make, raw: Open) -> None:
     while (await within(peer.read()))[0] != 0x8A:
         pass
     [known] = t.peers()
-    assert known.session is not None
+    assert known._remote.outstanding.session is not None
     most = RECEIVER_STREAMS * STREAM_WEIGHT
-    held = sum(4 * len(str(name)) for name in known.session.expected)
+    held = sum(4 * len(str(name)) for name in known._remote.outstanding.session.expected)
     assert most // 2 < held <= most + most // 4
-    [connection] = known.connections
+    [connection] = known._remote.connections
     assert connection.positions is not None
-    assert connection.positions.keys() <= known.session.expected.keys()
+    assert connection.positions.keys() <= known._remote.outstanding.session.expected.keys()
 
 
 async def test_what_strangers_leave_behind_pushes_out_nothing_of_a_known_peers(
@@ -203,12 +203,12 @@ async def test_strangers_that_fill_the_inbox_are_held_back_and_the_known_are_not
             except OSError:
                 break
         del number
-    held = sum(peer.mailboxes.load for peer in t.peers() if not peer.known)
+    held = sum(peer._remote.mailboxes.load for peer in t.peers() if not peer._remote.known)
     assert held < 3 * limit + len(crowd) * 2 * len(blob)
     for number in range(50):
         await within(friend.send(address, task(number)))
     assert done == list(range(50))
     gate.set()
-    await eventually(lambda: not any(peer.mailboxes.unread for peer in t.peers()))
+    await eventually(lambda: not any(peer._remote.mailboxes.unread for peer in t.peers()))
     for stranger in crowd:
         stranger.close()

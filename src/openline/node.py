@@ -1,7 +1,7 @@
 """What connections report to, and what a transport is made of underneath.
 
 Everything here is called from below: by backends when a link is up, by connections when something
-has arrived or a state has changed, by the inbox when a lane is full.
+has arrived or a state has changed, by the inbox when a mailbox is full.
 """
 
 from __future__ import annotations
@@ -44,13 +44,12 @@ from .peers.delivery import Delivery
 from .peers.doubts import Doubts
 from .peers.in_flight import Parcel
 from .peers.limits import Limits
-from .peers.mailbox import Lane
+from .peers.mailbox import Mailbox
 from .peers.pairing import Pairing
 from .peers.requests import Pending
 from .peers.rivals import bury_predecessors, poke_rivals
 from .peers.table import MAX_LOST, Peer, PeerTable
 from .receiving.inbox import Inbox
-from .receiving.levels import FULL_LANES_PER_PEER
 from .routing.dialer import Dialer
 from .routing.recovery import Recovery
 from .routing.router import Router
@@ -141,7 +140,7 @@ class Switchboard:
             raise Closed("the transport is closed")
 
     def _make_peer(self, key: object, end: Endpoint) -> Peer:
-        peer = Peer(self.sender, key, end, self.table.is_own(end))
+        peer = Peer(self.sender, self.inbox, key, end, self.table.is_own(end))
         peer.known = peer.node_id in (self.config.allow or ())
         peer.by_name = self.config.certified
         return peer
@@ -213,9 +212,9 @@ class Switchboard:
             want = self.router.want_now(address)
             if link.endpoint.direction == "inbound" and self.table.plan(want).chosen is connection:
                 self.dialer.settle(address, connection)
-        for lane in peer.lanes.values():
-            if lane.paused:
-                self._regulate(peer, lane)
+        for mailbox in peer.mailboxes.by_stream.values():
+            if mailbox.paused:
+                self._regulate(peer, mailbox)
         if self.closing:
             self.loop.call_soon(link.close, GOING_AWAY, "closing")
         return connection
@@ -457,37 +456,32 @@ class Switchboard:
         self.router.went(connection)
         self.table.remove(connection)
 
-    def _regulate(self, peer: Peer, lane: Lane | None) -> None:
-        """A lane, or the peer as a whole, has become full, or roomy: tell the sender.
+    def _regulate(self, peer: Peer, mailbox: Mailbox | None) -> None:
+        """A mailbox, or the peer as a whole, has become full, or roomy: tell the sender.
 
         An openline peer is told per stream. A plain peer, and an openline peer that fills very
         many streams or does not listen, is stopped by not reading its connections.
         """
-        if lane is not None:
-            self._tell_sender(peer, lane)
-        unruly = peer.plain or peer.held > FULL_LANES_PER_PEER * self.config.inbox_bytes
-        stop = peer.overfull or peer.unread or any(unruly or full.overrun for full in peer.full)
+        if mailbox is not None:
+            self._tell_sender(peer, mailbox)
+        unreadable = peer.mailboxes.unreadable
         for connection in peer.connections:
-            if stop:
+            if unreadable:
                 connection.pause_reading()
             else:
                 connection.resume_reading()
 
-    def _tell_sender(self, peer: Peer, lane: Lane) -> None:
-        if lane.paused:
-            peer.full.add(lane)
-        else:
-            peer.full.discard(lane)
-        lane.answers = lane.paused and bool(peer.requests.out)
+    def _tell_sender(self, peer: Peer, mailbox: Mailbox) -> None:
+        mailbox.welcome(bool(peer.requests.out))
         for connection in peer.connections:
             if not connection.plain:
-                connection.tell_flow(lane.stream_id, lane.paused, lane.answers)
+                connection.tell_flow(mailbox.stream_id, mailbox.paused, mailbox.answers)
 
     def asks(self, peer: Peer) -> None:
         """A request goes out to a peer that was told to stop: its answer is welcome all the same."""
-        for lane in list(peer.full):
-            if not lane.answers:
-                self._tell_sender(peer, lane)
+        for mailbox in list(peer.mailboxes.full):
+            if not mailbox.answers:
+                self._tell_sender(peer, mailbox)
 
     def announce(self, ports: tuple[int, ...]) -> None:
         """We listen on these now: for the next hellos, and for peers whose hello came before."""

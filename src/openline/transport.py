@@ -266,10 +266,10 @@ class Transport:
         """
         self._board.check_open()
         want = await self._router.want(Address.parse(address))
-        use = self._inbox.use_for(want, stream_id)
+        consumer = self._inbox.consumer_for(want, stream_id)
         try:
             async with asyncio.timeout(timeout):
-                _, message = await self._inbox.take(use)
+                _, message = await self._inbox.take(consumer)
                 return message
         except TimeoutError:
             raise TimeoutError(
@@ -279,14 +279,14 @@ class Transport:
     async def messages(self, stream_id: StreamId | None = None) -> AsyncIterator[tuple[Peer, Message]]:
         """Every message, or those of one stream, as ``(peer, message)``; ends when the transport closes."""
         self._board.check_open()
-        use = self._inbox.begin(stream_id)
+        consumer = self._inbox.begin(stream_id)
         try:
             while True:
-                yield await self._inbox.take(use)
+                yield await self._inbox.take(consumer)
         except Closed:
             return
         finally:
-            self._inbox.end(use)
+            self._inbox.end(consumer)
 
     # Looking at it -------------------------------------------------------------------------------
 

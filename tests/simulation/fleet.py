@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from openline import Closed, Config, Error, Identity, Message, NotConfirmed, Transport, Unreachable
 from openline.address import join
 from openline.connection.connection import Connection
-from openline.peers.mailbox import Lane
+from openline.peers.mailbox import Mailbox
 from openline.peers.table import Peer
 from openline.testing import Host, Killed, Network
 
@@ -120,8 +120,8 @@ class Program:
             if not self.random.randrange(10):
                 await asyncio.sleep(self.random.random())
 
-    def lanes(self) -> list[Lane]:
-        return [lane for peer in self.transport._table for lane in peer.lanes.values()]
+    def mailboxes(self) -> list[Mailbox]:
+        return [each for peer in self.transport._table for each in peer.mailboxes.by_stream.values()]
 
     # Sending -------------------------------------------------------------------------------------
 
@@ -340,9 +340,9 @@ class Fleet:
 
     async def finish_consumers(self) -> None:
         """Wait until slow consumers have caught up."""
-        lanes = [lane for program in self.programs.values() for lane in program.lanes()]
-        for lane in lanes:
-            for _ in iter(lambda: lane.idle, True):  # noqa: B023
+        mailboxes = [each for program in self.programs.values() for each in program.mailboxes()]
+        for mailbox in mailboxes:
+            for _ in iter(lambda: mailbox.idle, True):  # noqa: B023
                 await asyncio.sleep(1.0)
 
     async def close(self) -> None:

@@ -159,9 +159,9 @@ async def sample(fleet: Fleet) -> None:
 def too_much(peer: Peer, config: Config) -> list[str]:
     """What is more than it may be."""
     found = []
-    for stream_id, lane in peer.lanes.items():
-        if lane.bytes > config.inbox_bytes + config.window_bytes + SLACK:
-            found.append(f"holds {lane.bytes} bytes of {peer!r} on {stream_id!r}")
+    for stream_id, mailbox in peer.mailboxes.by_stream.items():
+        if mailbox.bytes > config.inbox_bytes + config.window_bytes + SLACK:
+            found.append(f"holds {mailbox.bytes} bytes of {peer!r} on {stream_id!r}")
     for connection in peer.connections:
         readers = getattr(connection.link, "_readers", ())
         if len(readers) > MAX_TRACKS + 1:

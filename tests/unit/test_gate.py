@@ -11,7 +11,7 @@ from openline.peers.table import Peer
 
 async def test_an_answer_goes_on_when_there_is_room_though_the_stream_is_stopped() -> None:
     """In whichever order "stop, but answers are welcome" and the acknowledgement come."""
-    peer = Peer(cast(Any, None), "key", Endpoint("inbound", "10.0.0.1", 1))
+    peer = Peer(cast(Any, None), cast(Any, None), "key", Endpoint("inbound", "10.0.0.1", 1))
     peer.fill("s")
     gate = peer.stopped["s"]
     answer = asyncio.ensure_future(gate.wait(True))

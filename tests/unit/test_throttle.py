@@ -7,13 +7,31 @@ from typing import Any
 
 import pytest
 
-from openline.receiving.throttle import GRAIN, PATIENCE, Throttle
+from openline.peers.mailbox import GRAIN
+from openline.peers.mailboxes import Mailboxes
+from openline.receiving.throttle import PATIENCE, Throttle
 
 LIMIT = 100_000
 
 
 class _Peer(SimpleNamespace):
     __hash__ = object.__hash__
+    mailboxes: _Mailboxes
+
+
+class _Mailboxes(Mailboxes):
+    """Says what it is told."""
+
+    def __init__(self, peer: Any, said: list[tuple[str, str]]) -> None:
+        owner: Any = SimpleNamespace(
+            note=lambda peer: None,
+            flow=lambda peer, _: said.append(("shut" if self.unread else "go on", peer.name)),
+        )
+        super().__init__(peer, owner)
+        self._said = said
+
+    def stop(self) -> None:
+        self._said.append(("stop", self.peer.name))
 
 
 class Strangers:
@@ -21,30 +39,26 @@ class Strangers:
 
     def __init__(self) -> None:
         self.said: list[tuple[str, str]] = []
-        self.throttle = Throttle(
-            LIMIT,
-            lambda peer: self.said.append(("stop", peer.name)),
-            lambda peer: self.said.append(("shut" if peer.unread else "open", peer.name)),
-            lambda peer: self.said.append(("go on", peer.name)),
-            self._drop,
-        )
+        self.throttle = Throttle(LIMIT, self._drop)
 
     def peer(self, name: str, ip: str = "10.0.0.1", plain: bool = False) -> Any:
-        return _Peer(
+        peer = _Peer(
             name=name,
             endpoint=SimpleNamespace(ip=ip),
             plain=plain,
             known=False,
-            load=0,
-            noted=0,
-            throttled=False,
-            unread=False,
             connections=["one"],
             kept=0,
         )
+        peer.mailboxes = _Mailboxes(peer, self.said)
+        return peer
 
     def holds(self, peer: Any, size: int) -> None:
-        peer.load = size
+        more = size - peer.mailboxes.load
+        if more > 0:
+            peer.mailboxes.charge(more, peer.known)
+        else:
+            peer.mailboxes.release(-more)
         self.throttle.note(peer)
 
     def _drop(self, peer: Any) -> None:
@@ -64,7 +78,7 @@ def test_the_one_that_holds_the_most_is_told_to_stop(strangers: Strangers) -> No
     assert strangers.said == []
     strangers.holds(large, 100_000)
     assert strangers.said == [("stop", "large")]
-    assert not small.throttled
+    assert not small.mailboxes.throttled
 
 
 def test_one_that_does_not_stop_is_not_read_any_more(strangers: Strangers) -> None:
@@ -86,13 +100,13 @@ def test_all_go_on_when_it_has_drained(strangers: Strangers) -> None:
     one, other = strangers.peer("one"), strangers.peer("other")
     strangers.holds(one, LIMIT + 1)
     strangers.holds(other, LIMIT + 1)
-    assert one.throttled
-    assert other.throttled
+    assert one.mailboxes.throttled
+    assert other.mailboxes.throttled
     strangers.holds(other, 0)
-    assert not other.throttled
-    assert one.throttled
+    assert not other.mailboxes.throttled
+    assert one.mailboxes.throttled
     strangers.holds(one, LIMIT // 2)
-    assert not one.throttled
+    assert not one.mailboxes.throttled
     assert [what for what, _ in strangers.said] == ["stop", "stop", "go on", "go on"]
 
 
@@ -100,13 +114,13 @@ def test_who_holds_next_to_nothing_goes_on_whatever_others_do(strangers: Strange
     stuck, quick = strangers.peer("stuck", "10.0.0.1"), strangers.peer("quick", "10.0.0.2")
     strangers.holds(stuck, LIMIT + 1)
     strangers.holds(quick, 3 * GRAIN)
-    assert not quick.throttled
+    assert not quick.mailboxes.throttled
     strangers.holds(stuck, PATIENCE * LIMIT + 1)
     strangers.holds(quick, 3 * GRAIN)
-    assert quick.throttled
+    assert quick.mailboxes.throttled
     strangers.holds(quick, GRAIN)
-    assert not quick.throttled
-    assert stuck.throttled
+    assert not quick.mailboxes.throttled
+    assert stuck.mailboxes.throttled
 
 
 def test_a_peer_that_is_known_is_not_counted(strangers: Strangers) -> None:
@@ -128,14 +142,14 @@ def test_what_is_waiting_of_one_that_is_gone_is_dropped_once(strangers: Stranger
     assert strangers.said[0] == ("drop", "gone")
     strangers.holds(other, LIMIT + 1)
     assert [what for what, _ in strangers.said].count("drop") == 1
-    assert other.throttled
+    assert other.mailboxes.throttled
 
 
 def test_one_that_is_back_is_read_again(strangers: Strangers) -> None:
     peer = strangers.peer("peer")
     strangers.holds(peer, PATIENCE * LIMIT + 1)
-    assert peer.unread
+    assert peer.mailboxes.unread
     strangers.throttle.gone(peer)
     peer.connections = ["new"]
     strangers.throttle.back(peer)
-    assert not peer.unread
+    assert not peer.mailboxes.unread

@@ -108,7 +108,7 @@ class Limits:
             return True
         largest = share.largest_origin()
         members = list(itertools.islice(share.of(largest), LOOKED_AT))
-        silent = next((each for each in members if not each.peer.lanes), None)
+        silent = next((each for each in members if not each.peer.mailboxes.by_stream), None)
         fuller = share.used_by(largest) > share.used_by(place) + 1
         victim = (silent or members[0]) if fuller else silent if proves else None
         if victim is None:

@@ -1,24 +1,46 @@
-"""The queues of an inbox: one lane per (peer, stream), and those who consume from them."""
+"""What has arrived from one peer and is not handled yet: bounded queues, and handlers in order (rule 3.5).
+
+Each (peer, stream) has a *mailbox*. Handlers of a mailbox run one at a time, in order; mailboxes run side
+by side. A message goes to every matching handler; it also waits for ``receive()`` or ``messages()`` where
+one of those is in use for its stream, or where no handler matches. A mailbox that holds too much asks its
+sender to stop; nothing is dropped.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Protocol
 
+from ..config import Config
+from ..core.bulk import MEASURED, weight_of
 from ..core.selection import Want
 from ..message import Message, StreamId
-from ..runtime.eager import Ended, Steps
+from ..runtime.eager import Runner, Steps
 
 if TYPE_CHECKING:
     from .table import Peer
 
+# What a message takes in memory besides its bytes on the wire, about, as small ones are mostly that.
+MESSAGE_OVERHEAD = 256
+# What a peer holds is looked at when it is so much more, or less, than when it was looked at last: rarely
+# enough to cost nothing, and as many strangers as may connect hold little below it.
+GRAIN = 4096
+# A peer that fills this many streams is stopped as a whole, by not reading from it.
+MAX_FULL = 16
+# So is one that goes on after "stop". An honest one's bytes in flight fit in here: a full send
+# buffer and a full receive buffer of the kernel are about 10 MB on Linux.
+OVERRUN_BYTES = 16 * 1024 * 1024
+
 Handler = Callable[["Peer", Message], Awaitable[Any] | None]
 
 
-class Use:
-    """One consumer of waiting messages: ``stream_id`` None takes all streams, ``want`` None all peers."""
+class Consumer:
+    """A ``receive()`` or ``messages()``: ``stream_id`` None takes all streams, ``want`` None all peers."""
 
     __slots__ = ("stream_id", "waiters", "want")
 
@@ -26,6 +48,10 @@ class Use:
         self.want = want
         self.stream_id = stream_id
         self.waiters: deque[asyncio.Future[None]] = deque()
+
+    def turn_to(self, want: Want) -> None:
+        """Its name resolves to something else now."""
+        self.want = want
 
     def wake(self) -> None:
         """One waiter looks again; the message stays until that one really takes it."""
@@ -36,65 +62,384 @@ class Use:
                 return
 
 
-class Lane:
-    """What has arrived from one peer on one stream."""
+class Owner(Protocol):
+    """What mailboxes ask of the inbox that they belong to."""
+
+    config: Config
+    runner: Runner
+    # Handlers of the program, each with its stream, None for all.
+    handlers: list[tuple[Handler, StreamId | None]]
+    # Changes with who takes what.
+    version: int
+    closed: bool
+
+    def takers(self, peer: Peer, stream_id: StreamId) -> tuple[list[Handler], list[Consumer]]: ...
+
+    def flow(self, peer: Peer, mailbox: Mailbox | None) -> None:
+        """A mailbox, or the peer as a whole (None), has become full or roomy."""
+
+    def note(self, peer: Peer) -> None:
+        """What a stranger holds has grown, or shrunk, by a good deal."""
+
+    def weigh(self, peer: Peer) -> None:
+        """A stranger has one more mailbox."""
+
+    def filled(self, mailbox: Mailbox) -> None:
+        """Something waits for ``receive()`` there."""
+
+    def emptied(self, mailbox: Mailbox) -> None:
+        """Nothing does any more."""
+
+    def discarded(self, mailbox: Mailbox, first: bool) -> None:
+        """A message that nobody wants has made room, for the first time in this mailbox or again."""
+
+    def failed(self, peer: Peer, handler: Handler | None, error: BaseException) -> None: ...
+
+    def tidy(self, peer: Peer) -> None:
+        """Perhaps nothing is left of a peer that is gone."""
+
+
+class Siblings(Protocol):
+    """All mailboxes of one peer, as one of them sees them."""
+
+    # Bytes that wait in them together; is the peer to be stopped on all streams, or does it use too many?
+    held: int
+    throttled: bool
+    overfull: bool
+
+    def charge(self, size: int, known: bool) -> None: ...
+    def release(self, size: int) -> None: ...
+    def occupy(self, size: int, known: bool) -> None: ...
+    def vacate(self, size: int) -> None: ...
+    def set_full(self, mailbox: Mailbox, full: bool) -> None: ...
+    def settled(self, mailbox: Mailbox) -> None: ...
+
+
+class Mailbox:
+    """What has arrived from one peer on one stream, and who takes it."""
 
     __slots__ = (
+        "_busy",
+        "_consumers",
+        "_handlers",
+        "_only",
+        "_overflowed",
+        "_owner",
+        "_siblings",
+        "_version",
         "answers",
-        "busy",
         "bytes",
-        "carry_on",
         "count",
-        "ended",
-        "handlers",
-        "only",
-        "overflowed",
         "overrun",
         "paused",
         "peer",
         "queue",
         "running",
         "stream_id",
-        "tap",
-        "uses",
-        "version",
+        "waiting",
     )
 
-    def __init__(self, peer: Peer, stream_id: StreamId) -> None:
+    def __init__(self, peer: Peer, stream_id: StreamId, siblings: Siblings, owner: Owner) -> None:
+        self._siblings = siblings
+        self._owner = owner
         self.peer = peer
         self.stream_id = stream_id
-        self.handlers: list[Handler] = []
-        # The one handler, where nothing else takes this lane's messages.
-        self.only: Handler | None = None
-        self.carry_on: Callable[[Steps], Steps]
-        self.ended: Ended
-        self.uses: list[Use] = []
-        self.version = -1
+        # Who takes its messages; and the one handler, where nothing else does.
+        self._version = -1
+        self._handlers: list[Handler] = []
+        self._consumers: list[Consumer] = []
+        self._only: Handler | None = None
         # Is a handler running that has not finished? Then messages wait in the queue.
         self.running = False
         self.queue: deque[tuple[Message, int]] = deque()
         # Waiting for receive().
-        self.tap: deque[tuple[Message, int, bool]] = deque()  # the bool: handlers have had it
+        self.waiting: deque[tuple[Message, int, bool]] = deque()  # the bool: handlers have had it
+        # Messages in both, and bytes.
         self.count = 0
         self.bytes = 0
         # Bytes of a large message that a handler is at work on.
-        self.busy = 0
+        self._busy = 0
         # The sender was told to stop; it goes on all the same.
         self.paused = self.overrun = False
         # It was told so, and that answers are welcome all the same.
         self.answers = False
-        self.overflowed = False
-
-    def unbind(self) -> None:
-        """It is given up. What it was bound to holds on to it, which only the collector would end, and
-        that takes its time where a peer opens one stream after the other."""
-        self.version = -1
-        self.carry_on = self.ended = _given_up
+        self._overflowed = False
 
     @property
     def idle(self) -> bool:
         return not (self.running or self.count or self.paused)
 
+    def _bind(self) -> None:
+        """See who takes its messages now."""
+        self._version = self._owner.version
+        self._handlers, self._consumers = handlers, consumers = self._owner.takers(self.peer, self.stream_id)
+        self._only = handlers[0] if len(handlers) == 1 and not consumers else None
 
-def _given_up(_: object) -> Any:
-    raise AssertionError("a lane that was given up is in use")
+    # Handlers ------------------------------------------------------------------------------------
+
+    def deliver(self, message: Message, size: int, small: bool) -> None:
+        """A message of ``size`` bytes has come, in a small frame or in one that was measured.
+
+        This is one function, as it is called for each message: usually one handler takes it, and nothing
+        else, and nothing is under way.
+        """
+        if self.running:
+            size = size + weight_of(message.payload) if small else size
+            self.queue.append((message, size))
+            self._charge(size)
+            return
+        owner = self._owner
+        if self._version != owner.version:
+            self._bind()
+        handler = self._only
+        if handler is None:
+            self._deliver_to_all(message, size)
+            return
+        try:
+            steps = handler(self.peer, message)
+        except Exception as error:
+            owner.failed(self.peer, handler, error)
+            return
+        if steps is None:
+            return
+        if type(steps) is not CoroutineType and (steps := _coroutine(steps)) is None:
+            return
+        self.running = True
+        try:
+            self.running = not owner.runner.run(steps, self._carry_on_alone, self._ended_alone)
+        except (Exception, asyncio.CancelledError) as error:
+            self.running = False
+            owner.failed(self.peer, handler, error)
+        if self.running and size > GRAIN:
+            self._occupy(size)
+
+    def _deliver_to_all(self, message: Message, size: int) -> None:
+        if self._consumers or not self._handlers:
+            self._keep(message, size)
+        for index, handler in enumerate(self._handlers):
+            steps = self._call(handler, message)
+            if steps is not None and not self._start(handler, steps, message, index + 1):
+                if size > GRAIN:
+                    self._occupy(size)
+                return  # it is running now; a task does the rest
+
+    def _call(self, handler: Handler, message: Message) -> Steps | None:
+        """Call one handler; its coroutine if there is something left to do."""
+        try:
+            result = handler(self.peer, message)
+        except Exception as error:
+            self._owner.failed(self.peer, handler, error)
+            return None
+        return _coroutine(result)
+
+    def _start(self, handler: Handler, steps: Steps, message: Message, following: int) -> bool:
+        """Step an async handler; True if it is done already, else a task goes on with those that follow."""
+        self.running = True
+        try:
+            self.running = not self._owner.runner.run(steps, partial(self._carry_on, message, following))
+        except (Exception, asyncio.CancelledError) as error:
+            self.running = False
+            self._owner.failed(self.peer, handler, error)
+        return not self.running
+
+    async def _carry_on(self, message: Message, following: int, rest: Steps) -> None:
+        """In a task: finish one handler, then the other handlers, then what has queued up."""
+        handlers = self._handlers
+        try:
+            await self._guard(handlers[following - 1], rest)
+            await self._handle(handlers[following:], message)
+            self._vacate()
+        except asyncio.CancelledError:
+            self.running = False
+            raise
+        await self._drain()
+
+    async def _carry_on_alone(self, rest: Steps) -> None:
+        """The same where there was only that handler."""
+        try:
+            await self._guard(self._handlers[0], rest)
+            self._vacate()
+        except asyncio.CancelledError:
+            self.running = False
+            raise
+        await self._drain()
+
+    def _ended_alone(self, error: BaseException | None) -> Steps | None:
+        """The same where that handler has been stepped to its end without a task."""
+        if error is not None and not (self._owner.closed and isinstance(error, asyncio.CancelledError)):
+            self._owner.failed(self.peer, self._handlers[0] if self._handlers else None, error)
+        if self._busy:
+            self._vacate()
+        if self.queue:
+            return self._drain()
+        self.running = False
+        if self._siblings.overfull or not self.peer.connections:
+            self._siblings.settled(self)
+        return None
+
+    async def _drain(self) -> None:
+        """In a task: everything that has queued up."""
+        try:
+            while self.queue:
+                message, size = self.queue.popleft()
+                self._release(size)
+                if self._version != self._owner.version:
+                    self._bind()
+                if self._consumers or not self._handlers:
+                    self._keep(message, size)
+                if size > GRAIN:
+                    self._occupy(size)
+                await self._handle(self._handlers, message)
+                if self._busy:
+                    self._vacate()
+        finally:
+            self.running = False
+        self._siblings.settled(self)
+
+    async def _handle(self, handlers: list[Handler], message: Message) -> None:
+        for handler in handlers:
+            steps = self._call(handler, message)
+            if steps is not None:
+                await self._guard(handler, self._owner.runner.isolated(steps))
+
+    async def _guard(self, handler: Handler, steps: Steps) -> None:
+        try:
+            await steps
+        except Exception as error:
+            self._owner.failed(self.peer, handler, error)
+        except asyncio.CancelledError as error:
+            if self._owner.closed:
+                raise
+            self._owner.failed(self.peer, handler, error)  # it cancelled itself; the others go on
+
+    # receive() and messages() --------------------------------------------------------------------
+
+    def _keep(self, message: Message, size: int) -> None:
+        """Let a message wait for ``receive()``."""
+        if size <= MESSAGE_OVERHEAD + MEASURED:
+            size += weight_of(message.payload)
+        if self.peer.plain and self._owner.handlers and not self._consumers:
+            self._make_room(size)
+        self.waiting.append((message, size, bool(self._handlers)))
+        self._owner.filled(self)
+        self._charge(size)
+        for consumer in self._consumers:
+            if consumer.waiters:
+                consumer.wake()
+                return
+
+    def _make_room(self, size: int) -> None:
+        """A plain peer's stream that nobody wants, in a program that handles others.
+
+        It cannot be stopped alone, and stopping the peer would stop the streams that are wanted:
+        the newest messages are kept in case a receive() comes, the oldest go.
+        """
+        config = self._owner.config
+        while self.waiting and (
+            self.count + 1 >= config.inbox_messages or self.bytes + size >= config.inbox_bytes
+        ):
+            self._release(self.waiting.popleft()[1])
+            first, self._overflowed = not self._overflowed, True
+            self._owner.discarded(self, first)
+
+    def serves(self, consumer: Consumer) -> bool:
+        if self._version != self._owner.version:
+            self._bind()
+        return consumer in self._consumers
+
+    def take(self) -> Message:
+        """The message that has waited longest for ``receive()``."""
+        message, size, _ = self.waiting.popleft()
+        if not self.waiting:
+            self._owner.emptied(self)
+        self._release(size)
+        self._siblings.settled(self)
+        return message
+
+    def reclaim(self) -> None:
+        """Consumers have changed: what waits for nobody goes to the handlers, unless it has been there."""
+        self._bind()
+        if self._consumers or not self._handlers:
+            return
+        self._owner.emptied(self)
+        items, self.waiting = self.waiting, deque()
+        for message, size, handled in reversed(items):
+            if handled:
+                self._release(size)
+            else:
+                self.queue.appendleft((message, size))
+        if self.queue and not self.running:
+            self.running = True
+            self._owner.runner.run(self._drain(), lambda steps: steps)
+
+    def drop(self, queued: bool) -> int:
+        """Throw away what waits for ``receive()``, and what is ``queued`` for handlers; how many messages."""
+        dropped = len(self.waiting) + (len(self.queue) if queued else 0)
+        while queued and self.queue:
+            self._release(self.queue.popleft()[1])
+        while self.waiting:
+            self._release(self.waiting.popleft()[1])
+        self._owner.emptied(self)
+        return dropped
+
+    # How full it is ------------------------------------------------------------------------------
+
+    def _charge(self, size: int) -> None:
+        """A message more waits."""
+        self.count += 1
+        self.bytes += size
+        siblings, config = self._siblings, self._owner.config
+        siblings.charge(size, self.peer.known)
+        if not self.paused:
+            if (
+                siblings.throttled
+                or self.count >= config.inbox_messages
+                or self.bytes >= config.inbox_bytes
+                or siblings.held > MAX_FULL * config.inbox_bytes
+            ):
+                self.pause()
+        elif not self.overrun and self.bytes > config.inbox_bytes + OVERRUN_BYTES:
+            self.overrun = True
+            self._owner.flow(self.peer, self)
+
+    def _release(self, size: int) -> None:
+        self.count -= 1
+        self.bytes -= size
+        self._siblings.release(size)
+        if self.paused and not self._siblings.throttled:
+            self.reopen()
+
+    def _occupy(self, size: int) -> None:
+        self._busy += size
+        self._siblings.occupy(size, self.peer.known)
+
+    def _vacate(self) -> None:
+        busy, self._busy = self._busy, 0
+        self._siblings.vacate(busy)
+
+    def pause(self) -> None:
+        """Its sender is told to stop."""
+        self.paused = True
+        self._siblings.set_full(self, True)
+
+    def reopen(self) -> None:
+        """Once it is half empty, its sender may go on."""
+        config = self._owner.config
+        if self.count <= config.inbox_messages // 2 and self.bytes <= config.inbox_bytes // 2:
+            self.paused = self.overrun = False
+            self._siblings.set_full(self, False)
+
+    def welcome(self, answers: bool) -> None:
+        """Its sender is told that it is paused, and whether answers are welcome all the same."""
+        self.answers = self.paused and answers
+
+
+def _coroutine(result: Any) -> Steps | None:
+    """What a handler has returned, if there is something left to do."""
+    if type(result) is CoroutineType:
+        return result
+    return _await(result) if inspect.isawaitable(result) else None
+
+
+async def _await(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable

@@ -79,7 +79,7 @@ class Retention:
 
     def weigh(self, peer: Peer) -> None:
         """It holds more, or less, or this program has come to know it."""
-        if peer.session is None and not peer.connections and not peer.lanes:
+        if peer.session is None and not peer.connections and not peer.mailboxes.by_stream:
             self.ended(peer)
             return
         tier, size = self._tier(peer)
@@ -95,7 +95,7 @@ class Retention:
 
     def _tier(self, peer: Peer) -> tuple[FairShare[Peer] | None, int]:
         session = peer.session
-        size = PEER_BYTES + peer.lanes_weight
+        size = PEER_BYTES + peer.mailboxes.weight
         if session is not None:
             # Each connection has positions, too.
             size += session.out_weight + session.weight * max(1, len(peer.connections))

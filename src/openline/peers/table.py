@@ -15,11 +15,12 @@ from ..core.selection import Endpoint, Plan, Rank, Want, crowd, match, plan
 from ..core.session import Session
 from ..message import Message, Receipt, StreamId
 from .in_flight import Parcel
+from .mailboxes import Mailboxes
 from .requests import Requests
 
 if TYPE_CHECKING:
     from ..sending.sender import Sender
-    from .mailbox import Lane
+    from .mailbox import Owner
 
 log = logging.getLogger("openline")
 
@@ -38,7 +39,9 @@ class Peer:
     ``metadata.sourceNodeId``.
     """
 
-    def __init__(self, sender: Sender, key: object, endpoint: Endpoint, own: bool = False) -> None:
+    def __init__(
+        self, sender: Sender, inbox: Owner, key: object, endpoint: Endpoint, own: bool = False
+    ) -> None:
         hello = endpoint.hello
         self.key = key
         self.node_id: str | None = hello.node_id if hello else None
@@ -49,21 +52,8 @@ class Peer:
         self.connections: list[Connection] = []
         # The last known far ends, for receive() after the connection is gone.
         self.endpoint = endpoint
-        self.lanes: dict[StreamId, Lane] = {}
+        self.mailboxes = Mailboxes(self, inbox)
         self.requests = Requests()
-        # Bytes received and not taken yet, over all lanes.
-        self.held = 0
-        # What its lanes weigh besides: their names, and themselves.
-        self.lanes_weight = 0
-        # The same with large messages that handlers are at work on; how much of it was counted when it
-        # was looked at last; and where all strangers hold too much: was it told to
-        # stop, or is it not read at all?
-        self.load = self.noted = 0
-        self.throttled = self.unread = False
-        # Lanes that are full: as long as there is one, a plain peer is not read.
-        self.full: set[Lane] = set()
-        # Something is under way on more streams than are allowed.
-        self.overfull = False
         # Streams we may not send on now, because the peer has asked us to stop or because too much
         # is unacknowledged; and who waits for it.
         self.stopped: dict[StreamId, Gate] = {}
@@ -85,6 +75,10 @@ class Peer:
         # quic:// asks for a certificate here, so that its address is written with its node id instead.
         self.by_name = False
         self._sender = sender
+
+    def make_known(self) -> None:
+        """From now on this program has a reason to know it."""
+        self.known = True
 
     def stop(self, stream_id: StreamId, answers: bool = False) -> None:
         """The peer has no more room for this stream, except perhaps for answers to its requests."""
@@ -302,7 +296,7 @@ class PeerTable:
         """Drop a peer that is gone, has nothing left to read, and whose session is over."""
         if peer.connections or peer.requests.out or peer.session is not None:
             return
-        if all(lane.idle for lane in peer.lanes.values()):
+        if peer.mailboxes.idle:
             self._peers.pop(peer.key, None)
 
     def candidates(self, want: Want) -> Sequence[Connection]:

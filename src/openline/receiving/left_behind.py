@@ -30,13 +30,15 @@ class LeftBehind:
         if peer.known:
             self._known[peer] = None
         else:
-            self._strangers.set(peer, origin(peer.endpoint.ip), peer.load + peer.lanes_weight)
-        while (
-            len(self._known) > LEFT_BEHIND_PEERS or sum(gone.held for gone in self._known) > LEFT_BEHIND_BYTES
-        ):
+            boxes = peer.mailboxes
+            self._strangers.set(peer, origin(peer.endpoint.ip), boxes.load + boxes.weight)
+        while len(self._known) > LEFT_BEHIND_PEERS or self._held() > LEFT_BEHIND_BYTES:
             self._end(next(iter(self._known)))
         while (stranger := self._strangers.excess()) is not None:
             self._end(stranger)
+
+    def _held(self) -> int:
+        return sum(peer.mailboxes.held for peer in self._known)
 
     def remove(self, peer: Peer) -> None:
         self._known.pop(peer, None)

@@ -13,34 +13,21 @@ from typing import TYPE_CHECKING
 
 from ..core.fairshare import FairShare
 from ..core.origin import origin
+from ..peers.mailbox import GRAIN
 
 if TYPE_CHECKING:
     from ..peers.table import Peer
 
-# A peer is looked at when it holds so much more, or less, than when it was looked at last: rarely
-# enough to cost nothing, and as many strangers as may connect hold little below it.
-GRAIN = 4096
 # So many times the limit is what all may hold, also those that were told to stop and have more on its
 # way than they can take back.
 PATIENCE = 3
 
 
 class Throttle:
-    """``stop(peer)`` tells it to stop; ``flow(peer)`` is called when it may not be read, or may again;
-    ``let_go(peer)`` when it may go on; ``drop(peer)`` throws away what one that is gone has waiting."""
+    """``drop(peer)`` throws away what one that is gone has waiting."""
 
-    def __init__(
-        self,
-        limit: int,
-        stop: Callable[[Peer], None],
-        flow: Callable[[Peer], None],
-        let_go: Callable[[Peer], None],
-        drop: Callable[[Peer], None],
-    ) -> None:
+    def __init__(self, limit: int, drop: Callable[[Peer], None]) -> None:
         self._limit = limit
-        self._stop = stop
-        self._flow = flow
-        self._let_go = let_go
         self._drop = drop
         # Those who may send; those who were told to stop; those who are not read, or gone.
         self._flowing: FairShare[Peer] = FairShare(limit)
@@ -54,11 +41,11 @@ class Throttle:
 
     def note(self, peer: Peer) -> None:
         """It holds more or less than before, has gone, or is a stranger no more."""
-        peer.noted = 0 if peer.known else peer.load
+        noted = peer.mailboxes.look()
         pool = next((pool for pool in (self._stopped, self._unread) if peer in pool), self._flowing)
-        if peer.noted or peer in pool:
-            pool.set(peer, "" if peer in pool else origin(peer.endpoint.ip), peer.noted)
-        if peer.throttled and peer.noted <= GRAIN:
+        if noted or peer in pool:
+            pool.set(peer, "" if peer in pool else origin(peer.endpoint.ip), noted)
+        if peer.mailboxes.throttled and noted <= GRAIN:
             self._release(peer)
         if not self._busy:
             self._settle()
@@ -91,32 +78,29 @@ class Throttle:
         """Who of the pool pays where all of them together hold too much."""
         pool.limit = PATIENCE * self._limit - (self.used - pool.used)
         peer = pool.excess()
-        return peer if peer is not None and peer.noted > GRAIN else None
+        return peer if peer is not None and peer.mailboxes.noted > GRAIN else None
 
     def _hold_back(self, peer: Peer) -> None:
-        peer.throttled = True
+        peer.mailboxes.throttle()
         if not peer.connections:
             self._drop(peer)
         elif not peer.plain:
             _move(peer, self._flowing, self._stopped)
-            self._stop(peer)
+            peer.mailboxes.stop()
             return
         self._shut(peer)
 
     def _shut(self, peer: Peer) -> None:
-        peer.throttled = True
         _move(peer, self._flowing, self._unread)
         _move(peer, self._stopped, self._unread)
-        peer.unread = True
-        self._flow(peer)
+        peer.mailboxes.shut()
 
     def _release(self, peer: Peer) -> None:
-        if not peer.throttled:
+        if not peer.mailboxes.throttled:
             return
-        peer.throttled = peer.unread = False
         for pool in (self._stopped, self._unread):
             _move(peer, pool, self._flowing)
-        self._let_go(peer)
+        peer.mailboxes.let_go()
 
 
 def _move(peer: Peer, source: FairShare[Peer], target: FairShare[Peer]) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import types
-from asyncio import _enter_task, _leave_task, current_task
+from asyncio import _enter_task, _leave_task
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
@@ -35,9 +35,10 @@ class Runner:
         self.loop = loop
         # What handlers start with: the program's own context, not that of whatever dispatched them.
         self._base = contextvars.copy_context()
-        self._parked: list[_Pilot] = []
-        self._busy: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self.parked: list[_Pilot] = []
+        # As many may be parked; none once it is closed.
+        self.room = MAX_PARKED
+        self.busy: set[asyncio.Task[None]] = set()
 
     def run(self, coroutine: Steps, wrap: Callable[[Steps], Steps], ended: Ended | None = None) -> bool:
         """Step ``coroutine``. True: it has finished. False: a task now carries ``wrap(coroutine)``.
@@ -45,27 +46,39 @@ class Runner:
         With ``ended`` it may also be left to a waiter, and ``ended`` is called when it has finished.
         Raises what the coroutine raises in its first step.
         """
-        pilot = self._free_pilot()
-        if pilot is None:
-            self._carry(self._new_pilot(), coroutine, wrap(self.isolated(coroutine)))
-            return False
-        task = pilot.task
+        loop, parked = self.loop, self.parked
+        while parked:
+            pilot = parked.pop()
+            task = pilot.task
+            if not task.cancelling():
+                break
+        else:
+            return self._in_new_task(coroutine, wrap)
+        try:
+            _enter_task(loop, task)
+        except RuntimeError:  # another task is being run
+            parked.append(pilot)
+            return self._in_new_task(coroutine, wrap)
         context = self._base.copy()
-        _enter_task(self.loop, task)
         try:
             yielded = context.run(coroutine.send, None)
-        except BaseException as error:
+        except StopIteration:
+            if len(parked) >= self.room or task.cancelling():
+                self.park(pilot)
+            else:
+                parked.append(pilot)  # as park() does, at less cost
+            return True
+        except BaseException:
             self.park(pilot)
-            if type(error) is StopIteration:
-                return True
             raise
         finally:
-            _leave_task(self.loop, task)
-        if ended is not None and isinstance(yielded, Waiter) and not yielded._state:
-            self._busy.add(task)
-            pilot.hold(coroutine, context, wrap, ended, yielded)
-        else:
-            self._carry(pilot, coroutine, wrap(_resume(coroutine, yielded, context, pilot)), yielded)
+            _leave_task(loop, task)
+        pilot.begin(coroutine, context, wrap, ended, yielded)
+        return False
+
+    def _in_new_task(self, coroutine: Steps, wrap: Callable[[Steps], Steps]) -> bool:
+        """Where no parked task can be entered."""
+        _Pilot(self).carry(coroutine, wrap(self.isolated(coroutine)))
         return False
 
     async def isolated(self, coroutine: Steps) -> Any:
@@ -77,84 +90,27 @@ class Runner:
             return end.value
         return await _steps(coroutine, yielded, context)
 
-    def _free_pilot(self) -> _Pilot | None:
-        """A parked one, where a task may be entered, and not one that somebody has cancelled."""
-        if current_task(self.loop) is not None:
-            return None
-        while self._parked:
-            pilot = self._parked.pop()
-            if not pilot.task.cancelling():
-                return pilot
-        return None
-
-    def _new_pilot(self) -> _Pilot:
-        pilot = _Pilot(self)
-        pilot.task.add_done_callback(pilot.ended)
-        return pilot
-
-    def _carry(self, pilot: _Pilot, coroutine: Steps | None, job: Steps, yielded: object = None) -> None:
-        self._busy.add(pilot.task)
-        pilot.carry(coroutine, job, yielded)
-
-    def step(self, pilot: _Pilot) -> None:
-        """The waiter of a held coroutine has its news."""
-        loop, coroutine = self.loop, pilot.cargo
-        if coroutine is None or not pilot.held:
-            return  # its task has taken it over
-        pilot.held = False
-        if current_task(loop) is not None:
-            # A task may not be entered inside another one.
-            self._carry(pilot, coroutine, pilot.wrap(_resume(coroutine, None, pilot.context, pilot)))
-            return
-        error: BaseException | None = None
-        _enter_task(loop, pilot.task)
-        try:
-            yielded = pilot.context.run(coroutine.send, None)
-        except StopIteration:
-            pass
-        except (Exception, asyncio.CancelledError) as raised:
-            error = raised
-        else:
-            if isinstance(yielded, Waiter) and not yielded._state:
-                pilot.hold(coroutine, pilot.context, pilot.wrap, pilot.ended_with, yielded)
-            else:
-                job = pilot.wrap(_resume(coroutine, yielded, pilot.context, pilot))
-                self._carry(pilot, coroutine, job, yielded)
-            return
-        finally:
-            _leave_task(loop, pilot.task)
-        pilot.cargo = None
-        rest = pilot.ended_with(error)
-        if rest is None:
-            self.park(pilot)
-        else:
-            self._carry(pilot, None, rest)
-
-    def lost(self, task: asyncio.Task[None]) -> None:
-        self._busy.discard(task)
-
     def park(self, pilot: _Pilot) -> None:
         """Keep a pilot for the next handlers, unless it was cancelled."""
-        self._busy.discard(pilot.task)
-        full = self._closed or len(self._parked) >= MAX_PARKED
-        if full or pilot.task.cancelling():
+        self.busy.discard(pilot.task)
+        if len(self.parked) >= self.room or pilot.task.cancelling():
             pilot.task.cancel()
         else:
-            self._parked.append(pilot)
+            self.parked.append(pilot)
 
     async def idle(self) -> None:
         """Wait until nothing runs."""
         own = asyncio.current_task()
-        while tasks := [task for task in self._busy if task is not own]:
+        while tasks := [task for task in self.busy if task is not own]:
             await asyncio.wait(tasks, timeout=0.01)
 
     async def close(self) -> None:
         """Cancel what runs, and wait until it has ended."""
-        self._closed = True
+        self.room = 0
         own = asyncio.current_task()
-        tasks = [pilot.task for pilot in self._parked]
-        tasks += [task for task in self._busy if task is not own]
-        self._parked.clear()
+        tasks = [pilot.task for pilot in self.parked]
+        tasks += [task for task in self.busy if task is not own]
+        self.parked.clear()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -164,71 +120,113 @@ class _Pilot:
     """A task that waits for something to carry."""
 
     __slots__ = (
+        "_cargo",
+        "_context",
+        "_ended_with",
+        "_held",
         "_job",
+        "_on_news",
         "_runner",
         "_stopped_at",
+        "_thrown",
         "_waiter",
         "_wake",
-        "cargo",
-        "context",
-        "ended_with",
-        "held",
-        "on_news",
+        "_wrap",
         "task",
-        "thrown",
-        "wrap",
     )
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         # While held: the coroutine is stepped in the task's name without it.
-        self.held = False
-        self.context: contextvars.Context
-        self.wrap: Callable[[Steps], Steps]
-        self.ended_with: Ended
+        self._held = False
+        self._context: contextvars.Context
+        self._wrap: Callable[[Steps], Steps]
+        self._ended_with: Ended | None
         self._waiter: Waiter[Any]
         # Made once, not for each message.
-        self.on_news = self._on_news
+        self._on_news = self._step
         self._job: Steps | None = None
         # What the job's coroutine waits for, and what it gets instead of an answer.
         self._stopped_at: Any = None
-        self.thrown: BaseException | None = None
+        self._thrown: BaseException | None = None
         # What the job is about, to be closed with it.
-        self.cargo: Steps | None = None
+        self._cargo: Steps | None = None
         self._wake: asyncio.Future[None] | None = None
         self.task = runner.loop.create_task(self._fly())
+        self.task.add_done_callback(self._over)
 
-    def hold(
+    def begin(
         self,
         coroutine: Steps,
         context: contextvars.Context,
         wrap: Callable[[Steps], Steps],
-        ended: Ended,
-        waiter: Waiter[Any],
+        ended: Ended | None,
+        yielded: Any,
     ) -> None:
-        """Leave a coroutine to the waiter it waits for."""
-        self.held = True
-        self.cargo, self.context, self.wrap, self.ended_with = coroutine, context, wrap, ended
-        self._waiter = waiter
-        waiter.call(self.on_news)
+        """Leave a coroutine that has been stepped to the waiter it waits for, or else to the task."""
+        self._cargo, self._context, self._wrap, self._ended_with = coroutine, context, wrap, ended
+        if ended is not None and isinstance(yielded, Waiter) and not yielded.done():
+            self._runner.busy.add(self.task)
+            self._held, self._waiter = True, yielded
+            # It is taken off the task's hands: if it is waited for again, that is a new wait.
+            yielded._asyncio_future_blocking = False
+            yielded.call(self._on_news)
+        else:
+            self.carry(coroutine, wrap(self._resume(coroutine, yielded, context)), yielded)
 
-    def _on_news(self, waiter: Waiter[Any]) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._runner.step(self)  # else a cancellation is on its way, and comes first
+    def _step(self, _: object) -> None:
+        """The waiter of a held coroutine has its news."""
+        coroutine, loop = self._cargo, self._runner.loop
+        if self._wake is None or self._wake.done():
+            return  # a cancellation is on its way, and comes first
+        if coroutine is None or not self._held:
+            return  # its task has taken it over
+        self._held = False
+        try:
+            _enter_task(loop, self.task)
+        except RuntimeError:  # another task is being run
+            self.carry(coroutine, self._wrap(self._resume(coroutine, None, self._context)))
+            return
+        error: BaseException | None = None
+        try:
+            yielded = self._context.run(coroutine.send, None)
+        except StopIteration:
+            pass
+        except (Exception, asyncio.CancelledError) as raised:
+            error = raised
+        else:
+            self.begin(coroutine, self._context, self._wrap, self._ended_with, yielded)
+            return
+        finally:
+            _leave_task(loop, self.task)
+        self._cargo = None
+        assert self._ended_with is not None
+        rest = self._ended_with(error)
+        error = None  # its traceback holds this frame
+        runner = self._runner
+        if rest is not None:
+            self.carry(None, rest)
+        elif len(runner.parked) >= runner.room or self.task.cancelling():
+            runner.park(self)
+        else:
+            runner.busy.discard(self.task)
+            runner.parked.append(self)
 
-    def carry(self, coroutine: Steps | None, job: Steps, yielded: object) -> None:
-        self.cargo, self._job, self._stopped_at = coroutine, job, yielded
+    def carry(self, coroutine: Steps | None, job: Steps, yielded: object = None) -> None:
+        """Let the task do ``job``."""
+        self._runner.busy.add(self.task)
+        self._cargo, self._job, self._stopped_at = coroutine, job, yielded
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
-    def ended(self, task: asyncio.Task[None]) -> None:
-        """The task is over; what it has not come to carry is closed."""
-        self._runner.lost(task)
-        for coroutine in (self._job, self.cargo):
+    def _over(self, task: asyncio.Task[None]) -> None:
+        """The task has ended; what it has not come to carry is closed."""
+        self._runner.busy.discard(task)
+        for coroutine in (self._job, self._cargo):
             if coroutine is not None:
                 coroutine.close()
-        self._job = self.cargo = None
-        self.held = False
+        self._job = self._cargo = None
+        self._held = False
 
     async def _fly(self) -> None:
         while True:
@@ -239,24 +237,34 @@ class _Pilot:
             if job is None:
                 return
             await job
-            self.cargo = None
+            self._cargo = None
             self._runner.park(self)
 
     def _pass_on_cancellation(self) -> None:
         """It is the handler's to see, at the very place where it waits, as in a task of its own."""
-        if self.held and self.cargo is not None:
-            self.held = False
+        if self._held and self._cargo is not None:
+            self._held = False
             self._waiter.drop()
-            self.thrown = asyncio.CancelledError()
-            self._job = self.wrap(_resume(self.cargo, None, self.context, self))
-        elif self.cargo is not None:
+            self._thrown = asyncio.CancelledError()
+            self._job = self._wrap(self._resume(self._cargo, None, self._context))
+        elif self._cargo is not None:
             waits_for, self._stopped_at = self._stopped_at, None
             if waits_for is None or not waits_for.cancel():
-                self.thrown = asyncio.CancelledError()
+                self._thrown = asyncio.CancelledError()
         elif self._job is not None:
             # Between two handlers: the next one's.
             self.task.uncancel()
             self._runner.loop.call_soon(self.task.cancel)
+
+    async def _resume(self, coroutine: Steps, yielded: Any, context: contextvars.Context) -> Any:
+        """Go on with a coroutine that has already been stepped once."""
+        thrown, self._thrown = self._thrown, None
+        if thrown is not None:
+            try:
+                yielded = context.run(coroutine.throw, thrown)
+            except StopIteration as end:
+                return end.value
+        return await _steps(coroutine, yielded, context)
 
     async def _parked(self) -> bool:
         """Wait for a job; True if a cancellation came instead of, or along with, one."""
@@ -290,14 +298,3 @@ def _steps(coroutine: Steps, yielded: Any, context: contextvars.Context) -> Gene
             )
         except StopIteration as end:
             return end.value
-
-
-async def _resume(coroutine: Steps, yielded: Any, context: contextvars.Context, pilot: _Pilot) -> Any:
-    """Go on with a coroutine that has already been stepped once."""
-    thrown, pilot.thrown = pilot.thrown, None
-    if thrown is not None:
-        try:
-            yielded = context.run(coroutine.throw, thrown)
-        except StopIteration as end:
-            return end.value
-    return await _steps(coroutine, yielded, context)

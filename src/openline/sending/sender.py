@@ -403,7 +403,7 @@ class _Question:
     def write(self, connection: Connection, attempts: int) -> bool:
         pending, requests = self._pending, connection.peer.requests
         requests.add(pending)
-        if connection.peer.full:
+        if connection.peer.mailboxes.full:
             self._sender._board.asks(connection.peer)
         pending.connection, pending.peer = connection, connection.peer
         written = False

@@ -203,12 +203,12 @@ async def test_strangers_that_fill_the_inbox_are_held_back_and_the_known_are_not
             except OSError:
                 break
         del number
-    held = sum(peer.load for peer in t.peers() if not peer.known)
+    held = sum(peer.mailboxes.load for peer in t.peers() if not peer.known)
     assert held < 3 * limit + len(crowd) * 2 * len(blob)
     for number in range(50):
         await within(friend.send(address, task(number)))
     assert done == list(range(50))
     gate.set()
-    await eventually(lambda: not any(peer.unread for peer in t.peers()))
+    await eventually(lambda: not any(peer.mailboxes.unread for peer in t.peers()))
     for stranger in crowd:
         stranger.close()

@@ -1,0 +1,178 @@
+"""All mailboxes of one peer: how many there are, how much waits in them, and when the peer has to stop."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import TYPE_CHECKING
+
+from ..core.session import weight
+from ..message import StreamId
+from .mailbox import GRAIN, MAX_FULL, Mailbox, Owner
+
+if TYPE_CHECKING:
+    from .table import Peer
+
+# Mailboxes looked at when there are too many; more at a time would let a peer spend our time.
+LOOKED_AT = 16
+# A mailbox that nothing waits in, besides its stream's name.
+MAILBOX_BYTES = 2048
+
+
+class Mailboxes:
+    """All mailboxes of one peer, and what they hold together."""
+
+    __slots__ = (
+        "_owner",
+        "_peer",
+        "by_stream",
+        "full",
+        "held",
+        "load",
+        "noted",
+        "overfull",
+        "throttled",
+        "unread",
+        "weight",
+    )
+
+    def __init__(self, peer: Peer, owner: Owner) -> None:
+        # Weakly: in a circle it would not be freed as soon as it is forgotten.
+        self._peer = weakref.ref(peer)
+        self._owner = owner
+        self.by_stream: dict[StreamId, Mailbox] = {}
+        # Bytes received and not taken yet.
+        self.held = 0
+        # What mailboxes weigh besides: their names, and themselves.
+        self.weight = 0
+        # ``held`` with large messages that handlers are at work on; and how much of it was counted when
+        # it was looked at last.
+        self.load = self.noted = 0
+        # Where all strangers hold too much: was this one told to stop, or is it not read at all?
+        self.throttled = self.unread = False
+        # As long as there is a full one, a plain peer is not read.
+        self.full: dict[Mailbox, None] = {}
+        # Something is under way on more streams than are allowed.
+        self.overfull = False
+
+    @property
+    def peer(self) -> Peer:
+        peer = self._peer()
+        assert peer is not None
+        return peer
+
+    @property
+    def idle(self) -> bool:
+        return all(mailbox.idle for mailbox in self.by_stream.values())
+
+    @property
+    def unreadable(self) -> bool:
+        """Is nothing to be read from the peer? A plain one cannot be told to stop a stream, and one that
+        fills very many, or goes on all the same, does not listen."""
+        unruly = self.peer.plain or self.held > MAX_FULL * self._owner.config.inbox_bytes
+        return self.overfull or self.unread or any(unruly or full.overrun for full in self.full)
+
+    # Streams -------------------------------------------------------------------------------------
+
+    def open(self, stream_id: StreamId) -> Mailbox:
+        peer, most = self.peer, self._owner.config.max_streams
+        if len(self.by_stream) >= most and not self._close_some() and not self.overfull:
+            # That many streams, and something is under way on all of them: stop the peer as a whole.
+            self.overfull = True
+            self._owner.flow(peer, None)
+        mailbox = self.by_stream[stream_id] = Mailbox(peer, stream_id, self, self._owner)
+        self.weight += MAILBOX_BYTES + weight(stream_id)
+        if not peer.known:
+            self._owner.weigh(peer)
+        return mailbox
+
+    def _close(self, mailbox: Mailbox) -> None:
+        del self.by_stream[mailbox.stream_id]
+        self.weight -= MAILBOX_BYTES + weight(mailbox.stream_id)
+
+    def _close_some(self) -> bool:
+        """Forget idle ones, looking at a few, oldest first; True if there is room for one more."""
+        boxes, most = self.by_stream, self._owner.config.max_streams
+        for stream_id in list(itertools.islice(boxes, LOOKED_AT)):
+            mailbox = boxes[stream_id]
+            if mailbox.idle and len(boxes) > most // 2:
+                self._close(mailbox)
+            else:
+                boxes[stream_id] = boxes.pop(stream_id)  # to the end
+        return len(boxes) < most
+
+    def close_idle(self) -> None:
+        for mailbox in [mailbox for mailbox in self.by_stream.values() if mailbox.idle]:
+            self._close(mailbox)
+
+    def settled(self, mailbox: Mailbox) -> None:
+        """Perhaps nothing is under way on its stream any more: then an overfull peer has one less."""
+        if self.overfull and mailbox.idle and self.by_stream.get(mailbox.stream_id) is mailbox:
+            self._close(mailbox)
+            if len(self.by_stream) < self._owner.config.max_streams:
+                self.overfull = False
+                self._owner.flow(self.peer, None)
+        if not mailbox.peer.connections:
+            self._owner.tidy(mailbox.peer)
+
+    # How much they hold --------------------------------------------------------------------------
+
+    def charge(self, size: int, known: bool) -> None:
+        """So much more waits; of a ``known`` peer that is not looked at."""
+        self.held += size
+        self.load += size
+        if self.load > self.noted + GRAIN and not known:
+            self._owner.note(self.peer)
+
+    def release(self, size: int) -> None:
+        self.held -= size
+        self.load -= size
+        if self.noted and (self.load + GRAIN < self.noted or not self.load):
+            self._owner.note(self.peer)
+
+    def occupy(self, size: int, known: bool) -> None:
+        """A handler is at work on a large message, which waits nowhere any more."""
+        self.load += size
+        if self.load > self.noted + GRAIN and not known:
+            self._owner.note(self.peer)
+
+    def vacate(self, size: int) -> None:
+        self.load -= size
+        if self.noted and (self.load + GRAIN < self.noted or not self.load):
+            self._owner.note(self.peer)
+
+    def look(self) -> int:
+        """How much is counted now."""
+        self.noted = 0 if self.peer.known else self.load
+        return self.noted
+
+    # Stopping the peer ---------------------------------------------------------------------------
+
+    def set_full(self, mailbox: Mailbox, full: bool) -> None:
+        if full:
+            self.full[mailbox] = None
+        else:
+            self.full.pop(mailbox, None)
+        self._owner.flow(self.peer, mailbox)
+
+    def throttle(self) -> None:
+        """Strangers hold too much, and this one the most: until ``let_go`` its streams are full."""
+        self.throttled = True
+
+    def stop(self) -> None:
+        """All streams that something waits on are full."""
+        for mailbox in list(self.by_stream.values()):
+            if mailbox.count and not mailbox.paused:
+                mailbox.pause()
+
+    def shut(self) -> None:
+        """It is not read any more."""
+        self.throttled = self.unread = True
+        self._owner.flow(self.peer, None)
+
+    def let_go(self) -> None:
+        """It may go on, where it has room."""
+        self.throttled = self.unread = False
+        for mailbox in list(self.full):
+            mailbox.reopen()
+        self._owner.flow(self.peer, None)

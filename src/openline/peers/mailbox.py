@@ -20,7 +20,7 @@ from ..config import Config
 from ..core.bulk import MEASURED, weight_of
 from ..core.selection import Want
 from ..message import Message, StreamId
-from ..runtime.eager import Runner, Steps
+from ..runtime.eager import Ended, Runner, Steps
 
 if TYPE_CHECKING:
     from .table import Peer
@@ -122,6 +122,8 @@ class Mailbox:
         "_busy",
         "_consumers",
         "_handlers",
+        "_on_end",
+        "_on_wait",
         "_only",
         "_overflowed",
         "_owner",
@@ -149,6 +151,9 @@ class Mailbox:
         self._handlers: list[Handler] = []
         self._consumers: list[Consumer] = []
         self._only: Handler | None = None
+        # Its own methods, made when it is bound and not for each message.
+        self._on_wait: Callable[[Steps], Steps]
+        self._on_end: Ended
         # Is a handler running that has not finished? Then messages wait in the queue.
         self.running = False
         self.queue: deque[tuple[Message, int]] = deque()
@@ -174,6 +179,13 @@ class Mailbox:
         self._version = self._owner.version
         self._handlers, self._consumers = handlers, consumers = self._owner.takers(self.peer, self.stream_id)
         self._only = handlers[0] if len(handlers) == 1 and not consumers else None
+        self._on_wait, self._on_end = self._carry_on_alone, self._ended_alone
+
+    def close(self) -> None:
+        """It is given up. Its own methods hold on to it, which only the collector would end, and that takes
+        its time where a peer opens one stream after the other."""
+        self._version = -1
+        self._on_wait = self._on_end = _given_up
 
     # Handlers ------------------------------------------------------------------------------------
 
@@ -206,7 +218,7 @@ class Mailbox:
             return
         self.running = True
         try:
-            self.running = not owner.runner.run(steps, self._carry_on_alone, self._ended_alone)
+            self.running = not owner.runner.run(steps, self._on_wait, self._on_end)
         except (Exception, asyncio.CancelledError) as error:
             self.running = False
             owner.failed(self.peer, handler, error)
@@ -230,7 +242,7 @@ class Mailbox:
         except Exception as error:
             self._owner.failed(self.peer, handler, error)
             return None
-        return _coroutine(result)
+        return result if type(result) is CoroutineType else _coroutine(result)
 
     def _start(self, handler: Handler, steps: Steps, message: Message, following: int) -> bool:
         """Step an async handler; True if it is done already, else a task goes on with those that follow."""
@@ -435,10 +447,12 @@ class Mailbox:
 
 
 def _coroutine(result: Any) -> Steps | None:
-    """What a handler has returned, if there is something left to do."""
-    if type(result) is CoroutineType:
-        return result
-    return _await(result) if inspect.isawaitable(result) else None
+    """What a handler has returned that is no coroutine, if there is something left to do."""
+    return _await(result) if result is not None and inspect.isawaitable(result) else None
+
+
+def _given_up(_: object) -> Any:
+    raise AssertionError("a mailbox that was given up is in use")
 
 
 async def _await(awaitable: Awaitable[Any]) -> Any:

@@ -88,6 +88,7 @@ class Mailboxes:
 
     def _close(self, mailbox: Mailbox) -> None:
         del self.by_stream[mailbox.stream_id]
+        mailbox.close()
         self.weight -= MAILBOX_BYTES + weight(mailbox.stream_id)
 
     def _close_some(self) -> bool:

@@ -73,7 +73,8 @@ class Owner(Protocol):
     version: int
     closed: bool
 
-    def takers(self, peer: Peer, stream_id: StreamId) -> tuple[list[Handler], list[Consumer]]: ...
+    def takers(self, peer: Peer, stream_id: StreamId) -> tuple[list[Handler], list[Consumer]]:
+        """Who takes messages of that peer and stream."""
 
     def flow(self, peer: Peer, mailbox: Mailbox | None) -> None:
         """A mailbox, or the peer as a whole (None), has become full or roomy."""
@@ -93,7 +94,8 @@ class Owner(Protocol):
     def discarded(self, mailbox: Mailbox, first: bool) -> None:
         """A message that nobody wants has made room, for the first time in this mailbox or again."""
 
-    def failed(self, peer: Peer, handler: Handler | None, error: BaseException) -> None: ...
+    def failed(self, peer: Peer, handler: Handler | None, error: BaseException) -> None:
+        """A handler has raised an error."""
 
     def tidy(self, peer: Peer) -> None:
         """Perhaps nothing is left of a peer that is gone."""
@@ -172,6 +174,7 @@ class Mailbox:
 
     @property
     def idle(self) -> bool:
+        """Is nothing under way on this stream?"""
         return not (self.running or self.count or self.paused)
 
     def _bind(self) -> None:
@@ -182,8 +185,8 @@ class Mailbox:
         self._on_wait, self._on_end = self._carry_on_alone, self._ended_alone
 
     def close(self) -> None:
-        """It is given up. Its own methods hold on to it, which only the collector would end, and that takes
-        its time where a peer opens one stream after the other."""
+        """The mailbox is given up. Its own methods hold on to it, which only the collector would end, and
+        that takes its time where a peer opens one stream after the other."""
         self._version = -1
         self._on_wait = self._on_end = _given_up
 
@@ -435,7 +438,7 @@ class Mailbox:
         self._siblings.set_full(self, True)
 
     def reopen(self) -> None:
-        """Once it is half empty, its sender may go on."""
+        """Its sender may go on, once half of it is empty."""
         config = self._owner.config
         if self.count <= config.inbox_messages // 2 and self.bytes <= config.inbox_bytes // 2:
             self.paused = self.overrun = False

@@ -279,7 +279,11 @@ async def test_a_task_group_whose_child_fails(runner: Runner) -> None:
 # Exceptions and cancellation ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [KeyError("k"), asyncio.CancelledError()], ids=["error", "cancelled"])
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("k"), RuntimeError("r"), asyncio.CancelledError()],
+    ids=["error", "of the runtime", "cancelled"],
+)
 async def test_an_exception_of_the_first_step_is_raised(runner: Runner, error: BaseException) -> None:
     async def handler() -> None:
         raise error

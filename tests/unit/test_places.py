@@ -11,7 +11,7 @@ from openline.core import port_memory as places
 from openline.core.endpoints import Endpoint
 from openline.core.handshake import Hello
 from openline.core.port_memory import LATELY, Kind, PortMemory
-from openline.routing.known_nodes import Book
+from openline.routing.known_nodes import KnownNodes
 
 HOST, EVIL = "10.0.0.2", "10.6.6.6"
 ALICE, BOB = "a" * 52, "b" * 51 + "a"
@@ -139,12 +139,12 @@ def node(number: int) -> str:
     return "".join(letters[number // 26**n % 26] for n in range(4)).ljust(51, "b") + "a"
 
 
-def places_of(book: Book, node_id: str) -> list[str]:
+def places_of(book: KnownNodes, node_id: str) -> list[str]:
     return [f"{address.host}:{address.port}" for address in book.of(node_id)]
 
 
 def test_strangers_push_no_known_node_out_of_the_book() -> None:
-    book = Book(Clock())  # type: ignore[arg-type]
+    book = KnownNodes(Clock())  # type: ignore[arg-type]
     book.note(dialed("alice.example:8770", hello(ALICE)), known=False)
     book.note(client(50001, hello(BOB, 8771)), known=True)
     for number in range(5000):
@@ -156,7 +156,7 @@ def test_strangers_push_no_known_node_out_of_the_book() -> None:
 
 
 def test_who_has_been_asked_for_is_no_stranger_any_more() -> None:
-    book = Book(Clock())  # type: ignore[arg-type]
+    book = KnownNodes(Clock())  # type: ignore[arg-type]
     book.note(client(50001, hello(BOB, 8771), ip=EVIL), known=False)
     assert places_of(book, BOB) == [f"{EVIL}:8771"]
     book.note(client(50001, hello(BOB, 8772), ip=EVIL), known=False)

@@ -21,7 +21,7 @@ from ..core.bulk import MEASURED, weight_of
 from ..core.selection import Want
 from ..message import Message, StreamId
 from ..peer import Peer
-from ..runtime.eager import Runner, Steps
+from ..runtime.eager import Ended, Runner, Steps
 
 if TYPE_CHECKING:
     from .remote import Remote
@@ -74,7 +74,8 @@ class Owner(Protocol):
     version: int
     closed: bool
 
-    def takers(self, remote: Remote, stream_id: StreamId) -> tuple[list[Handler], list[Consumer]]: ...
+    def takers(self, remote: Remote, stream_id: StreamId) -> tuple[list[Handler], list[Consumer]]:
+        """Who takes messages of that peer and stream."""
 
     def flow(self, remote: Remote, mailbox: Mailbox | None) -> None:
         """A mailbox, or the peer as a whole (None), has become full or roomy."""
@@ -94,7 +95,8 @@ class Owner(Protocol):
     def discarded(self, mailbox: Mailbox, first: bool) -> None:
         """A message that nobody wants has made room, for the first time in this mailbox or again."""
 
-    def failed(self, remote: Remote, handler: Handler | None, error: BaseException) -> None: ...
+    def failed(self, remote: Remote, handler: Handler | None, error: BaseException) -> None:
+        """A handler has raised an error."""
 
     def tidy(self, remote: Remote) -> None:
         """Perhaps nothing is left of a peer that is gone."""
@@ -123,6 +125,8 @@ class Mailbox:
         "_busy",
         "_consumers",
         "_handlers",
+        "_on_end",
+        "_on_wait",
         "_only",
         "_overflowed",
         "_owner",
@@ -153,6 +157,9 @@ class Mailbox:
         self._handlers: list[Handler] = []
         self._consumers: list[Consumer] = []
         self._only: Handler | None = None
+        # Its own methods, made when it is bound and not for each message.
+        self._on_wait: Callable[[Steps], Steps]
+        self._on_end: Ended
         # Is a handler running that has not finished? Then messages wait in the queue.
         self.running = False
         self.queue: deque[tuple[Message, int]] = deque()
@@ -171,6 +178,7 @@ class Mailbox:
 
     @property
     def idle(self) -> bool:
+        """Is nothing under way on this stream?"""
         return not (self.running or self.count or self.paused)
 
     def _bind(self) -> None:
@@ -180,6 +188,13 @@ class Mailbox:
             self.remote, self.stream_id
         )
         self._only = handlers[0] if len(handlers) == 1 and not consumers else None
+        self._on_wait, self._on_end = self._carry_on_alone, self._ended_alone
+
+    def close(self) -> None:
+        """The mailbox is given up. Its own methods hold on to it, which only the collector would end, and
+        that takes its time where a peer opens one stream after the other."""
+        self._version = -1
+        self._on_wait = self._on_end = _given_up
 
     # Handlers ------------------------------------------------------------------------------------
 
@@ -212,7 +227,7 @@ class Mailbox:
             return
         self.running = True
         try:
-            self.running = not owner.runner.run(steps, self._carry_on_alone, self._ended_alone)
+            self.running = not owner.runner.run(steps, self._on_wait, self._on_end)
         except (Exception, asyncio.CancelledError) as error:
             self.running = False
             owner.failed(self.remote, handler, error)
@@ -236,7 +251,7 @@ class Mailbox:
         except Exception as error:
             self._owner.failed(self.remote, handler, error)
             return None
-        return _coroutine(result)
+        return result if type(result) is CoroutineType else _coroutine(result)
 
     def _start(self, handler: Handler, steps: Steps, message: Message, following: int) -> bool:
         """Step an async handler; True if it is done already, else a task goes on with those that follow."""
@@ -429,7 +444,7 @@ class Mailbox:
         self._siblings.set_full(self, True)
 
     def reopen(self) -> None:
-        """Once it is half empty, its sender may go on."""
+        """Its sender may go on, once half of it is empty."""
         config = self._owner.config
         if self.count <= config.inbox_messages // 2 and self.bytes <= config.inbox_bytes // 2:
             self.paused = self.overrun = False
@@ -441,10 +456,12 @@ class Mailbox:
 
 
 def _coroutine(result: Any) -> Steps | None:
-    """What a handler has returned, if there is something left to do."""
-    if type(result) is CoroutineType:
-        return result
-    return _await(result) if inspect.isawaitable(result) else None
+    """What a handler has returned that is no coroutine, if there is something left to do."""
+    return _await(result) if result is not None and inspect.isawaitable(result) else None
+
+
+def _given_up(_: object) -> Any:
+    raise AssertionError("a mailbox that was given up is in use")
 
 
 async def _await(awaitable: Awaitable[Any]) -> Any:

@@ -55,6 +55,7 @@ class Mailboxes(Part):
 
     @property
     def idle(self) -> bool:
+        """Is nothing under way on any stream?"""
         return all(mailbox.idle for mailbox in self.by_stream.values())
 
     @property
@@ -80,10 +81,11 @@ class Mailboxes(Part):
 
     def _close(self, mailbox: Mailbox) -> None:
         del self.by_stream[mailbox.stream_id]
+        mailbox.close()
         self.weight -= MAILBOX_BYTES + weight(mailbox.stream_id)
 
     def _close_some(self) -> bool:
-        """Forget idle ones, looking at a few, oldest first; True if there is room for one more."""
+        """Give up idle ones, looking at a few, oldest first; True if there is room for one more."""
         boxes, most = self.by_stream, self._owner.config.max_streams
         for stream_id in list(itertools.islice(boxes, LOOKED_AT)):
             mailbox = boxes[stream_id]
@@ -158,12 +160,12 @@ class Mailboxes(Part):
                 mailbox.pause()
 
     def shut(self) -> None:
-        """It is not read any more."""
+        """The peer is not read any more."""
         self.throttled = self.unread = True
         self._owner.flow(self.remote, None)
 
     def let_go(self) -> None:
-        """It may go on, where it has room."""
+        """The peer may go on, where there is room."""
         self.throttled = self.unread = False
         for mailbox in list(self.full):
             mailbox.reopen()

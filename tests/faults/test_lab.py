@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from processes import PATIENCE, Child, plain, wait_until
 
 from openline.testing.lab import netns
 from openline.testing.lab.firewall import Dropped
@@ -26,6 +25,8 @@ from openline.testing.lab.netns import (
     TwoHosts,
     availability,
 )
+
+from .processes import PATIENCE, Child, plain, wait_until
 
 pytestmark = pytest.mark.faults
 

@@ -7,13 +7,13 @@ import os
 from typing import Any
 
 import pytest
-from transport.helpers import DEADLINE, Actor, Box, Peak, can_measure_peak, eventually, task, tasks
 
 import openline
 from openline.backends.quic import link as quiclink
 from openline.backends.quic.framing import ANSWER, BINARY
 from openline.backends.quic.listener import QuicDoor
 
+from ..transport.helpers import DEADLINE, Actor, Box, Peak, can_measure_peak, eventually, task, tasks
 from .conftest import Dial, Make, Serve
 from .rawquic import unit
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from transport.helpers import Actor, Box, eventually
-
 import openline
 from openline.backends.quic.framing import BINARY, header
 
+from ..transport.helpers import Actor, Box, eventually
 from .conftest import Dial, Make
 from .rawquic import RawQuic
 

@@ -11,13 +11,13 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
-from transport.helpers import DEADLINE, Box, eventually, open_files, port_of, task
 
 import openline
 from openline.backends import race
 from openline.backends.quic.backend import QuicBackend
 from openline.backends.websocket.backend import WebSocketBackend
 
+from ..transport.helpers import DEADLINE, Box, eventually, open_files, port_of, task
 from .conftest import Make, Serve
 
 SLOW = 4 * DEADLINE

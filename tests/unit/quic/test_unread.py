@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from transport.helpers import Actor, Box, batch, eventually, task
-
 import openline
 
+from ..transport.helpers import Actor, Box, batch, eventually, task
 from .conftest import Dial, Make
 from .rawquic import RawQuic, client_configuration
 

@@ -12,7 +12,7 @@ from openline.peers import pairing
 
 from ..transport.certificates import Certificate, self_signed
 from ..transport.conftest import certificate, raw, raw_server, stack, stranger, transports
-from ..transport.helpers import Actor
+from ..transport.rawsocket import Actor
 from .rawquic import RawQuic, RawQuicServer
 
 __all__ = ["certificate", "raw", "raw_server", "stack", "stranger", "transports"]

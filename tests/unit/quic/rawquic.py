@@ -32,7 +32,9 @@ from openline.core.handshake import Hello, Transcript, parse_hello, split_proof,
 from openline.identity import verify
 from openline.message import StreamId
 
-from ..transport.helpers import Actor, batch, within
+from ..transport.helpers import within
+from ..transport.rawsocket import Actor
+from ..transport.wire import batch
 
 T = TypeVar("T")
 

@@ -13,7 +13,8 @@ from openline.backends.quic import link as quiclink
 from openline.backends.quic.framing import ANSWER, BINARY
 from openline.backends.quic.listener import QuicDoor
 
-from ..transport.helpers import DEADLINE, Actor, Box, Peak, can_measure_peak, eventually, task, tasks
+from ..transport.helpers import DEADLINE, Box, Peak, can_measure_peak, eventually, task, tasks
+from ..transport.rawsocket import Actor
 from .conftest import Dial, Make, Serve
 from .rawquic import unit
 

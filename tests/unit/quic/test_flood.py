@@ -21,7 +21,8 @@ from openline.backends.quic import udp
 from openline.backends.quic.listener import RETRY_ABOVE, QuicDoor
 from openline.backends.quic.tls import RetryTokens
 
-from ..transport.helpers import DEADLINE, Actor, Box, eventually, task
+from ..transport.helpers import DEADLINE, Box, eventually, task
+from ..transport.rawsocket import Actor
 from .conftest import Dial, Make, Serve
 from .rawquic import RawQuic, client_configuration
 

@@ -8,7 +8,8 @@ from typing import Any
 import openline
 from openline.backends.quic.framing import BINARY, header
 
-from ..transport.helpers import Actor, Box, eventually
+from ..transport.helpers import Box, eventually
+from ..transport.rawsocket import Actor
 from .conftest import Dial, Make
 from .rawquic import RawQuic
 

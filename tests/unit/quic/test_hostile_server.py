@@ -20,7 +20,9 @@ import openline
 from openline.backends.quic.framing import BINARY, GOODBYE, HELLO, header
 
 from ..transport.certificates import Certificate, self_signed
-from ..transport.helpers import DEADLINE, Actor, Box, batch, eventually, task
+from ..transport.helpers import DEADLINE, Box, eventually, task
+from ..transport.rawsocket import Actor
+from ..transport.wire import batch
 from .conftest import Make, Serve
 from .rawquic import RawQuic, RawQuicServer, unit
 

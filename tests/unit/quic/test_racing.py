@@ -165,7 +165,7 @@ async def test_a_liar_on_udp_does_not_keep_from_the_node_on_tcp(make: Make, list
     client = await make()
     sending = asyncio.ensure_future(client.send(f"{server.node_id}@{address}", task("hi"), timeout=SLOW))
     end = await liar.end()
-    from ..transport.helpers import Actor
+    from ..transport.rawsocket import Actor
 
     await end.answer(Actor(), liar.certificate)
     assert (await sending).backend == "websocket"

@@ -15,7 +15,8 @@ from openline.backends.quic.link import QuicLink
 from openline.backends.quic.listener import QuicDoor
 
 from ..transport.certificates import Certificate
-from ..transport.helpers import DEADLINE, Actor, Box, eventually, port_of, task
+from ..transport.helpers import DEADLINE, Box, eventually, port_of, task
+from ..transport.rawsocket import Actor
 from .conftest import Dial, Make
 from .rawquic import RawQuic, client_configuration, unit
 

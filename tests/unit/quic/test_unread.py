@@ -7,7 +7,9 @@ from typing import Any
 
 import openline
 
-from ..transport.helpers import Actor, Box, batch, eventually, task
+from ..transport.helpers import Box, eventually, task
+from ..transport.rawsocket import Actor
+from ..transport.wire import batch
 from .conftest import Dial, Make
 from .rawquic import RawQuic, client_configuration
 

@@ -14,7 +14,8 @@ import openline
 from openline.backends.quic.tls import certificate_of
 
 from ..transport.certificates import Certificate
-from ..transport.helpers import DEADLINE, Actor, Box, Raw, RawServer, eventually, task, two_identities
+from ..transport.helpers import DEADLINE, Box, eventually, task
+from ..transport.rawsocket import Actor, Raw, RawServer, two_identities
 from .conftest import Dial, Make, Serve
 
 SLOW = 4 * DEADLINE

@@ -15,24 +15,9 @@ from openline.connection.connection import Connection
 from openline.core.frames import FLOW, LISTENING, WELCOME
 
 from .conftest import Make, Open
-from .helpers import (
-    BINARY,
-    PING,
-    PONG,
-    TEXT,
-    Actor,
-    Box,
-    Raw,
-    batch,
-    eventually,
-    frame,
-    plain,
-    port_of,
-    serve,
-    task,
-    tasks,
-    within,
-)
+from .helpers import Box, eventually, port_of, serve, task, tasks, within
+from .rawsocket import Actor, Raw
+from .wire import BINARY, PING, PONG, TEXT, batch, frame, plain
 
 MB = 1024 * 1024
 # Names that take 4 kB each.

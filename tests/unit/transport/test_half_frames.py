@@ -12,24 +12,9 @@ import pytest
 import openline
 
 from .conftest import Make, Open
-from .helpers import (
-    BINARY,
-    CONTINUATION,
-    TEXT,
-    Actor,
-    Box,
-    Peak,
-    Raw,
-    batch,
-    can_measure_peak,
-    eventually,
-    frame,
-    plain,
-    port_of,
-    serve,
-    task,
-    within,
-)
+from .helpers import Box, Peak, can_measure_peak, eventually, port_of, serve, task, within
+from .rawsocket import Actor, Raw
+from .wire import BINARY, CONTINUATION, TEXT, batch, frame, plain
 
 MIB = 2**20
 LIMIT = 4 * MIB

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tracemalloc
 from typing import Any
 
 import msgspec
@@ -40,6 +39,7 @@ from openline.core.frames import (
     encode_welcome,
 )
 
+from .memory import traced
 from .wire import UNWRITABLE, scalars, text, unknown
 
 
@@ -377,13 +377,9 @@ NO_MESSAGES = b"\x01\x93\x90"  # then acks and opens
     ids=lambda data: data[:16].hex(" "),
 )
 def test_malformed_frames(data: bytes) -> None:
-    tracemalloc.start()
-    try:
-        with pytest.raises(Malformed):
-            decode_frame(memoryview(data))
-        assert tracemalloc.get_traced_memory()[1] < 2_000_000, "a length is only a claim"
-    finally:
-        tracemalloc.stop()
+    with traced() as memory, pytest.raises(Malformed):
+        decode_frame(memoryview(data))
+    assert memory.peak < 2_000_000, "a length is only a claim"
 
 
 # Round trips --------------------------------------------------------------------------------------

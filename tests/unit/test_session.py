@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import tracemalloc
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +14,7 @@ from openline.core.frames import Malformed
 from openline.core.session import MAX_STREAM_NAME, Outgoing, Session, open_at
 from openline.message import StreamId
 
+from .memory import traced
 from .sessions import LIMITS, SLACK, Parcel, message, sent, session
 
 
@@ -409,16 +409,11 @@ def test_late_ones_of_a_stream_that_was_forgotten_are_not_new(small: None) -> No
 def test_many_opens_take_little_time_and_memory() -> None:
     """As a hostile peer sends them, a full table's worth with every frame."""
     inbound = Inbound()
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
+    with traced() as memory:
         began = time.process_time()
         for frame in range(30):
             inbound.open(*((frame * 8000 + number, 1) for number in range(8000)))
         took = time.process_time() - began
-        after = tracemalloc.get_traced_memory()[0]
-    finally:
-        tracemalloc.stop()
     assert took < 3.0
-    assert after - before < 4_000_000
+    assert memory.grown < 4_000_000
     assert len(inbound.session.expected) <= 8192 * SLACK

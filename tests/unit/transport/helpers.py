@@ -84,33 +84,6 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
 
 
-class Peak:
-    """How much the memory of this process has grown at its highest, inside ``with`` (Linux)."""
-
-    def __enter__(self) -> Peak:
-        with open("/proc/self/clear_refs", "w") as reset:
-            reset.write("5")
-        self._before = _status("VmRSS")
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.grown = _status("VmHWM") - self._before
-
-
-def _status(name: str) -> int:
-    with open("/proc/self/status") as status:
-        line = next(line for line in status if line.startswith(name))
-    return int(line.split()[1]) * 1024
-
-
-def can_measure_peak() -> bool:
-    try:
-        with Peak():
-            return True
-    except (OSError, StopIteration):
-        return False
-
-
 class Dials:
     """Replaces how sockets are dialed: remembers every dial, and fails or hangs where told to."""
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import select
 import socket
 import struct
-import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -124,10 +122,3 @@ def answering(transport: openline.Transport, pause: float | None = None) -> list
         await peer.reply(message, message.payload)
 
     return asked
-
-
-def read_away(sock: socket.socket, done: threading.Event) -> None:
-    while not done.is_set():
-        with suppress(OSError, ValueError):
-            if select.select([sock], [], [], 0.05)[0] and not sock.recv(65536):
-                return

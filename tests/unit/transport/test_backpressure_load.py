@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from typing import Any
 
@@ -11,11 +10,10 @@ import pytest
 
 import openline
 
+from ..memory import MiB, Peak, needs_peak
 from .conftest import Make
 from .helpers import (
     Box,
-    Peak,
-    can_measure_peak,
     eventually,
     serve,
     task,
@@ -24,10 +22,8 @@ from .helpers import (
 )
 from .lines import answering
 
-MiB = 1024 * 1024
 
-
-@pytest.mark.skipif(not can_measure_peak(), reason="needs /proc/self/clear_refs")
+@needs_peak
 async def test_a_slow_handler_stalls_its_own_stream_and_memory_stays_flat(make: Make) -> None:
     a, b = await make(window_bytes=MiB, window_messages=1000), await make(inbox_bytes=MiB)
     gate = asyncio.Event()
@@ -40,7 +36,6 @@ async def test_a_slow_handler_stalls_its_own_stream_and_memory_stays_flat(make: 
     address = await serve(b)
     payload = bytes(10_000)
     await a.send(address, task(payload, stream_id="fast"))
-    gc.collect()
     with Peak() as peak:
         messages = [task(payload, stream_id="slow") for _ in range(5000)]
         flood = asyncio.ensure_future(a.send_batch(address, messages))

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
-import resource
 
 import pytest
 
 import openline
 from openline.core.frames import Batched
 
+from ..memory import MiB, needs_resident, resident
 from .conftest import Make
 from .helpers import again, eventually, port_of, serve, task, tasks
 from .rawsocket import Actor, Raw
 from .wire import TEXT, frame, plain
 
-MB = 1024 * 1024
 
-
-def resident() -> int:
-    """Bytes of memory in use now."""
-    gc.collect()
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * resource.getpagesize()
-
-
-linux = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads memory from /proc")
-
-
-@linux
+@needs_resident
 async def test_a_push_only_program_stays_flat_over_a_million_messages(make: Make) -> None:
     a, b = await make(), await make()
     count = 0
@@ -48,10 +35,10 @@ async def test_a_push_only_program_stays_flat_over_a_million_messages(make: Make
     for _ in range(49):
         await b.send_batch(address, chunk)
     await eventually(lambda: count == 1_000_000, 20.0)
-    assert resident() - before < 16 * MB
+    assert resident() - before < 16 * MiB
 
 
-@linux
+@needs_resident
 async def test_a_consumer_that_never_reads_stays_flat_in_memory(make: Make) -> None:
     a, b = await make(), await make()
     address = await serve(a)
@@ -59,10 +46,10 @@ async def test_a_consumer_that_never_reads_stays_flat_in_memory(make: Make) -> N
     with pytest.raises(TimeoutError):
         await again(100, lambda _: b.send_batch(address, [task("x" * 1000)] * 2000, timeout=0.3))
     assert a.stats().messages_received < 20_000
-    assert resident() - before < 48 * MB
+    assert resident() - before < 48 * MiB
 
 
-@linux
+@needs_resident
 async def test_departed_plain_peers_leave_bounded_memory_behind(make: Make) -> None:
     """Each one fills its inbox, which nobody reads, and goes; there is no end to them."""
     a = await make()
@@ -73,7 +60,7 @@ async def test_departed_plain_peers_leave_bounded_memory_behind(make: Make) -> N
         await client.send(frame(TEXT, plain("x" * 10_000)) * 100)
         client.close()
     await eventually(lambda: a.stats().active == 0, 20.0)
-    assert resident() - before < 100 * MB
+    assert resident() - before < 100 * MiB
 
 
 async def test_clients_that_come_and_go_leave_next_to_nothing_behind(make: Make) -> None:

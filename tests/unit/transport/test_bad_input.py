@@ -14,9 +14,10 @@ import openline
 from openline.core.frames import FLOW, LISTENING, Batched
 from openline.core.session import RECEIVER_STREAMS
 
+from ..memory import Peak, needs_peak
 from .attacks import BREACHES, LIMIT, NOT_FRAMES, Node, cut, packed, warnings_in
 from .conftest import Make, Open, attacked
-from .helpers import Peak, again, can_measure_peak, eventually, task, within
+from .helpers import again, eventually, task, within
 from .rawsocket import Actor, Raw, RawServer
 from .wire import BINARY, CLOSE, CONTINUATION, PING, TEXT, batch, frame, plain
 
@@ -347,7 +348,7 @@ def bomb(size: int) -> bytes:
     return (b"".join(parts) + packer.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
 
-@pytest.mark.skipif(not can_measure_peak(), reason="cannot measure the peak of memory here")
+@needs_peak
 async def test_a_deflate_bomb_is_refused_and_takes_no_memory(
     make: Make, raw: Open, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import resource
-import socket
 
 import pytest
 
@@ -17,6 +16,7 @@ from openline.core.handshake import HEADER, REFUSED_HEADER, with_proof
 from .attacks import BREACHES, BUSY, NOT_FRAMES, Node, warnings_in
 from .certificates import Certificate
 from .conftest import Make, Open, attacked
+from .floods import connect_many
 from .helpers import Box, again, eventually, port_of, serve, task, within
 from .rawsocket import NODE, Actor, Raw, RawServer
 from .wire import BINARY, TEXT, frame, plain, switching, upgrade
@@ -281,25 +281,6 @@ async def test_a_slow_loris_is_cut_although_it_always_says_a_little_more(node: N
     client.close()
 
 
-async def flood(port: int, count: int, first: bytes = b"", *, at_once: bool = False) -> list[socket.socket]:
-    """Half-open handshakes as fast as they can be made, with few turns of the loop in between."""
-    made = []
-    for _ in range(count):
-        sock = socket.socket()
-        sock.setblocking(False)
-        sock.connect_ex(("127.0.0.1", port))
-        made.append(sock)
-        if len(made) % 200 == 0 and not at_once:
-            await asyncio.sleep(0)
-    if first:
-        for sock in made:
-            try:
-                sock.send(first)
-            except OSError:
-                continue
-    return made
-
-
 def files_allowed() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
@@ -313,7 +294,7 @@ async def test_2000_half_open_handshakes_do_not_stop_the_listener(
     make: Make, raw: Open, first: bytes
 ) -> None:
     node = await attacked(make, raw, handshake_timeout=3.0, max_pending_handshakes=64)
-    flooders = await flood(node.port, 2000, first)
+    flooders = await connect_many(node.port, 2000, first)
     try:
         await eventually(lambda: node.t.stats().handshakes_evicted > 0)
         await node.still_serves()
@@ -334,7 +315,7 @@ async def test_2000_half_open_tls_handshakes_do_not_stop_the_listener(
     address = await serve(t)
     honest = await make(tls=openline.Tls(ca=certificate.cert))
     await honest.send(f"wss://{address}", task("before"))
-    flooders = await flood(port_of(address), 2000, b"\x16\x03\x01\x02\x00")
+    flooders = await connect_many(port_of(address), 2000, b"\x16\x03\x01\x02\x00")
     try:
         await within(honest.send(f"wss://{address}", task("open")), 1.0)
         # While a burst is being accepted, a handshake of several turns of the loop may be pushed out.
@@ -363,7 +344,7 @@ async def test_the_number_of_pending_handshakes_never_exceeds_its_limit(make: Ma
             await asyncio.sleep(0)
 
     task_ = asyncio.ensure_future(watch())
-    flooders = await flood(port, 1000)
+    flooders = await connect_many(port, 1000)
     await eventually(lambda: t.stats().handshakes_evicted >= 1000 - 33)
     watching = False
     await task_
@@ -375,7 +356,7 @@ async def test_the_number_of_pending_handshakes_never_exceeds_its_limit(make: Ma
 async def test_a_burst_of_connects_does_not_hold_up_the_loop(make: Make) -> None:
     """They are not all accepted in one turn, in which nothing else would happen."""
     t = await make(max_pending_handshakes=1000)
-    flooders = await flood(port_of(await serve(t)), 900, at_once=True)
+    flooders = await connect_many(port_of(await serve(t)), 900, at_once=True)
     most = before = 0
     while t.stats().pending_handshakes < 900:
         await asyncio.sleep(0)

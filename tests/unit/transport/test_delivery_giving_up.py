@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -13,11 +12,11 @@ import pytest
 
 import openline
 
+from ..memory import MiB, Peak, needs_peak
 from .conftest import Make, Open
+from .floods import read_away
 from .helpers import (
     Box,
-    Peak,
-    can_measure_peak,
     eventually,
     port_of,
     serve,
@@ -25,11 +24,9 @@ from .helpers import (
     tasks,
     within,
 )
-from .lines import Lay, heard, read_away
+from .lines import Lay, heard
 from .rawsocket import Actor, PlainServer, RawServer
 from .wire import BINARY, PING, PONG, batch
-
-MiB = 1024 * 1024
 
 # Giving up ----------------------------------------------------------------------------------------
 
@@ -179,7 +176,7 @@ async def test_only_the_last_thousand_are_reported_and_all_are_counted(make: Mak
     assert doubt.payloads == list(range(3000 - 1024, 3000))
 
 
-@pytest.mark.skipif(not can_measure_peak(), reason="needs /proc/self/clear_refs")
+@needs_peak
 async def test_large_messages_kept_to_be_reported_are_bounded_in_bytes(make: Make, raw: Open) -> None:
     a = await make()
     doubt = Undelivered(a)
@@ -187,7 +184,6 @@ async def test_large_messages_kept_to_be_reported_are_bounded_in_bytes(make: Mak
     client.sock.setblocking(True)
     done = threading.Event()
     reading = asyncio.ensure_future(asyncio.to_thread(read_away, client.sock, done))
-    gc.collect()
     with Peak() as peak:
         for number in range(50):
             await within(a.send(client.address, task(f"{number} " + "x" * 3 * MiB)))

@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import socket
 import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 
 import msgspec
 import pytest
 
 import openline
 
+from ..memory import MiB, Peak, needs_peak
 from .conftest import Make, Open
+from .floods import pour_from_a_thread, send_all
 from .helpers import (
     Box,
-    Peak,
     again,
-    can_measure_peak,
     eventually,
     port_of,
     serve,
     task,
     within,
 )
-from .lines import answering, read_away
+from .lines import answering
 from .rawsocket import Actor, Raw
 from .wire import BINARY, PING, PONG, TEXT, batch, frame, plain
-
-MiB = 1024 * 1024
 
 
 @pytest.fixture
@@ -80,7 +75,7 @@ def _different(count: int) -> bytes:
     )
 
 
-@pytest.mark.skipif(not can_measure_peak(), reason="needs /proc/self/clear_refs")
+@needs_peak
 @pytest.mark.parametrize("what", BOMBS)
 async def test_one_frame_takes_little_time_and_memory(make: Make, scene: Scene, what: str) -> None:
     """16 MiB is as large as a frame may be; what it holds costs its own connection at most."""
@@ -88,12 +83,11 @@ async def test_one_frame_takes_little_time_and_memory(make: Make, scene: Scene, 
     data = frame(BINARY, BOMBS[what]())
     # In a thread: a peer is another process.
     end.sock.setblocking(True)
-    gc.collect()
     worst = Stalls()
     with Peak() as peak:
         began = time.process_time()
         async with worst:
-            sending = threading.Thread(target=_send_all, args=(end.sock, data))
+            sending = threading.Thread(target=send_all, args=(end.sock, data))
             sending.start()
             await asyncio.to_thread(sending.join)
             await asyncio.sleep(0.2)
@@ -103,11 +97,6 @@ async def test_one_frame_takes_little_time_and_memory(make: Make, scene: Scene, 
     assert peak.grown < 100 * MiB
     assert (await within((await make()).send(address, task("others")))).acked
     assert a.stats().active >= 2
-
-
-def _send_all(sock: socket.socket, data: bytes) -> None:
-    with suppress(OSError):
-        sock.sendall(data)
 
 
 class Stalls:
@@ -144,7 +133,7 @@ FLOODS: dict[str, Callable[[int], bytes]] = {
 }
 
 
-@pytest.mark.skipif(not can_measure_peak(), reason="needs /proc/self/clear_refs")
+@needs_peak
 @pytest.mark.parametrize("what", FLOODS)
 async def test_a_flood_leaves_memory_flat_and_others_alone(scene: Scene, what: str) -> None:
     a, end, _ = scene
@@ -154,13 +143,12 @@ async def test_a_flood_leaves_memory_flat_and_others_alone(scene: Scene, what: s
         for n in range(500)
     ]
     warm, rest = b"".join(frames[:100]), b"".join(frames[100:])
-    await _pour(end.sock, warm)
+    await pour_from_a_thread(end.sock, warm)
     await asyncio.sleep(0.3)
-    gc.collect()
     with Peak() as peak:
         worst = Stalls()
         async with worst:
-            await _pour(end.sock, rest)
+            await pour_from_a_thread(end.sock, rest)
             await asyncio.sleep(0.3)
     # All that was poured in since would be 50 MiB at the least.
     assert peak.grown < 40 * MiB
@@ -169,28 +157,13 @@ async def test_a_flood_leaves_memory_flat_and_others_alone(scene: Scene, what: s
     await eventually(lambda: a.stats().messages_received > before + 3)
 
 
-async def _pour(sock: socket.socket, data: bytes) -> None:
-    """Send it, and take what comes in return."""
-    reading = threading.Event()
-
-    def pour() -> None:
-        drain = threading.Thread(target=read_away, args=(sock, reading), daemon=True)
-        drain.start()
-        _send_all(sock, data)
-        reading.set()
-        drain.join(2.0)
-
-    await asyncio.to_thread(pour)
-
-
-@pytest.mark.skipif(not can_measure_peak(), reason="needs /proc/self/clear_refs")
+@needs_peak
 async def test_stream_names_of_a_megabyte_are_not_kept(make: Make, raw: Open) -> None:
     """Of plain peers, who need no key; what has such a name may be dropped or handed over."""
     a = await make()
     a.on_message(lambda peer, message: None)
     address = await serve(a)
     client = await raw(port_of(address))
-    gc.collect()
     with Peak() as peak:
         for number in range(100):
             await client.say(number, streamId=f"{number}-" + "x" * MiB)
@@ -200,7 +173,7 @@ async def test_stream_names_of_a_megabyte_are_not_kept(make: Make, raw: Open) ->
     assert (await within((await make()).send(address, task("others")))).acked
 
 
-@pytest.mark.skipif(not can_measure_peak(), reason="needs /proc/self/clear_refs")
+@needs_peak
 @pytest.mark.parametrize("who", ["plain", "openline"])
 @pytest.mark.parametrize("what", ["pings", "messages"])
 async def test_a_peer_that_does_not_read(make: Make, raw: Open, who: str, what: str) -> None:
@@ -218,10 +191,9 @@ async def test_a_peer_that_does_not_read(make: Make, raw: Open, who: str, what: 
         data = [b"".join(frame(BINARY, end.numbered(each)) for each in messages)]
     end.sock.setblocking(True)
     end.sock.settimeout(10.0)
-    gc.collect()
     with Peak() as peak:
         for part in data:
-            await asyncio.to_thread(_send_all, end.sock, part)
+            await asyncio.to_thread(send_all, end.sock, part)
         await asyncio.sleep(0.3)
     assert peak.grown < 15 * MiB
     assert (await within((await make()).send(address, task("others")))).acked

@@ -7,9 +7,9 @@ import signal
 import time
 from typing import Any, Self
 
-from processes import PATIENCE, Child
-
 from openline.testing.lab.netns import ADDRESS, HostName, TwoHosts
+
+from .processes import PATIENCE, Child
 
 PORT = 8770
 # The ways to reach a peer: one backend, or whichever of them is up first.

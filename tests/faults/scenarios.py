@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from agents import PORT, WAYS
-from talkers import DEAD_AFTER, HOSTS, Outcome, Scene
-
 from openline.testing.lab.firewall import Refusal
 from openline.testing.lab.netns import Direction
+
+from .agents import PORT, WAYS
+from .talkers import DEAD_AFTER, HOSTS, Outcome, Scene
 
 # Change it to play the mixes otherwise. It repeats what is done, and when; the rest is up to the kernel.
 SEED = int(os.environ.get("OPENLINE_FAULT_SEED", "1"))

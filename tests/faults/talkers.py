@@ -11,13 +11,13 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from agents import PORT, WAYS, Agent
-from audit import Account, Times, flows, violations
-from processes import PATIENCE, wait_until
-
 from openline import Identity
 from openline.testing.lab.firewall import Refusal
 from openline.testing.lab.netns import Direction, HostName, TwoHosts
+
+from .agents import PORT, WAYS, Agent
+from .audit import Account, Times, flows, violations
+from .processes import PATIENCE, wait_until
 
 # Dead after 0.75 s, so that a scenario takes seconds.
 IDLE_TIMEOUT = 1.5

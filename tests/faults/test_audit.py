@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audit import Account, violations
+
+from .audit import Account, violations
 
 Lines = list[dict[str, Any]]
 

@@ -6,11 +6,12 @@ import subprocess
 import sys
 
 import pytest
-from conftest import require_lab
 
 from openline import Capabilities
 from openline.cli.demo import run as demo
 from openline.cli.demo.screen import Screen
+
+from .conftest import require_lab
 
 IDLE_TIMEOUT = 6.0
 BACKENDS = ("websocket", "quic")

@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from agents import INTERVAL, Agent, Pair, connections, introduce, two
-from processes import plain, wait_until
 
 from openline.testing.lab.netns import ADDRESS6, DEVICE, LINK_LOCAL, Direction, TwoHosts
+
+from .agents import INTERVAL, Agent, Pair, connections, introduce, two
+from .processes import plain, wait_until
 
 pytestmark = pytest.mark.faults
 

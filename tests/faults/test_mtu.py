@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from agents import Agent, Pair
-from conftest import require_lab
-from processes import wait_until
 
 from openline.testing.lab.router import Routed
+
+from .agents import Agent, Pair
+from .conftest import require_lab
+from .processes import wait_until
 
 pytestmark = pytest.mark.faults
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import require_lab
-from scenarios import SCENARIOS, SEED, Play
-from talkers import Outcome, Scene
 
 from openline.testing.lab.netns import Feature, TwoHosts, availability
+
+from .conftest import require_lab
+from .scenarios import SCENARIOS, SEED, Play
+from .talkers import Outcome, Scene
 
 pytestmark = pytest.mark.faults
 

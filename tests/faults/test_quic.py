@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agents import INTERVAL, PORT, WAYS, Agent, Pair, connections, introduce, two
-from conftest import require_lab
-from processes import wait_until
 
 from openline import Identity
 from openline.testing.lab.firewall import Refusal
 from openline.testing.lab.netns import ADDRESS, ADDRESS6, TwoHosts
+
+from .agents import INTERVAL, PORT, WAYS, Agent, Pair, connections, introduce, two
+from .conftest import require_lab
+from .processes import wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("firewall")]
 

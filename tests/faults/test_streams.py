@@ -1,11 +1,12 @@
 """What a lost packet holds up: its own stream over QUIC, everything behind it over WebSocket."""
 
 import pytest
-from agents import WAYS, introduce, two
-from conftest import require_lab
-from processes import wait_until
 
 from openline.testing.lab.netns import TwoHosts
+
+from .agents import WAYS, introduce, two
+from .conftest import require_lab
+from .processes import wait_until
 
 BIG, SMALL = 0, range(1, 5)
 # One long packet. Of several, QUIC fills up the last one with what other streams have to send.

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import pytest
+from websockets.asyncio.client import ClientConnection, connect
 
 import openline
 
 from .certificates import Certificate, self_signed
+from .helpers import Dial
 from .node_peer import NodePeer
 from .npm_peers import VERSIONS, PeersUnavailable, fetch, fetch_canonicalize
 from .signer import Signer
@@ -99,3 +101,15 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     """A certificate that nobody in the test trusts."""
     return self_signed(tmp_path_factory.mktemp("stranger"))
+
+
+@pytest.fixture
+async def dial() -> AsyncIterator[Dial]:
+    async with AsyncExitStack() as stack:
+
+        async def dialed(address: str, **options: Any) -> ClientConnection:
+            url = f"ws://{address.removeprefix('ws://')}"
+            options = {"compression": None, "proxy": None, "ping_interval": None, **options}
+            return await stack.enter_async_context(connect(url, **options))
+
+        yield dialed

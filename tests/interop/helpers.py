@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NamedTuple
+
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.server import ServerConnection
 
 import openline
 
@@ -97,3 +101,12 @@ def task(payload: Any = None, **fields: Any) -> Json:
 
 def stream_of(message: Json) -> Any:
     return message.get("streamId", "default")
+
+
+Dial = Callable[..., Awaitable[ClientConnection]]
+
+
+async def heard(connection: ClientConnection | ServerConnection) -> Json:
+    async with asyncio.timeout(10.0):
+        message: Json = json.loads(await connection.recv())
+        return message

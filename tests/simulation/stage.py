@@ -404,3 +404,9 @@ __all__ = [
     "tasks",
     "watching",
 ]
+
+
+def arrived(outcome: Any) -> bool:
+    """It was acknowledged; else no byte of it left."""
+    assert getattr(outcome, "acked", False) or isinstance(outcome, Unreachable), outcome
+    return not isinstance(outcome, Unreachable)

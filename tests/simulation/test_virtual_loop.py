@@ -243,10 +243,10 @@ def test_sets_of_tasks_have_an_order() -> None:
 
 
 def test_the_same_in_another_process() -> None:
-    tests = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     code = (
-        f"import sys; sys.path.insert(0, {tests!r}); from openline.testing import run; "
-        "from simulation.test_virtual_loop import chaotic; print(run(chaotic()))"
+        f"import sys; sys.path.insert(0, {root!r}); from openline.testing import run; "
+        "from tests.simulation.test_virtual_loop import chaotic; print(run(chaotic()))"
     )
     outputs = {
         subprocess.run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 import zlib
 
 import pytest
@@ -11,6 +10,8 @@ from hypothesis import strategies as st
 
 from openline.backends.websocket import deflate
 from openline.core.frames import Malformed, TooBig
+
+from .memory import traced
 
 LIMIT = 10_000
 
@@ -46,14 +47,9 @@ def test_the_limit_is_exact(size: int) -> None:
 def test_a_bomb_takes_no_more_memory_than_the_limit() -> None:
     bomb = deflate.compress(bytes(50_000_000), 15)
     assert len(bomb) < 300_000
-    tracemalloc.start()
-    try:
-        with pytest.raises(TooBig):
-            deflate.decompress(bomb, LIMIT)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 3 * len(bomb) + 10 * LIMIT
+    with traced() as memory, pytest.raises(TooBig):
+        deflate.decompress(bomb, LIMIT)
+    assert memory.peak < 3 * len(bomb) + 10 * LIMIT
 
 
 def test_garbage_is_not_deflate() -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from transport.certificates import Certificate, self_signed
 
 import openline
 from openline.backends.certificates import LOOK_IDLE, Files, Made, ServerFiles, TlsFiles
 from openline.backends.tls import certificate as shown_by
+
+from .transport.certificates import Certificate, self_signed
 
 
 class Clock:

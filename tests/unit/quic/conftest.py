@@ -6,13 +6,13 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from transport.certificates import Certificate, self_signed
-from transport.conftest import certificate, raw, raw_server, stack, stranger, transports
-from transport.helpers import Actor
 
 import openline
 from openline.peers import paths
 
+from ..transport.certificates import Certificate, self_signed
+from ..transport.conftest import certificate, raw, raw_server, stack, stranger, transports
+from ..transport.rawsocket import Actor
 from .rawquic import RawQuic, RawQuicServer
 
 __all__ = ["certificate", "raw", "raw_server", "stack", "stranger", "transports"]

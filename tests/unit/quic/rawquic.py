@@ -23,7 +23,6 @@ from qh3.quic import events
 from qh3.quic.configuration import QuicConfiguration
 from qh3.quic.connection import QuicConnection, QuicConnectionError
 from qh3.tls import SignatureAlgorithm
-from transport.helpers import Actor, batch, within
 
 import openline
 from openline.backends.quic.framing import BINARY, GOODBYE, HELLO, UnitReader, goodbye, header, read_goodbye
@@ -32,6 +31,10 @@ from openline.core.frames import HEADROOM, Batched, Frame, Proof, Welcome, decod
 from openline.core.handshake import Hello, Transcript, parse_hello, split_proof, with_proof
 from openline.identity import verify
 from openline.message import StreamId
+
+from ..transport.helpers import within
+from ..transport.rawsocket import Actor
+from ..transport.wire import batch
 
 T = TypeVar("T")
 

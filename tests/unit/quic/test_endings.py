@@ -7,13 +7,15 @@ import os
 from typing import Any
 
 import pytest
-from transport.helpers import DEADLINE, Actor, Box, Peak, can_measure_peak, eventually, task, tasks
 
 import openline
 from openline.backends.quic import link as quiclink
 from openline.backends.quic.framing import ANSWER, BINARY
 from openline.backends.quic.listener import QuicDoor
 
+from ..memory import Peak, needs_peak
+from ..transport.helpers import DEADLINE, Box, eventually, task, tasks
+from ..transport.rawsocket import Actor
 from .conftest import Dial, Make, Serve
 from .rawquic import unit
 
@@ -338,7 +340,7 @@ async def test_a_congested_link_has_room_again(make: Make) -> None:
     assert len(box) == 100
 
 
-@pytest.mark.skipif(not can_measure_peak(), reason="no /proc/self/clear_refs")
+@needs_peak
 async def test_memory_stays_flat_with_a_slow_consumer(make: Make) -> None:
     server = await make("server", inbox_messages=64, inbox_bytes=1 << 20)
     listener = await server.listen(0, host="127.0.0.1")

@@ -13,7 +13,6 @@ import pytest
 from qh3._hazmat import pull_quic_header
 from qh3.quic.connection import QuicConnection
 from qh3.quic.packet import QuicPacketType, encode_quic_version_negotiation
-from transport.helpers import DEADLINE, Actor, Box, eventually, task
 
 import openline
 from openline.backends.quic import listener as quicdoor
@@ -22,6 +21,8 @@ from openline.backends.quic import udp
 from openline.backends.quic.listener import RETRY_ABOVE, QuicDoor
 from openline.backends.quic.tls import RetryTokens
 
+from ..transport.helpers import DEADLINE, Box, eventually, task
+from ..transport.rawsocket import Actor
 from .conftest import Dial, Make, Serve
 from .rawquic import RawQuic, client_configuration
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from transport.helpers import Actor, Box, eventually
-
 import openline
 from openline.backends.quic.framing import BINARY, header
 
+from ..transport.helpers import Box, eventually
+from ..transport.rawsocket import Actor
 from .conftest import Dial, Make
 from .rawquic import RawQuic
 

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from transport.helpers import DEADLINE, Actor, Box, batch, eventually, task, within
 
 import openline
 from openline.backends.quic.framing import BINARY, GOODBYE, HELLO, TEXT, header
 
+from ..transport.helpers import DEADLINE, Box, eventually, task, within
+from ..transport.rawsocket import Actor
+from ..transport.wire import batch
 from .conftest import Dial, Make
 from .rawquic import Over, RawQuic, client_configuration, unit
 

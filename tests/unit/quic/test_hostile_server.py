@@ -15,12 +15,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from transport.certificates import Certificate, self_signed
-from transport.helpers import DEADLINE, Actor, Box, batch, eventually, task
 
 import openline
 from openline.backends.quic.framing import BINARY, GOODBYE, HELLO, header
 
+from ..transport.certificates import Certificate, self_signed
+from ..transport.helpers import DEADLINE, Box, eventually, task
+from ..transport.rawsocket import Actor
+from ..transport.wire import batch
 from .conftest import Make, Serve
 from .rawquic import RawQuic, RawQuicServer, unit
 

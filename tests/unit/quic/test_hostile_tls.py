@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from qh3.quic.connection import QuicConnection
-from transport.helpers import Actor, eventually, task
 
+from ..transport.helpers import eventually, task
+from ..transport.rawsocket import Actor
 from .conftest import Dial, Make
 from .rawquic import RawQuic, client_configuration
 from .test_hostile_client import SLOW, fine, serving

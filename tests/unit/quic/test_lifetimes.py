@@ -12,12 +12,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from transport.helpers import Actor, batch, closed_port, eventually, task
 
 import openline
 from openline.backends.quic.framing import BINARY, HELLO, header
 from openline.testing.conformance.lifetimes import lifetimes
 
+from ..transport.helpers import closed_port, eventually, task
+from ..transport.rawsocket import Actor
+from ..transport.wire import batch
 from .conftest import Dial, Make, Serve
 from .rawquic import Over, RawQuic, client_configuration, unit
 

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transport.certificates import Certificate
-from transport.helpers import DEADLINE, Actor, Box, batch, eventually, task
-from transport.proofs import FIELDS, altered, proof_frame, signed
 
 import openline
 from openline.backends.quic.framing import BINARY, HELLO
 from openline.core.handshake import split_proof, with_proof
 
+from ..transport.certificates import Certificate
+from ..transport.helpers import DEADLINE, Box, eventually, task
+from ..transport.proofs import FIELDS, altered, proof_frame, signed
+from ..transport.rawsocket import Actor
+from ..transport.wire import batch
 from .conftest import Dial, Make, Serve
 from .rawquic import Over, RawQuic, unit
 

@@ -11,13 +11,13 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
-from transport.helpers import DEADLINE, Box, eventually, open_files, port_of, task
 
 import openline
 from openline.backends import race
 from openline.backends.quic.backend import QuicBackend
 from openline.backends.websocket.backend import WebSocketBackend
 
+from ..transport.helpers import DEADLINE, Box, eventually, open_files, port_of, task
 from .conftest import Make, Serve
 
 SLOW = 4 * DEADLINE
@@ -165,7 +165,7 @@ async def test_a_liar_on_udp_does_not_keep_from_the_node_on_tcp(make: Make, list
     client = await make()
     sending = asyncio.ensure_future(client.send(f"{server.node_id}@{address}", task("hi"), timeout=SLOW))
     end = await liar.end()
-    from transport.helpers import Actor
+    from ..transport.rawsocket import Actor
 
     await end.answer(Actor(), liar.certificate)
     assert (await sending).backend == "websocket"

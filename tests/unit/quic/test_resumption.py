@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 from qh3.quic import events
 from qh3.tls import SessionTicket
-from transport.certificates import Certificate
-from transport.helpers import DEADLINE, Actor, Box, eventually, port_of, task
 
 import openline
 from openline.backends.quic.framing import HELLO
 from openline.backends.quic.link import QuicLink
 from openline.backends.quic.listener import QuicDoor
 
+from ..transport.certificates import Certificate
+from ..transport.helpers import DEADLINE, Box, eventually, port_of, task
+from ..transport.rawsocket import Actor
 from .conftest import Dial, Make
 from .rawquic import RawQuic, client_configuration, unit
 

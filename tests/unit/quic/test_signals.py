@@ -9,7 +9,6 @@ import socket
 from typing import Any
 
 import pytest
-from transport.helpers import eventually, task
 
 import openline
 from openline.address import Address
@@ -18,6 +17,7 @@ from openline.backends.quic.datagram_size import MIN_DATAGRAM, datagram_size
 from openline.backends.quic.udp import TRANSIENT, Datagrams, _Transport
 from openline.backends.websocket import listener as acceptor
 
+from ..transport.helpers import eventually, task
 from .conftest import Make
 from .test_racing import serving
 

@@ -6,15 +6,15 @@ import asyncio
 from typing import Any
 
 import pytest
-from transport.helpers import DEADLINE, Box, eventually, task
-from transport.proofs import between, nothing, signed
-from transport.thief import FORGED, Thief
 
 import openline
 from openline.backends.quic import backend as quic
 from openline.backends.quic.framing import HELLO
 from openline.core.handshake import Hello, with_proof
 
+from ..transport.helpers import DEADLINE, Box, eventually, task
+from ..transport.proofs import between, nothing, signed
+from ..transport.thief import FORGED, Thief
 from .conftest import Dial, Make, Serve
 from .rawquic import unit
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transport.helpers import Box, task, within
-
+from ..transport.helpers import Box, task, within
 from .conftest import Make
 
 

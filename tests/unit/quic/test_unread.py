@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from transport.helpers import Actor, Box, batch, eventually, task
-
 import openline
 
+from ..transport.helpers import Box, eventually, task
+from ..transport.rawsocket import Actor
+from ..transport.wire import batch
 from .conftest import Dial, Make
 from .rawquic import RawQuic, client_configuration
 

@@ -9,12 +9,13 @@ import ssl
 from typing import Any
 
 import pytest
-from transport.certificates import Certificate
-from transport.helpers import DEADLINE, Actor, Box, Raw, RawServer, eventually, task, two_identities
 
 import openline
 from openline.backends.quic.tls import certificate_of
 
+from ..transport.certificates import Certificate
+from ..transport.helpers import DEADLINE, Box, eventually, task
+from ..transport.rawsocket import Actor, Raw, RawServer, two_identities
 from .conftest import Dial, Make, Serve
 
 SLOW = 4 * DEADLINE

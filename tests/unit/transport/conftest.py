@@ -8,9 +8,20 @@ import pytest
 import websockets
 
 import openline
+from openline.peers import paths
 
+from .attacks import LIMIT, Node
 from .certificates import Certificate, self_signed
-from .helpers import Dials, PlainServer, Raw, RawServer, Who
+from .helpers import (
+    Dials,
+    port_of,
+    serve,
+)
+from .lines import Line
+from .proofs import (
+    Middle,
+)
+from .rawsocket import PlainServer, Raw, RawServer, Who
 
 Make = Callable[..., Awaitable[openline.Transport]]
 Open = Callable[..., Awaitable[Raw]]
@@ -94,3 +105,56 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     """A certificate that nobody trusts."""
     return self_signed(tmp_path_factory.mktemp("stranger"))
+
+
+@pytest.fixture
+async def tcp(stack: AsyncExitStack) -> Open:
+    """Opens sockets on which nothing has been said yet: ``await tcp(port)``."""
+
+    async def opened(port: int) -> Raw:
+        raw = await Raw.tcp(port)
+        stack.callback(raw.close)
+        return raw
+
+    return opened
+
+
+@pytest.fixture
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection that lost is closed soon, so that tests need not wait."""
+    monkeypatch.setattr(paths, "DRAIN_GRACE", 0.05)
+
+
+@pytest.fixture
+async def middle(stack: AsyncExitStack) -> Callable[..., Awaitable[Middle]]:
+    async def made(target: int | str, **how: Any) -> Middle:
+        port = target if isinstance(target, int) else port_of(target)
+        return await stack.enter_async_context(Middle(port, **how))
+
+    return made
+
+
+@pytest.fixture
+async def line(transports: Any) -> AsyncIterator[Callable[[str], Awaitable[Line]]]:
+    """Lays lines: ``await line(address)``."""
+
+    async def laid(address: str) -> Line:
+        return await transports.enter_async_context(Line(port_of(address)))
+
+    return laid
+
+
+async def attacked(make: Make, raw: Open, **config: object) -> Node:
+    settings = {"max_message_size": LIMIT, "handshake_timeout": 0.3, **config}
+    t, honest = await make("node", **settings), await make("honest")
+    port = port_of(await serve(t))
+    await honest.connect(f"127.0.0.1:{port}")
+    client = await raw(port)
+    return Node(t, honest, client, port)
+
+
+@pytest.fixture
+async def node(make: Make, raw: Open) -> AsyncIterator[Node]:
+    node = await attacked(make, raw)
+    yield node
+    await node.still_serves()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import re
 import ssl
@@ -14,7 +15,15 @@ import msgspec
 
 import openline
 
-from .helpers import BINARY, Actor, Raw, header, switching, upgrade
+from .helpers import Box, eventually, task
+from .rawsocket import Actor, Raw
+from .wire import (
+    BINARY,
+    batch,
+    header,
+    switching,
+    upgrade,
+)
 
 HELLO = "Openline-Hello"
 PROOF, WELCOME = 4, 5
@@ -159,8 +168,8 @@ class Middle:
     async def __aexit__(self, *exc: object) -> None:
         self._server.close()
         self.cut()
-        for task in list(self._tasks):
-            task.cancel()
+        for running in list(self._tasks):
+            running.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def cut(self) -> None:
@@ -288,3 +297,37 @@ async def nothing(sending: Awaitable[Any]) -> BaseException:
     except BaseException as error:
         return error
     raise AssertionError(f"it returned {result!r}")
+
+
+FIRST = batch([task("forged")], opens={"default": 1})
+
+
+def in_base64(signature: bytes) -> str:
+    return base64.urlsafe_b64encode(signature).decode().rstrip("=")
+
+
+def out_of_base64(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "==")
+
+
+async def alone(server: openline.Transport, box: Box) -> None:
+    """Nobody has got in at ``server``, nothing has been handed over, and it still takes who is right."""
+    assert (server.peers(), server.stats().active, server.stats().accepted) == ([], 0, 0)
+    assert not box
+    port = server._listeners[0].port
+    good = await Raw.connect(port, Actor())
+    try:
+        await good.post(task("good"))
+        await eventually(lambda: box.payloads == ["good"])
+    finally:
+        good.close()
+
+
+def right(actor: Actor, mine: str, **other: Any) -> tuple[str, bytes]:
+    """A server's hello and its signature, right but for what is given."""
+    said = actor.hello()
+    return said, actor.identity.sign(signed(**{"role": "server", "client": mine, "server": said, **other}))
+
+
+def value(said: str, signature: bytes) -> str:
+    return said + SEPARATOR + in_base64(signature)

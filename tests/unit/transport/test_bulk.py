@@ -8,7 +8,9 @@ import openline
 from openline.core.bulk import CONTAINER_BYTES, MAX_CONTAINERS
 
 from .conftest import Make, Open
-from .helpers import TEXT, Actor, Box, eventually, frame, port_of, serve
+from .helpers import Box, eventually, port_of, serve
+from .rawsocket import Actor
+from .wire import TEXT, frame
 
 
 @pytest.mark.parametrize("plain", [False, True])

@@ -18,7 +18,9 @@ from openline.core import port_memory as places
 from openline.core.frames import Batched
 
 from .conftest import Make, Open
-from .helpers import Actor, Box, Dials, Raw, RawServer, eventually, port_of, serve, task, upgrade, within
+from .helpers import Box, Dials, eventually, port_of, serve, task, within
+from .rawsocket import Actor, Raw, RawServer
+from .wire import upgrade
 
 
 def only(t: openline.Transport, direction: str) -> Connection:

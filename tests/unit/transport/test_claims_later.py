@@ -12,8 +12,10 @@ from openline.connection.connection import State
 from openline.core.frames import HEADROOM, encode_listening
 
 from .conftest import Make, Open
-from .helpers import BINARY, Actor, Dials, RawServer, eventually, port_of, serve, task, within
+from .helpers import Dials, eventually, port_of, serve, task, within
+from .rawsocket import Actor, RawServer
 from .test_claims import dialed, honest
+from .wire import BINARY
 
 
 async def received(a: openline.Transport, address: str) -> object:

@@ -14,7 +14,9 @@ import websockets
 import openline
 
 from .conftest import Make, Open
-from .helpers import TEXT, Box, RawServer, eventually, plain, port_of, serve, task, tasks, within
+from .helpers import Box, eventually, port_of, serve, task, tasks, within
+from .rawsocket import RawServer
+from .wire import TEXT, plain
 
 Plain = Callable[..., Any]
 

@@ -15,7 +15,9 @@ from openline.backends import descriptors
 from openline.peers import limits
 
 from .conftest import Make, Open
-from .helpers import Actor, Box, Raw, eventually, port_of, serve, task, two_identities, upgrade, within
+from .helpers import Box, eventually, port_of, serve, task, within
+from .rawsocket import Actor, Raw, two_identities
+from .wire import upgrade
 
 MOST = 20
 

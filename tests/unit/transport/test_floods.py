@@ -15,24 +15,10 @@ from openline.connection.connection import Connection
 from openline.core.frames import FLOW, LISTENING, WELCOME
 
 from .conftest import Make, Open
-from .helpers import (
-    BINARY,
-    PING,
-    PONG,
-    TEXT,
-    Actor,
-    Box,
-    Raw,
-    batch,
-    eventually,
-    frame,
-    plain,
-    port_of,
-    serve,
-    task,
-    tasks,
-    within,
-)
+from .floods import pour
+from .helpers import Box, eventually, port_of, serve, task, tasks, within
+from .rawsocket import Actor, Raw
+from .wire import BINARY, PING, PONG, TEXT, batch, frame, plain
 
 MB = 1024 * 1024
 # Names that take 4 kB each.
@@ -52,16 +38,6 @@ def waiting(connection: Connection) -> int:
     """Bytes that wait to be written to it."""
     under: Any = connection.link._ws.underlying_transport  # type: ignore[attr-defined]
     return int(under.get_write_buffer_size())
-
-
-async def pour(peer: Raw, data: bytes, times: int) -> int:
-    """Send it so often, or until nobody reads it for a second or the connection is cut; how often."""
-    for number in range(times):
-        try:
-            await within(peer.send(data), 1.0)
-        except (TimeoutError, OSError):
-            return number
-    return times
 
 
 async def openline_peer(raw: Open, address: str) -> Raw:

@@ -11,25 +11,11 @@ import pytest
 
 import openline
 
+from ..memory import Peak, needs_peak
 from .conftest import Make, Open
-from .helpers import (
-    BINARY,
-    CONTINUATION,
-    TEXT,
-    Actor,
-    Box,
-    Peak,
-    Raw,
-    batch,
-    can_measure_peak,
-    eventually,
-    frame,
-    plain,
-    port_of,
-    serve,
-    task,
-    within,
-)
+from .helpers import Box, eventually, port_of, serve, task, within
+from .rawsocket import Actor, Raw
+from .wire import BINARY, CONTINUATION, TEXT, batch, frame, plain
 
 MIB = 2**20
 LIMIT = 4 * MIB
@@ -181,7 +167,7 @@ def taken(reader: Any) -> int:
     return int(reader._size - len(reader._room(-1)))
 
 
-@pytest.mark.skipif(not can_measure_peak(), reason="no /proc/self/clear_refs")
+@needs_peak
 async def test_half_frames_of_many_strangers_take_no_more_memory_than_allowed(make: Make) -> None:
     t, _, port = await serving(make, max_message_size=16 * MIB, stranger_buffer_bytes=32 * MIB)
     with Peak() as peak:

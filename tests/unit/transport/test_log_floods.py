@@ -12,7 +12,9 @@ import openline
 from openline.core.ratelimit import LINES_PER_KIND, STRANGERS_LINES
 
 from .conftest import Make, Open
-from .helpers import BINARY, TEXT, Actor, Raw, RawServer, eventually, plain, port_of, serve, task
+from .helpers import eventually, port_of, serve, task
+from .rawsocket import Actor, Raw, RawServer
+from .wire import BINARY, TEXT, plain
 
 MANY = 200
 NASTY = "\x1b[31m\x9b0m\r\nERROR all is lost \u202egnol os\u2066"

@@ -15,7 +15,8 @@ from openline.routing import dialer as dialing
 from openline.routing import router
 
 from .conftest import Make, Open
-from .helpers import Actor, Box, Dials, Raw, RawServer, closed_port, eventually, port_of, serve, task, tasks
+from .helpers import Box, Dials, closed_port, eventually, port_of, serve, task, tasks
+from .rawsocket import Actor, Raw, RawServer
 
 
 async def test_by_what_was_dialed_or_by_the_node_id_in_the_address(make: Make) -> None:

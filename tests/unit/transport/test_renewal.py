@@ -17,8 +17,10 @@ from openline.identity import verify
 
 from .certificates import Certificate, self_signed
 from .conftest import Make
-from .helpers import Actor, Box, eventually, header, port_of, serve, task, upgrade, within
+from .helpers import Box, eventually, port_of, serve, task, within
 from .proofs import HELLO, nothing
+from .rawsocket import Actor
+from .wire import header, upgrade
 
 SCHEMES = ["wss://", "quic://"]
 

@@ -11,7 +11,8 @@ import pytest
 import openline
 
 from .conftest import Make, Open
-from .helpers import Box, Dials, Raw, closed_port, eventually, port_of, serve, task, tasks, within
+from .helpers import Box, Dials, closed_port, eventually, port_of, serve, task, tasks, within
+from .rawsocket import Raw
 
 Asking = asyncio.Future[openline.Message]
 

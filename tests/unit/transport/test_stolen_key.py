@@ -12,9 +12,11 @@ from openline.core.handshake import SIGNATURE_BYTES, Hello, split_proof, with_pr
 from openline.peers import paths
 
 from .conftest import Make, Open
-from .helpers import BINARY, Actor, Box, Raw, RawServer, eventually, header, port_of, serve, task, within
+from .helpers import Box, eventually, port_of, serve, task, within
 from .proofs import HELLO, Middle, answer, between, nothing, proof_frame, settled, speak, with_hello
+from .rawsocket import Actor, Raw, RawServer
 from .thief import FORGED, Thief
+from .wire import BINARY, header
 
 CONFLICT = 4002
 OLD_INSTANCE = "o" * 22

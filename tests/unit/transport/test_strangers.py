@@ -15,7 +15,9 @@ from openline.peers import retention
 from openline.receiving import left_behind as leftbehind
 
 from .conftest import Make, Open
-from .helpers import BINARY, Actor, Box, Raw, batch, eventually, frame, port_of, serve, task, tasks, within
+from .helpers import Box, eventually, port_of, serve, task, tasks, within
+from .rawsocket import Actor, Raw
+from .wire import BINARY, batch, frame
 
 
 class Wire:

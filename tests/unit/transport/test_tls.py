@@ -18,21 +18,8 @@ import openline
 
 from .certificates import Certificate, self_signed
 from .conftest import Make, Open
-from .helpers import (
-    Actor,
-    Box,
-    Dials,
-    Raw,
-    RawServer,
-    Who,
-    eventually,
-    hello,
-    port_of,
-    serve,
-    task,
-    tasks,
-    within,
-)
+from .helpers import Box, Dials, eventually, port_of, serve, task, tasks, within
+from .rawsocket import Actor, Raw, RawServer, Who, hello
 
 OTHER_PIN = "sha256/" + "A" * 43 + "="
 

@@ -15,8 +15,9 @@ from openline.connection.proxies import Proxies
 
 from .certificates import Certificate, self_signed
 from .conftest import Make
-from .helpers import Actor, Box, Raw, port_of, serve, task, within
+from .helpers import Box, port_of, serve, task, within
 from .proofs import Middle, nothing, proof_frame, speak, with_hello
+from .rawsocket import Actor, Raw
 
 ENDS = "the certificate that this side saw is not the one the peer shows: something in between ends TLS"
 HINT = "Config.tls_proxy"

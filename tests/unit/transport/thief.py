@@ -10,7 +10,7 @@ from openline.connection.instance import Instance
 from openline.core.frames import HEADROOM, encode_proof
 from openline.core.handshake import Hello, Transcript
 
-from .helpers import Actor
+from .rawsocket import Actor
 
 # What he signs beside the node's signature, which is right.
 Extra = Callable[[bytes], bytes]

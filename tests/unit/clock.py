@@ -1,0 +1,97 @@
+"""Time that passes and is not waited for, also where the sockets are real ones.
+
+    await elapse(2.0)            # as ``asyncio.sleep``, in milliseconds
+    with hurry() as passed:      # nothing in here waits for time to pass
+        await t.close()
+    assert passed() < 1.0        # of the loop's own time, however busy the machine is
+    stall(0.5)                   # as if the loop had been held up for so long
+
+Meanwhile the clock of the running loop is not the machine's: a turn of the loop takes 0.1 ms, and where the
+loop would sleep until its next timer, the clock jumps there. What is in the sockets is looked at first, and
+no jump is made while a thread works for the loop, so nothing happens in another order than it would have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# What loopback may still be carrying arrives within this many seconds, also on a busy machine.
+GRACE = 0.002
+TURN = 0.0001
+
+
+async def elapse(seconds: float) -> None:
+    with hurry():
+        await asyncio.sleep(seconds)
+
+
+@contextmanager
+def hurry() -> Iterator[Callable[[], float]]:
+    """Yields a function: how many seconds have passed since, on the loop's clock."""
+    clock = _clock()
+    clock.enter()
+    began = clock.time()
+    try:
+        yield lambda: clock.time() - began
+    finally:
+        clock.leave()
+
+
+def stall(seconds: float) -> None:
+    _clock().add(seconds)
+
+
+def _clock() -> _Clock:
+    loop: Any = asyncio.get_running_loop()
+    if not hasattr(loop, "clock_of_tests"):
+        loop.clock_of_tests = _Clock(loop)
+    return loop.clock_of_tests  # type: ignore[no-any-return]
+
+
+class _Clock:
+    """Between a loop and its selector: goes by itself while somebody hurries, else with the machine."""
+
+    def __init__(self, loop: Any) -> None:
+        self._now = 0.0
+        self._ahead = 0.0
+        self._hurried = self._working = 0
+        self._real, self._select, self._in_thread = loop.time, loop._selector.select, loop.run_in_executor
+        loop.time, loop._selector.select, loop.run_in_executor = self.time, self.select, self.run_in_executor
+
+    def time(self) -> float:
+        return self._now if self._hurried else float(self._real()) + self._ahead
+
+    def add(self, seconds: float) -> None:
+        self._ahead += seconds
+        self._now += seconds
+
+    def enter(self) -> None:
+        self._now = self.time()
+        self._hurried += 1
+
+    def leave(self) -> None:
+        self._hurried -= 1
+        self._ahead = self._now - float(self._real())
+
+    def select(self, timeout: float | None = None) -> Any:
+        if not self._hurried:
+            return self._select(timeout)
+        self._now += TURN
+        if timeout == 0:
+            return self._select(0)
+        events = self._select(GRACE if timeout is not None or self._working else None)
+        if not events and not self._working and timeout is not None:
+            self._now += max(0.0, timeout - TURN)
+        return events
+
+    def run_in_executor(self, *work: Any) -> asyncio.Future[Any]:
+        self._working += 1
+        future: asyncio.Future[Any] = self._in_thread(*work)
+        future.add_done_callback(self._worked)
+        return future
+
+    def _worked(self, future: object) -> None:
+        self._working -= 1

@@ -18,11 +18,7 @@ from .stage import Node, Puppet, Stage, arrived, eventually, gathered, simulated
 
 def sizes(node: Node) -> tuple[int, int]:
     """Streams that its sessions remember: sending, receiving."""
-    sessions = [
-        peer._remote.outstanding.session
-        for peer in node.transport._table
-        if peer._remote.outstanding.session is not None
-    ]
+    sessions = [s for remote in node.transport._table if (s := remote.outstanding.session) is not None]
     return sum(len(s.out) for s in sessions), sum(len(s.expected) for s in sessions)
 
 

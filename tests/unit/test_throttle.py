@@ -31,7 +31,7 @@ class _Mailboxes(Mailboxes):
         self._said = said
 
     def stop(self) -> None:
-        self._said.append(("stop", self.peer.name))
+        self._said.append(("stop", self.remote.name))
 
 
 class Strangers:

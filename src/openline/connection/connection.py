@@ -12,7 +12,20 @@ from typing import Any, Generic
 from ..backends.base import End, Link
 from ..core.bulk import MEASURED, OVERLOAD, measured, overloaded
 from ..core.collision import Claim, rank_of
-from ..core.frames import Batched, Flow, Listening, Malformed, TooBig, Welcome, decode_frame, decode_plain
+from ..core.frames import (
+    MESSAGES,
+    PARSE_ERRORS,
+    Batched,
+    Flow,
+    Listening,
+    Malformed,
+    TooBig,
+    Welcome,
+    decode_frame,
+    decode_plain,
+    unpack_batch,
+    unreadable,
+)
 from ..core.handshake import CERTIFIED, MAX_NAME, check_ports
 from ..core.lifecycle import NEXT, State
 from ..core.liveness import Liveness
@@ -53,6 +66,7 @@ class Connection(Generic[R]):
     __slots__ = (
         "_allowance",
         "_answered_at",
+        "_arrivals",
         "_callbacks",
         "_complained",
         "_context",
@@ -87,6 +101,7 @@ class Connection(Generic[R]):
         self.link = link
         self._context = context
         self._listeners = listeners
+        self._arrivals = listeners.arrivals
         self.number = next(_numbers)
         self.endpoint: Endpoint = link.endpoint
         self.plain = link.endpoint.hello is None
@@ -303,7 +318,7 @@ class Connection(Generic[R]):
         except Malformed as error:
             self._complain(error)
             return
-        self._listeners.arrivals.on_messages(self, [message], len(data), more)
+        self._arrivals.on_messages(self, [message], len(data), more)
 
     def on_binary(self, data: memoryview) -> None:
         if self.plain:
@@ -313,18 +328,25 @@ class Connection(Generic[R]):
         self.tx_heard = self.writer.tx
         size, more = len(data), 0
         if size <= MEASURED:
+            if size and data[0] == MESSAGES:
+                try:
+                    batch = unpack_batch(data[1:])
+                except PARSE_ERRORS as error:
+                    raise unreadable(MESSAGES, error) from None
+                self._arrivals.on_batch(self, batch, size, 0)
+                return
             frame = decode_frame(data)
         else:
             _check_load(data, False)
             frame, more = measured(decode_frame, data)
         if isinstance(frame, Batched):
-            self._listeners.arrivals.on_batch(self, frame, size, more)
+            self._arrivals.on_batch(self, frame, size, more)
         else:
             self._on_control(frame)
 
     def _on_control(self, frame: object) -> None:
         if isinstance(frame, Flow):
-            self._listeners.arrivals.on_flow(self, frame)
+            self._arrivals.on_flow(self, frame)
         elif isinstance(frame, Listening):
             check_ports(frame.ports)
             self._on_listening(frame.ports)

@@ -44,8 +44,9 @@ class Turn(Protocol):
         """Is a received frame being handled? Then what handlers send gathers until its end."""
         ...
 
-    def later(self, writer: Writer) -> None:
-        """``writer`` has something to flush when the frame has been handled."""
+    @property
+    def gathered(self) -> list[Writer]:
+        """Those that have something to flush when the frame has been handled."""
         ...
 
 

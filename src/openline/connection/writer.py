@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from ..backends.base import FRAGMENT, Link
 from ..core.bulk import MAX_CONTAINERS, OVERLOAD, overloaded
 from ..core.frames import (
+    BATCH_START,
     FRAME_BYTES,
     Batch,
     EncodedNotes,
@@ -68,6 +69,7 @@ class Writer:
         "_waiters",
         "acks",
         "barred",
+        "frames",
         "link",
         "owed",
         "tx",
@@ -79,11 +81,13 @@ class Writer:
         self._side: Side | None = side
         # Messages written.
         self.tx = 0
+        # Frames with messages.
+        self.frames = 0
         # Between openline peers: the session, its streams that are open on this connection, and
         # what is to be opened and acknowledged with the next frame.
         self._session: Session[Any] | None = None
         self._positions: dict[StreamId, int] | None = None
-        self.acks: dict[StreamId, int] | None = None
+        self.acks: dict[StreamId, int] = {}
         self._opened: dict[StreamId, Outgoing[Any]] | None = None
         self._opens: list[tuple[StreamId, int]] | None = None
         self._opening = 0
@@ -121,6 +125,11 @@ class Writer:
         """
         link = self.link
         return not (link.closing or (not self._context.turn.dispatching and link.broken()))
+
+    @property
+    def gathering(self) -> bool:
+        """Do messages gather in a frame now, which leaves later in this turn of the loop?"""
+        return self._batch is not None and self._batch.count > 0
 
     # To a plain peer -----------------------------------------------------------------------------
 
@@ -181,19 +190,70 @@ class Writer:
 
     # In a session --------------------------------------------------------------------------------
 
-    def write(self, stream_id: StreamId, out: Outgoing[Any], messages: list[Message], quiet: bool) -> int:
-        """Write messages of one stream, which ``out`` numbers next; returns their size.
+    def write(self, stream_id: StreamId, out: Outgoing[Any], message: Message, quiet: bool) -> int:
+        """Write the next message of a stream, which ``out`` numbers; returns its size.
 
-        Of several as many as fit in a frame; what does not is taken off the list. ``quiet``: nothing else
-        is under way. Raises ``Blocked`` and ``InvalidMessage``, and then nothing has left.
+        The first one of a loop turn leaves at once, all others of that turn together. ``quiet``: nothing
+        else is under way. Raises ``Blocked`` and ``InvalidMessage``, and then nothing has left.
         """
-        if self._tracks is not None and stream_id != self._stream:
+        if self._opened is None or self._stream != stream_id or self._opened.get(stream_id) is not out:
+            self._begin(stream_id, out)
+        batch, context = self._batch, self._context
+        if batch is None:
+            batch = self._batch = Batch()
+        size = batch.add(message)
+        if size > MAX_CONTAINERS or size > context.config.max_message_size:
+            self._check(batch, message, size)
+        if len(batch.buffer) > FRAME_BYTES:
+            self._overflow(batch, size)
+        elif context.turn.dispatching:
+            if batch.count == 1:
+                context.turn.gathered.append(self)
+        elif not self._holding:
+            self.flush()
+            # Where nothing is under way, as between a question and its answer, holding need not even be
+            # arranged for.
+            if not quiet:
+                self._hold()
+        self.tx += 1
+        context.counters.messages_sent += 1
+        context.counters.bytes_sent += size
+        return size
+
+    def _begin(self, stream_id: StreamId, out: Outgoing[Any]) -> None:
+        """What follows is of this stream: on its track, and open on this connection."""
+        if self._stream != stream_id:
             self.select(stream_id)
         if self._opened is None or self._opened.get(stream_id) is not out:
             if self.barred and stream_id in self.barred and out.unacked:
                 raise Blocked
             self.open(stream_id, out, out.next)
-        size = self._gather(messages[0], quiet) if len(messages) == 1 else self.write_frame(messages)
+
+    def _check(self, batch: Batch, message: Message, size: int) -> None:
+        """A large message: may it be sent? If not it is taken out again."""
+        try:
+            self._check_size(message, size)
+            if size > MAX_CONTAINERS and overloaded(batch.buffer[-size:], False):
+                raise MessageTooLarge(f"message {message.id!r} to {self._whereto} {OVERLOAD}")
+        except MessageTooLarge:
+            batch.drop_last(size)
+            raise
+
+    def _overflow(self, batch: Batch, size: int) -> None:
+        """The last message, of that size, makes the frame too long: it gets one of its own."""
+        if batch.count > 1:
+            self.frames += 1
+            self.link.write_binary(batch.split_last(size, self._notes(FRAME_BYTES)), self._track)
+        self.flush()
+
+    def write_many(self, stream_id: StreamId, out: Outgoing[Any], messages: list[Message]) -> int:
+        """Write the next messages of a stream as one frame; returns their size.
+
+        As many as fit; what does not is taken off the list. Raises ``Blocked`` and ``InvalidMessage``, and
+        then nothing has left.
+        """
+        self._begin(stream_id, out)
+        size = self.write_frame(messages)
         self._count(len(messages), size)
         return size
 
@@ -219,11 +279,12 @@ class Writer:
 
     def select(self, stream_id: StreamId) -> None:
         """What follows is of this stream: it goes on the track of that."""
-        if self._tracks is None or stream_id == self._stream:
+        if stream_id == self._stream:
             return
-        self.flush()
         self._stream = stream_id
-        self._track = self._tracks.of(stream_id, self._idle)
+        if self._tracks is not None:
+            self.flush()
+            self._track = self._tracks.of(stream_id, self._idle)
 
     def track_of(self, stream_id: StreamId) -> int:
         return CONTROL if self._tracks is None else self._tracks.of(stream_id, self._idle)
@@ -266,12 +327,9 @@ class Writer:
         frame = encode_batch(messages)
         if len(frame) > min(FRAME_BYTES + FRAME_BYTES // 2, self._context.config.max_message_size):
             del messages[self._fitting(messages) :]
-            if len(messages) == 1:
-                size = self._gather(messages[0], False)
-                self.flush()
-                return size
             frame = encode_batch(messages)
-        size = len(frame)
+        self.frames += 1
+        size = len(frame) if len(messages) > 1 else len(frame) - BATCH_START
         notes = self._notes(size)
         if notes is not None:
             append_notes(frame, notes)
@@ -282,40 +340,13 @@ class Writer:
         """How many of them fit in a frame; one at least."""
         total = 0
         for index, message in enumerate(messages):
-            size = Batch().add(message)
-            self._check_size(message, size)
+            batch = Batch()
+            size = batch.add(message)
+            self._check(batch, message, size)
             total += size
             if index and total > FRAME_BYTES:
                 return index
         return len(messages)
-
-    def _gather(self, message: Message, quiet: bool) -> int:
-        """The first message of a loop turn leaves at once, all others of that turn together."""
-        batch = self._batch
-        if batch is None:
-            batch = self._batch = Batch()
-        size = batch.add(message)
-        if size > self._context.config.max_message_size:
-            batch.drop_last(size)
-            self._check_size(message, size)
-        if size > MAX_CONTAINERS and overloaded(batch.buffer[-size:], False):
-            batch.drop_last(size)
-            raise MessageTooLarge(f"message {message.id!r} to {self._whereto} {OVERLOAD}")
-        if len(batch.buffer) > FRAME_BYTES:
-            if batch.count > 1:
-                self.link.write_binary(batch.split_last(size, self._notes(FRAME_BYTES)), self._track)
-            self.flush()
-        elif self._context.turn.dispatching:
-            if batch.count == 1:
-                self._context.turn.later(self)
-        elif not self._holding:
-            notes = None if self.acks is None and self._opens is None else self._notes(size)
-            self.link.write_binary(batch.seal(notes), self._track)
-            # Where nothing is under way, as between a question and its answer, holding need not even be
-            # arranged for.
-            if not quiet:
-                self._hold()
-        return size
 
     def _hold(self) -> None:
         """Until the end of this loop turn, what follows gathers."""
@@ -341,48 +372,40 @@ class Writer:
 
     def _notes(self, size: int = 0) -> EncodedNotes | None:
         """What sessions have to tell each other, to go with the next frame, of ``size`` bytes."""
-        acks, opens = self.acks, self._opens
-        if acks is None and opens is None:
-            return None
-        if acks is not None and (
-            len(acks) > MAX_RIDERS or (self._tracks is not None and (size > SMALL or self.link.backlog))
+        opens = self._opens
+        if len(self.acks) > MAX_RIDERS or (
+            self.acks and self._tracks is not None and (size > SMALL or self.link.backlog)
         ):
             # They would come behind all that is in front of them on this track, or after its losses.
             self._acknowledge()
-            acks = None
-            if opens is None:
-                return None
-        self.acks = self._opens = None
-        return encode_notes(acks or {}, opens)
-
-    def acknowledge(self, acks: dict[StreamId, int]) -> None:
-        """To go with the next frame: the next number that each stream waits for."""
-        if self.acks is None:
-            self.acks = acks
-        else:
-            self.acks.update(acks)
+        acks, self.acks, self._opens = self.acks, {}, None
+        return encode_notes(acks, opens) if acks or opens is not None else None
 
     def flush(self) -> None:
-        """Write what has gathered: messages, and notes."""
-        batch = self._batch
+        """Write what has gathered: messages, and notes. A link that is gone takes nothing: then the session
+        sends it over another connection."""
+        batch, acks, opens = self._batch, self.acks, self._opens
         if batch is None or not batch.count:
-            if self._opens is None:
-                if self.acks is not None:
-                    self._acknowledge()
-                return
-            notes = self._notes()
-            if notes is not None and not self.link.closing:
-                self.link.write_binary(encode_notes_frame(notes), self._track)
-        elif self.link.closing:
-            batch.seal()  # its session sends it over another connection
+            if opens is not None:
+                notes = self._notes()
+                if notes is not None and not self.link.closing:
+                    self.link.write_binary(encode_notes_frame(notes), self._track)
+            elif acks:
+                self._acknowledge()
+        elif self._tracks is None and len(acks) <= MAX_RIDERS:
+            self.frames += 1
+            if acks:
+                self.acks = {}
+            self._opens = None
+            self.link.write_binary(batch.seal_with(acks, opens), self._track)
         else:
+            self.frames += 1
             self.link.write_binary(batch.seal(self._notes(len(batch.buffer))), self._track)
 
     def _acknowledge(self) -> None:
         """In a frame of their own; where the link is full, once it is not."""
         acks, link = self.acks, self.link
-        self.acks = None
-        assert acks is not None
+        self.acks = {}
         if link.congested or len(acks) > MAX_RIDERS or self.owed:
             self._owing().acks.add(acks, self._positions)
             self.write_owed()

@@ -117,7 +117,7 @@ _pack = msgspec.msgpack.Encoder()
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _LONE_SURROGATE = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH, _LOW))
-_PARSE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError)
+PARSE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError)
 _ENCODE_ERRORS = (msgspec.MsgspecError, TypeError, OverflowError, RecursionError, ValueError)
 
 
@@ -128,6 +128,8 @@ def _ext_hook(code: int, data: memoryview) -> Any:
 
 
 _unpack_batch = msgspec.msgpack.Decoder(Batched, ext_hook=_ext_hook)
+# What a frame of messages is read with, without the byte that says its kind; raises ``PARSE_ERRORS``.
+unpack_batch = _unpack_batch.decode
 _unpack_flow = msgspec.msgpack.Decoder(Flow)
 _unpack_listening = msgspec.msgpack.Decoder(Listening)
 _unpack_proof = msgspec.msgpack.Decoder(Proof)
@@ -162,7 +164,7 @@ def decode_plain(data: Buffer) -> Message:
         wire = _json_plain.decode(data)
     except msgspec.ValidationError:
         return _decode_unusual(data)
-    except _PARSE_ERRORS as error:
+    except PARSE_ERRORS as error:
         if _SURROGATE.search(data):
             return _decode_unusual(_without_surrogates(data))
         raise Malformed(f"not a JSON message: {error}") from None
@@ -188,7 +190,7 @@ def _decode_unusual(data: Buffer) -> Message:
         known = {key: fields.pop(key) for key in _Plain.__struct_fields__ if key in fields}
         known = {"id": new_id(), "type": "task", "payload": None, **known}
         wire = msgspec.convert(known, _Plain)
-    except _PARSE_ERRORS as error:
+    except PARSE_ERRORS as error:
         raise Malformed(f"not a message: {error}") from None
     return Message(wire.id, wire.type, wire.payload, wire.metadata, _stream_of(wire.streamId), fields or None)
 
@@ -243,10 +245,11 @@ def _check(message: Message) -> None:
 
 _IDS = frozenset({str, int, float})
 _STREAM_IDS = frozenset({str, int})
+_KEYS = frozenset({str})
 
 
 def _is_object(value: object) -> bool:
-    return isinstance(value, dict) and all(type(key) is str for key in value)
+    return isinstance(value, dict) and set(map(type, value)) <= _KEYS
 
 
 # Between openline peers -------------------------------------------------------------------------
@@ -263,7 +266,18 @@ class Batch:
 
     def add(self, message: Message) -> int:
         """Append one message; returns its size. Raises ``InvalidMessage`` and leaves no trace."""
-        _check(message)
+        # As in ``_check``, which costs a call for each message.
+        if (
+            type(message.type) is not str
+            or type(message.stream_id) not in _STREAM_IDS
+            or type(message.id) not in _IDS
+            or (
+                message.metadata is not None
+                and (type(message.metadata) is not dict or not set(map(type, message.metadata)) <= _KEYS)
+            )
+            or message.extra is not None
+        ):
+            _check(message)
         start = len(self.buffer)
         try:
             _pack.encode_into(message, self.buffer, -1)
@@ -286,6 +300,20 @@ class Batch:
         """Take the last message out again."""
         del self.buffer[-size:]
         self.count -= 1
+
+    def seal_with(self, acks: dict[StreamId, int], opens: list[tuple[StreamId, int]] | None) -> bytearray:
+        """``seal`` with notes that have yet to be encoded."""
+        buffer = self.buffer
+        if self.count != 1:
+            buffer[BATCH_START - 4 : BATCH_START] = self.count.to_bytes(4, "big")
+        if acks or opens:
+            buffer[HEADROOM + 1] = _WITH_BOTH if opens else _WITH_ACKS
+            buffer += _pack.encode(list(acks.items()))
+            if opens:
+                buffer += _pack.encode(opens)
+        self.buffer = bytearray(_EMPTY_BATCH)
+        self.count = 0
+        return buffer
 
     def seal(self, notes: EncodedNotes | None = None) -> bytearray:
         """The frame, with ``HEADROOM`` bytes free in front; the batch is empty afterwards."""
@@ -374,6 +402,10 @@ def _control(kind: int, body: Any) -> bytearray:
 Frame = Batched | Flow | Listening | Proof | Welcome
 
 
+def unreadable(kind: int, error: Exception) -> Malformed:
+    return Malformed(f"frame of kind {kind}: {error}")
+
+
 def decode_frame(data: memoryview) -> Frame | None:
     """Read a binary frame. None for a kind this version does not know. Raises ``Malformed``."""
     if not data:
@@ -386,8 +418,8 @@ def decode_frame(data: memoryview) -> Frame | None:
         raise Malformed(f"a frame of kind {kind} with {len(data)} bytes, at most {MAX_CONTROL}")
     try:
         return decoder.decode(data[1:])  # type: ignore[no-any-return]
-    except _PARSE_ERRORS as error:
-        raise Malformed(f"frame of kind {kind}: {error}") from None
+    except PARSE_ERRORS as error:
+        raise unreadable(kind, error) from None
 
 
 _DECODERS: dict[int, msgspec.msgpack.Decoder[Any]] = {

@@ -47,6 +47,9 @@ class Numbered:
     # The stream, once they have been numbered.
     out: Outgoing[Any] | None = None
 
+    def confirm_first(self, count: int) -> None:
+        """The peer has so many of them, and the others go on by themselves."""
+
 
 P = TypeVar("P", bound=Numbered)
 
@@ -76,10 +79,18 @@ class Outgoing(Generic[P]):
         self.unacked.append(sent)
         self.size += size
 
+    def extend(self, sent: P, size: int) -> None:
+        """One more message, of ``size`` bytes, belongs to what was sent last."""
+        sent.size += size
+        sent.end = self.next = self.next + 1
+        self.size += size
+
     def take_over(self, old: Outgoing[P], sent: list[P]) -> None:
         """Number what has been sent in another session, and goes on here."""
         for each in sent:
-            each.messages = old.pending(each)
+            pending = old.pending(each)
+            each.confirm_first(len(each.messages) - len(pending))
+            each.messages = pending
             self.add(each, each.size)
 
     def remove(self, sent: list[P]) -> None:

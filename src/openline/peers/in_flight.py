@@ -9,7 +9,7 @@ from ..address import Address
 from ..core.session import Numbered
 from ..errors import InvalidMessage, NotConfirmed
 from ..message import BY_NODE_ID, Message, Receipt, Receipts, StreamId
-from ..runtime.inline_future import Waiter
+from ..runtime.inline_future import InlineFuture
 
 if TYPE_CHECKING:
     from .remote import Remote, RemoteConnection
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class InFlight(Numbered, Waiter[T]):
+class InFlight(Numbered, InlineFuture[T]):
     """Consecutive messages of one stream, written together; awaiting it waits for what was asked for.
 
     ``address`` is where they were sent to, None for a peer in hand. ``deadline`` is when the
@@ -27,8 +27,6 @@ class InFlight(Numbered, Waiter[T]):
 
     # Connections it was written to.
     attempts = 1
-    # How the peer was recognised; a peer in hand is known by its node id.
-    matched = BY_NODE_ID
 
     def __init__(
         self,
@@ -37,12 +35,15 @@ class InFlight(Numbered, Waiter[T]):
         address: Address | None,
         limit: float,
         deadline: float,
+        matched: str = BY_NODE_ID,
     ) -> None:
-        self._loop = loop
+        asyncio.Future.__init__(self, loop=loop)
         self.messages = messages
         self.address = address
         self.limit = limit
         self.deadline = deadline
+        # How the peer was recognised; a peer in hand is known by its node id.
+        self.matched = matched
 
     def acknowledged(self, receipts: Receipts) -> None:
         """The peer has it; ``receipts`` are those of the connection that says so."""
@@ -76,21 +77,59 @@ class InFlight(Numbered, Waiter[T]):
 
 
 class Send(InFlight[Receipt]):
-    """Waits for the acknowledgement."""
+    """Waits for the acknowledgement. Messages that are sent right behind it may share its way."""
+
+    # Who waits for each message but the first, and the receipts of the connection that they went over.
+    _joined: list[asyncio.Future[Receipt]] | None = None
+    _receipts: Receipts
+
+    def join(self, message: Message, receipts: Receipts) -> asyncio.Future[Receipt]:
+        """A message that has been written behind these, in the same frame."""
+        self.messages.append(message)
+        future: asyncio.Future[Receipt] = self.get_loop().create_future()
+        if self._joined is None:
+            self._joined, self._receipts = [], receipts
+        self._joined.append(future)
+        return future
 
     def acknowledged(self, receipts: Receipts) -> None:
         if self.attempts == 1:
-            self.set_result(receipts[self.matched])
+            receipt = receipts[self.matched]
         else:
-            self.set_result(receipts.after(self.attempts, self.matched))
+            receipt = receipts.after(self.attempts, self.matched)
+        self.settle(receipt)
+        if self._joined is not None:
+            _settle(self._joined, receipt)
 
     def overdue(self) -> None:
         self.expire()
 
     def expire(self) -> None:
         """Nobody waits any longer."""
-        if not self.done():
-            self.set_exception(self.unconfirmed(f"no acknowledgement within {self.limit:g} s"))
+        self.fail(self.unconfirmed(f"no acknowledgement within {self.limit:g} s"))
+
+    def fail(self, error: BaseException) -> None:
+        joined = self._joined
+        if joined is not None:
+            self.confirm_first(max(0, self.out.acked - self.first) if self.out is not None else 0)
+        super().fail(error)
+        for future in joined or ():
+            if not future.done():
+                future.set_exception(error)
+
+    def confirm_first(self, count: int) -> None:
+        """The peer has so many of the messages, though not all."""
+        if count and self._joined is not None:
+            receipt = self._receipts.after(self.attempts, self.matched)
+            self.settle(receipt)
+            _settle(self._joined[: count - 1], receipt)
+            del self._joined[: count - 1]
+
+
+def _settle(futures: list[asyncio.Future[Receipt]], receipt: Receipt) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(receipt)
 
 
 class Request(InFlight[Message]):
@@ -108,7 +147,12 @@ class Request(InFlight[Message]):
         to: object,
         limit: float,
     ) -> None:
-        super().__init__(loop, [message], address, limit, 0.0)
+        asyncio.Future.__init__(self, loop=loop)
+        self.messages = [message]
+        self.address = address
+        self.limit = limit
+        self.deadline = 0.0
+        self.matched = BY_NODE_ID
         self.id = message.id
         self.stream_id: StreamId = message.stream_id
         self._to = to
@@ -116,7 +160,7 @@ class Request(InFlight[Message]):
     def expire(self) -> None:
         if not self.done():
             text = f"no answer from {self._to} to request {self.id!r} within {self.limit:g} s"
-            self.set_exception(TimeoutError(text))
+            self.fail(TimeoutError(text))
 
     def asked(self, remote: Remote, connection: RemoteConnection, now: float) -> None:
         self.remote, self.connection = remote, connection
@@ -135,6 +179,6 @@ class Request(InFlight[Message]):
         try:
             new.requests.add(self)
         except InvalidMessage as error:
-            self.set_exception(error)
+            self.fail(error)
         else:
             self.connection = new.paths.carrier

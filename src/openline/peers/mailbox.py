@@ -294,7 +294,7 @@ class Mailbox:
         if self.queue:
             return self._drain()
         self.running = False
-        if self._siblings.overfull or not self.remote.connections:
+        if self._siblings.overfull or not self.remote.paths.connections:
             self._siblings.settled(self)
         return None
 

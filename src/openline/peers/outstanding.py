@@ -7,6 +7,7 @@ what is not acknowledged is sent again over the new one, and the receiving side 
 from __future__ import annotations
 
 import logging
+from asyncio import Future
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,9 @@ from ..core.frames import Batched
 from ..core.lifecycle import State
 from ..core.session import Outgoing, Session, open_at
 from ..errors import Error, InvalidMessage
-from ..message import Message, StreamId
+from ..message import Message, Receipt, StreamId
 from .gate import Gates
-from .in_flight import InFlight
+from .in_flight import InFlight, Send
 from .part import Part
 
 if TYPE_CHECKING:
@@ -33,11 +34,16 @@ Sent = InFlight[Any]
 class Outstanding(Part):
     """Of one peer."""
 
-    __slots__ = ("_services", "former", "gates", "session")
+    __slots__ = ("_last", "_last_frame", "_noted", "_services", "former", "gates", "session")
 
     def __init__(self, remote: Remote, services: Services) -> None:
         super().__init__(remote)
         self._services = services
+        # What has been sent last by ``Sender.send``, and in which frame it gathers.
+        self._last: Send | None = None
+        self._last_frame = 0
+        # Do sessions know that something may be unacknowledged?
+        self._noted = False
         # None for a plain peer, and for one of which nothing is remembered.
         self.session: Session[Sent] | None = None
         # Those of other processes with its key, by ``Hello.process``: one of them may come back.
@@ -101,8 +107,9 @@ class Outstanding(Part):
         Of several messages the first are kept, as many as fit in a frame and in the window. Raises
         ``Blocked`` and ``InvalidMessage``; then they have no numbers.
         """
-        writer, link, session = connection.writer, connection.link, connection.session
-        if link.closing or (not self._services.context.turn.dispatching and link.broken()):
+        writer, session = connection.writer, connection.session
+        # Where something has come in this very turn of the loop, the kernel need not be asked.
+        if connection.link.closing or (not writer.acks and not writer.alive()):
             return False
         assert session is not None
         messages = sent.messages
@@ -110,15 +117,52 @@ class Outstanding(Part):
         out = session.out.get(stream_id)
         if out is None:
             out = session.outgoing(stream_id)
-        if len(messages) > 1:
+        if len(messages) == 1:
+            size = writer.write(stream_id, out, messages[0], writer.tx == connection.tx_heard)
+        else:
             del messages[out.room :]
-        size = writer.write(stream_id, out, messages, writer.tx == connection.tx_heard)
-        if not out.unacked:
-            self._services.sessions.has_unacked(self.remote)
+            size = writer.write_many(stream_id, out, messages)
+        if not self._noted:
+            self.note()
         out.add(sent, size)
-        if out.full:
+        if out.size >= out.max_size or out.next - out.acked >= out.max_messages:
             self.gates.fill(stream_id)
         return True
+
+    def note(self) -> None:
+        """Sessions look after peers with something unacknowledged."""
+        self._noted = True
+        self._services.sessions.has_unacked(self.remote)
+
+    def not_noted(self) -> None:
+        """Nothing was unacknowledged when they looked."""
+        self._noted = False
+
+    def gathers(self, send: Send, connection: RemoteConnection) -> None:
+        """What is sent behind it in this turn of the loop may share its way."""
+        self._last, self._last_frame = send, connection.writer.frames
+
+    def join(self, message: Message, target: Address, connection: RemoteConnection) -> Future[Receipt] | None:
+        """Send one more message in the frame that gathers now; None where there is none, or another stream's.
+
+        Raises ``InvalidMessage``; then nothing has changed.
+        """
+        last, writer = self._last, connection.writer
+        if last is None or writer.frames != self._last_frame or last.address is not target:
+            return None
+        out, stream_id = last.out, message.stream_id
+        if (
+            out is None
+            or stream_id != last.messages[0].stream_id
+            or not out.unacked
+            or out.unacked[-1] is not last
+        ):
+            return None
+        out.extend(last, writer.write(stream_id, out, message, False))
+        if out.size >= out.max_size or out.next - out.acked >= out.max_messages:
+            self.gates.fill(stream_id)
+        future: Future[Receipt] = last.join(message, connection.receipts)
+        return future
 
     def resume(self, connection: RemoteConnection) -> None:
         """Carry the session on over this connection: open its streams anew, send what is not acknowledged.
@@ -165,7 +209,7 @@ class Outstanding(Part):
                 messages = messages[len(part) :]
         except InvalidMessage as error:
             # The program has changed it meanwhile. Its numbers are skipped.
-            sent.set_exception(error)
+            sent.fail(error)
             text = "message changed while it was on its way: %s"
             context.log.about(self.remote, logging.ERROR, text, error)
             writer.open(stream_id, out, sent.end)
@@ -245,9 +289,10 @@ class Outstanding(Part):
             given_up = out.give_up()
             self.gates.make_room(stream_id)
             for sent, reason, messages in zip(given_up, reasons, pending, strict=True):
-                sent.set_exception(reason)
+                sent.fail(reason)
                 self._services.in_doubt(self.remote, messages, why)
         self._services.sessions.nothing_unacked(self.remote)
+        self._noted = False
 
     def unconfirmed(self, why: str) -> None:
         """Fail all of it, as nobody will ever confirm it."""
@@ -271,14 +316,3 @@ class Outstanding(Part):
                 for sent in mine:
                     sent.moved(self.remote, new)
         return moved
-
-    def take(self, connection: RemoteConnection, messages: list[Message]) -> list[Message]:
-        """Those that are new; all are to be acknowledged with the next frame. Raises ``Malformed``."""
-        session, positions = connection.session, connection.positions
-        assert session is not None
-        assert positions is not None
-        fresh, acks = session.accept(positions, messages)
-        connection.writer.acknowledge(acks)
-        if len(fresh) != len(messages):
-            self._services.context.counters.duplicates_suppressed += len(messages) - len(fresh)
-        return fresh

@@ -179,7 +179,7 @@ class Remote:
             return False
         text = "%r answers at %s in place of %r: it gets what was not acknowledged"
         self._services.context.log.about(new, logging.INFO, text, new, target, self)
-        self._services.sessions.has_unacked(new)
+        new.outstanding.note()
         self._services.routing.look(self)
         return True
 

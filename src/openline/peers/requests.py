@@ -42,7 +42,7 @@ class PlainRequests:
     def claim(self, ip: str, message: Message, is_peer_of: Callable[[Request], bool]) -> bool:
         for request in self._by_ip.get(ip, {}).get(_named(message, plain=True), []):
             if not request.done() and is_peer_of(request):
-                request.set_result(message)
+                request.settle(message)
                 return True
         return False
 
@@ -85,9 +85,13 @@ class Requests:
             if len(self._late) > MAX_LATE:
                 del self._late[next(iter(self._late))]
 
-    def awaits(self, message: Message) -> bool:
-        """Does an openline peer's message answer one that is out?"""
-        return message.metadata is not None and _named(message, plain=False) in self.out
+    def answered(self, message: Message) -> Request | None:
+        """The request that an openline peer's message answers, by ``metadata.replyTo``; it is out no more."""
+        metadata = message.metadata
+        if metadata is None:
+            return None
+        reply_to = metadata.get("replyTo")
+        return self.out.pop(reply_to, None) if type(reply_to) in _ID_TYPES else None
 
     def claim(self, message: Message, plain: bool, now: float) -> bool:
         """Give ``message`` to the request it answers; False if it answers none.
@@ -98,7 +102,7 @@ class Requests:
         if request is None:
             return plain and self._claim_only_one(message, now)
         if not request.done():
-            request.set_result(message)
+            request.settle(message)
         return True
 
     def _claim_only_one(self, message: Message, now: float) -> bool:
@@ -114,7 +118,7 @@ class Requests:
             return False
         del self.out[on_stream[0].id]
         if not on_stream[0].done():
-            on_stream[0].set_result(message)
+            on_stream[0].settle(message)
         return True
 
     def _is_late(self, message: Message, now: float) -> bool:
@@ -133,7 +137,7 @@ class Requests:
     def fail_all(self, error: Exception) -> None:
         """No answer can come any more."""
         for request in list(self.out.values()):
-            request.set_exception(error)
+            request.fail(error)
         self.out.clear()
 
     def fail(self, connection: object, error: Exception) -> None:
@@ -141,4 +145,4 @@ class Requests:
         for request in [p for p in self.out.values() if p.connection is connection]:
             del self.out[request.id]
             if not request.done():
-                request.set_exception(error)
+                request.fail(error)

@@ -92,6 +92,7 @@ class Sessions:
             remote.look_for_doubt(now)
             if not remote.outstanding.has_unacked:
                 del self._unacked[remote]
+                remote.outstanding.not_noted()
                 self.retention.look(remote)
                 continue
             if not remote.known:

@@ -39,7 +39,7 @@ class Dispatcher:
         self._home = home
         # Is a received frame being handled? And who has gathered something meanwhile.
         self.dispatching = False
-        self._gathered: list[Writer] = []
+        self.gathered: list[Writer] = []
         # Connections with acknowledgements that nothing has carried yet.
         self._owing: dict[Writer, None] = {}
         self._flushing = False
@@ -58,16 +58,25 @@ class Dispatcher:
                 counters = self._context.counters
                 counters.messages_received += len(messages)
                 counters.bytes_received += size
-                messages = remote.outstanding.take(connection, messages)
+                session, positions = connection.session, connection.positions
+                assert session is not None
+                assert positions is not None
+                count = len(messages)
+                messages, acks = session.accept(positions, messages)
+                connection.writer.acks.update(acks)
+                if len(messages) != count:
+                    counters.duplicates_suppressed += count - len(messages)
                 if remote.requests.out:
                     self._hand_out(remote, messages, size + more)
                 else:
                     self._inbox.feed(remote, messages, size + more)
         finally:
             self.dispatching = False
-            if self._gathered:
-                self._flush_gathered()
-        if connection.writer.acks is not None:
+            if self.gathered:
+                gathered, self.gathered = self.gathered, []
+                for writer in gathered:
+                    writer.flush()
+        if connection.writer.acks:
             self._owe(connection.writer)
 
     def on_messages(
@@ -91,8 +100,10 @@ class Dispatcher:
             self._inbox.feed(remote, messages, size + more)
         finally:
             self.dispatching = False
-            if self._gathered:
-                self._flush_gathered()
+            if self.gathered:
+                gathered, self.gathered = self.gathered, []
+                for writer in gathered:
+                    writer.flush()
 
     def on_flow(self, connection: RemoteConnection, flow: Flow) -> None:
         """The peer's inbox for a stream is full, or has room again."""
@@ -122,13 +133,14 @@ class Dispatcher:
         each = size // len(messages) if messages else 0
         run: list[Message] = []
         for message in messages:
-            if not remote.requests.awaits(message):
+            request = remote.requests.answered(message)
+            if request is None:
                 run.append(message)
                 continue
             if run:
                 self._inbox.feed(remote, run, each * len(run))
                 run = []
-            remote.requests.claim(message, False, self._context.now)
+            request.settle(message)
         if run:
             self._inbox.feed(remote, run, each * len(run))
 
@@ -164,14 +176,6 @@ class Dispatcher:
         return connection.positions is None
 
     # The end of a turn ---------------------------------------------------------------------------
-
-    def later(self, writer: Writer) -> None:
-        self._gathered.append(writer)
-
-    def _flush_gathered(self) -> None:
-        gathered, self._gathered = self._gathered, []
-        for writer in gathered:
-            writer.flush()
 
     def _owe(self, writer: Writer) -> None:
         """It has acknowledgements to send: with the next frame, or at the end of this loop turn."""

@@ -93,9 +93,10 @@ class Router:
         Generation, connection, parsed address, how the peer was recognised.
         """
         route = self._routes.get(address)
-        if route is None or route[0] != self._table.generation or not route[1].usable:
+        if route is None or route[0] != self._table.generation:
             return None
-        return route
+        connection = route[1]
+        return route if connection.state is State.LIVE and not connection.link.congested else None
 
     async def find(self, address: Address) -> tuple[RemoteConnection, bool]:
         """A connection for ``address``, and whether it was there already.

@@ -5,7 +5,7 @@ A handler that never suspends costs no task and no trip through the loop. It sti
 name of a parked task (a *pilot*), and if the coroutine suspends, that same task carries it on.
 ``_enter_task`` and ``_leave_task`` are asyncio's documented hooks for this ("Extending asyncio").
 
-A coroutine that suspends for a ``Waiter`` alone, as one that awaits ``peer.reply()`` does, is
+A coroutine that suspends for an ``InlineFuture`` alone, as one that awaits ``peer.reply()`` does, is
 stepped on by the news it waits for, still without its task having run.
 """
 
@@ -18,7 +18,7 @@ from asyncio import _enter_task, _leave_task
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
-from .inline_future import Waiter
+from .inline_future import InlineFuture
 
 # Parked tasks kept for the next handlers; more than this many at a time is rare.
 MAX_PARKED = 64
@@ -142,7 +142,7 @@ class _Pilot:
         self._context: contextvars.Context
         self._wrap: Callable[[Steps], Steps]
         self._ended_with: Ended | None
-        self._waiter: Waiter[Any]
+        self._waiter: InlineFuture[Any]
         # Made once, not for each message.
         self._on_news = self._step
         self._job: Steps | None = None
@@ -165,7 +165,7 @@ class _Pilot:
     ) -> None:
         """Leave a coroutine that has been stepped to the waiter it waits for, or else to the task."""
         self._cargo, self._context, self._wrap, self._ended_with = coroutine, context, wrap, ended
-        if ended is not None and isinstance(yielded, Waiter) and not yielded.done():
+        if ended is not None and isinstance(yielded, InlineFuture) and not yielded.done():
             self._runner.busy.add(self.task)
             self._held, self._waiter = True, yielded
             # It is taken off the task's hands: if it is waited for again, that is a new wait.

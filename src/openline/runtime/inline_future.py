@@ -1,9 +1,7 @@
 """A future that wakes its task at once, inside the socket callback that brought the news.
 
-An ``asyncio.Future`` wakes its task through the loop's queue, which costs as much as encoding and
-writing a message. This one speaks the protocol that tasks expect of any future
-(``_asyncio_future_blocking``, "Extending asyncio") and steps the waiting task directly where no
-other task is running. One task waits for it at most.
+An ``asyncio.Future`` wakes its task through the loop's queue; until then whatever came with the news would
+go first. This one steps the waiting task directly where no other task is running.
 """
 
 from __future__ import annotations
@@ -11,120 +9,88 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from asyncio import current_task
-from collections.abc import Callable, Generator
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_PENDING, _DONE, _CANCELLED = range(3)
 
-
-class Waiter(Generic[T]):
-    """Set once; awaited by one task."""
+class InlineFuture(asyncio.Future[T]):
+    """Settled once; what comes later is no news. Of those that wait for it the first is woken at once."""
 
     # Defaults in the class: one is made for every message.
-    _asyncio_future_blocking = False
-    _state = _PENDING
-    _result: T
-    _error: BaseException | None = None
     _callback: Callable[[Any], object] | None = None
     _context: contextvars.Context | None = None
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def settle(self, result: T) -> None:
+        if not self.done():
+            self.set_result(result)
+            callback = self._callback
+            if callback is None:
+                return
+            if self._context is None:
+                self._callback = None
+                callback(self)
+            else:
+                self._call_back(callback)
 
-    def done(self) -> bool:
-        return self._state != _PENDING
+    def fail(self, error: BaseException) -> None:
+        if not self.done():
+            self.set_exception(error)
+            self.exception()  # whoever waited may be gone: then nobody need hear of it
+            if self._callback is not None:
+                self._call_back(self._callback)
 
-    def cancelled(self) -> bool:
-        return self._state == _CANCELLED
-
-    def set_result(self, result: T) -> None:
-        if self._state == _PENDING:
-            self._result = result
-            self._finish(_DONE)
-
-    def set_exception(self, error: BaseException) -> None:
-        if self._state == _PENDING:
-            self._error = error
-            self._finish(_DONE)
-
-    def _finish(self, state: int) -> None:
-        self._state = state
-        callback = self._callback
-        if callback is None:
-            return
+    def _call_back(self, callback: Callable[[Any], object]) -> None:
         self._callback = None
         if self._context is None:
             callback(self)
-        elif current_task(self._loop) is None:
-            try:
-                self._context.run(callback, self)
-            except (SystemExit, KeyboardInterrupt) as error:
-                # For the loop, which they end; from here they would get no further than a socket callback.
-                self._loop.call_soon(_raise, error)
-        else:
-            self._loop.call_soon(callback, self, context=self._context)
+            return
+        loop = self.get_loop()
+        if current_task(loop) is not None:
+            loop.call_soon(callback, self, context=self._context)
+            return
+        try:
+            self._context.run(callback, self)
+        except (SystemExit, KeyboardInterrupt) as error:
+            # For the loop, which they end; from here they would get no further than a socket callback.
+            loop.call_soon(_raise, error)
 
     def call(self, callback: Callable[[Any], object]) -> None:
-        """Call back at once when it is set, in place of a task that waits."""
-        self._callback = callback
-        self._context = None
+        """Call back at once when it is settled, in place of a task that waits."""
+        self._callback, self._context = callback, None
 
     def drop(self) -> None:
         """Whoever waited for it is cancelled, and knows."""
         self._callback = None
-        self._state = _CANCELLED
-
-    def __await__(self) -> Generator[Any, None, T]:
-        if self._state == _PENDING:
-            self._asyncio_future_blocking = True
-            yield self
-        return self.result()
+        self.cancel()
 
     # What a task asks of a future ----------------------------------------------------------------
 
-    def result(self) -> T:
-        if self._state == _DONE:
-            if self._error is not None:
-                raise self._error
-            return self._result
-        if self._state == _CANCELLED:
-            raise asyncio.CancelledError
-        raise asyncio.InvalidStateError("not done yet")
-
-    def exception(self) -> BaseException | None:
-        if self._state == _CANCELLED:
-            raise asyncio.CancelledError
-        return self._error
-
     def cancel(self, msg: object = None) -> bool:
         """The waiting task is being cancelled: it is told in the next turn, as by any future."""
-        if self._state != _PENDING:
+        if not super().cancel(msg):
             return False
-        self._state = _CANCELLED
-        if self._callback is not None:
-            self._loop.call_soon(self._callback, self, context=self._context)
-            self._callback = None
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            self.get_loop().call_soon(callback, self, context=self._context)
         return True
 
-    def get_loop(self) -> asyncio.AbstractEventLoop:
-        return self._loop
-
     def add_done_callback(
-        self, callback: Callable[[Any], object], *, context: contextvars.Context | None = None
+        self, callback: Callable[[Any], object], /, *, context: contextvars.Context | None = None
     ) -> None:
-        if self._state != _PENDING:
-            self._loop.call_soon(callback, self, context=context)
-            return
-        self._callback = callback
-        self._context = context if context is not None else contextvars.copy_context()
+        if self._callback is not None or self.done():
+            super().add_done_callback(callback, context=context)
+        else:
+            self._callback = callback
+            self._context = context if context is not None else contextvars.copy_context()
 
-    def remove_done_callback(self, callback: Callable[[Any], object]) -> int:
-        removed = self._callback == callback
-        if removed:
+    def remove_done_callback(self, callback: Callable[[Any], object], /) -> int:
+        removed = super().remove_done_callback(callback)
+        if self._callback == callback:
             self._callback = None
-        return int(removed)
+            removed += 1
+        return removed
 
 
 def _raise(error: BaseException) -> None:

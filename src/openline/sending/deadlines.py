@@ -15,7 +15,7 @@ class Expiring(Protocol):
 
     def expire(self) -> None: ...
     def done(self) -> bool: ...
-    def set_exception(self, error: BaseException) -> None: ...
+    def fail(self, error: BaseException) -> None: ...
 
 
 class Deadlines:
@@ -45,7 +45,7 @@ class Deadlines:
             self._timer.cancel()
         for waiting in self._due:
             if not waiting.done():
-                waiting.set_exception(Closed("the transport is closed"))
+                waiting.fail(Closed("the transport is closed"))
 
     def _arm(self, when: float) -> None:
         if self._timer is not None:

@@ -11,6 +11,7 @@ from ..address import Address
 from ..connection.context import Context
 from ..core.backoff import full_jitter
 from ..core.frames import FRAME_BYTES
+from ..core.lifecycle import Phase, State
 from ..core.session import Blocked
 from ..errors import Closed, NotConfirmed, Unreachable
 from ..message import BY_ADDRESS, Message, Receipt, StreamId
@@ -24,6 +25,8 @@ from ..routing.router import Router
 from ..runtime.home import Home
 from .deadlines import Deadlines
 from .turns import Place, Turns
+
+LIVE, CLOSED = State.LIVE, Phase.CLOSED
 
 # Messages of the first chunk of a batch; later ones are sized by what the first took.
 FIRST_CHUNK = 32
@@ -84,22 +87,33 @@ class Sender:
             return await self._send(self._target(address), message, timeout)
         _, connection, target, matched = route
         remote = connection.remote
-        if remote.outstanding.gates or self._turns.has(target, message):
+        outstanding = remote.outstanding
+        if outstanding.gates or (self._turns.lines and self._turns.has(target, message)):
             return await self._send(target, message, timeout)
-        remote.know()
+        if not remote.known:
+            remote.know()
         if not connection.plain:
             if remote.paths.carrier is not connection:
                 return await self._send(target, message, timeout)
+            shares = timeout is None and not self._exact
+            if shares and connection.writer.gathering:
+                future = outstanding.join(message, target, connection)
+                if future is not None:
+                    self._counters.reuses += 1
+                    return await future
             limit = self._limit if timeout is None else timeout
-            send = Send(self._loop, [message], target, limit, self._context.now + limit)
-            send.matched = matched
+            send = Send(self._loop, [message], target, limit, self._context.now + limit, matched)
             try:
-                written = remote.post(send, connection)
+                written = outstanding.post(send, connection)
             except Blocked:
                 return await self._send(target, message, timeout)
             if written:
                 self._counters.reuses += 1
-                return await (send if timeout is None and not self._exact else self._within(send))
+                if not shares:
+                    return await self._within(send)
+                if connection.writer.gathering:
+                    outstanding.gathers(send, connection)
+                return await send
         elif connection.writer.send(message):
             self._counters.reuses += 1
             if not self._counters.messages_sent % SENDS_PER_TURN:
@@ -112,26 +126,28 @@ class Sender:
         """``send`` for a peer in hand; ``peer.send`` and ``peer.reply`` come here."""
         if get_asyncgen_hooks()[0] is not self._home.mark:
             self._home.check()
-        if not remote.known and message.reply_to is None:
-            remote.know()
+        if not remote.known and (message.metadata is None or message.reply_to is None):
+            remote.know()  # to answer whoever asks is no reason
         connections = remote.paths.connections
-        held_up = remote.outstanding.gates or self._home.closed or self._turns.has(remote, message)
-        if not held_up and len(connections) == 1 and connections[0].usable:
-            connection = connections[0]
-            if connection.plain:
-                if connection.writer.send(message):
-                    self._counters.reuses += 1
-                    return connection.receipts[BY_ADDRESS]
-            elif remote.paths.carrier is connection:
-                limit = self._limit if timeout is None else timeout
-                send = Send(self._loop, [message], None, limit, self._context.now + limit)
-                try:
-                    written = remote.post(send, connection)
-                except Blocked:
-                    written = False
-                if written:
-                    self._counters.reuses += 1
-                    return await (send if timeout is None and not self._exact else self._within(send))
+        queued = self._turns.lines and self._turns.has(remote, message)
+        held_up = remote.outstanding.gates or self._home.phase is CLOSED or queued
+        connection = connections[0] if len(connections) == 1 else None
+        if connection is None or held_up or connection.state is not LIVE or connection.link.congested:
+            return await self._send(remote, message, timeout)
+        if connection.plain:
+            if connection.writer.send(message):
+                self._counters.reuses += 1
+                return connection.receipts[BY_ADDRESS]
+        elif remote.paths.carrier is connection:
+            limit = self._limit if timeout is None else timeout
+            send = Send(self._loop, [message], None, limit, self._context.now + limit)
+            try:
+                written = remote.outstanding.post(send, connection)
+            except Blocked:
+                written = False
+            if written:
+                self._counters.reuses += 1
+                return await (send if timeout is None and not self._exact else self._within(send))
         return await self._send(remote, message, timeout)
 
     async def _within(self, send: Send, until: float | None = None) -> Receipt:
@@ -329,56 +345,63 @@ class Sender:
             self._home.check()
         route = self._router.quick(address)
         if route is None:
-            return await self._request(None, self._target(address), message, timeout)
+            return await self._request(self._target(address), message, timeout)
         _, connection, target, _ = route
-        if connection.remote.outstanding.gates or self._turns.has(target, message):
-            return await self._request(None, self._target(address), message, timeout)
-        return await self._request(connection, target, message, timeout)
+        remote = connection.remote
+        if remote.outstanding.gates or (self._turns.lines and self._turns.has(target, message)):
+            return await self._request(target, message, timeout)
+        request = self._new_request(target, message, timeout)
+        try:
+            try:
+                asked = self._ask(request, connection)
+            except Blocked:
+                asked = False
+            if not asked:
+                await self._hand_over(target, message.stream_id, False, self._asking(request), request.limit)
+            return await request
+        finally:
+            self._deadlines.remove(request)
+            # The usual case, that it has been answered over a session that goes on, leaves nothing to do.
+            usual = request.connection is connection and not connection.plain and remote.paths.connections
+            if not usual or request.id in remote.requests.out:
+                self._give_up(request)
 
     async def request_of(self, remote: Remote, message: Message, timeout: float | None = None) -> Message:
         """``request`` for a peer in hand; ``peer.request`` comes here."""
         if get_asyncgen_hooks()[0] is not self._home.mark:
             self._home.check()
-        return await self._request(None, remote, message, timeout)
+        return await self._request(remote, message, timeout)
 
-    async def _request(
-        self,
-        connection: RemoteConnection | None,
-        to: Address | Remote,
-        message: Message,
-        timeout: float | None,
-    ) -> Message:
-        limit = self._config.request_timeout if timeout is None else timeout
-        address = to if isinstance(to, Address) else None
-        request = Request(self._loop, message, address, to, limit)
-        self._deadlines.add(request)
+    async def _request(self, to: Address | Remote, message: Message, timeout: float | None) -> Message:
+        request = self._new_request(to, message, timeout)
         try:
-            if connection is None or not self._asked_at_once(request, connection):
-                await self._hand_over(to, message.stream_id, False, self._asking(request), limit)
+            await self._hand_over(to, message.stream_id, False, self._asking(request), request.limit)
             return await request
         finally:
             self._deadlines.remove(request)
-            if request.remote is not None:
-                self._finish(request, request.remote)
+            self._give_up(request)
 
-    def _asked_at_once(self, request: Request, connection: RemoteConnection) -> bool:
-        try:
-            return self._ask(request, connection)
-        except Blocked:
-            return False
+    def _new_request(self, to: Address | Remote, message: Message, timeout: float | None) -> Request:
+        limit = self._config.request_timeout if timeout is None else timeout
+        request = Request(self._loop, message, to if isinstance(to, Address) else None, to, limit)
+        self._deadlines.add(request)
+        return request
 
     def _asking(self, request: Request) -> Write:
         return lambda connection, attempts: self._ask(request, connection)
 
     def _ask(self, request: Request, connection: RemoteConnection) -> bool:
+        """False: nothing of it left. Raises ``InvalidMessage`` and ``Blocked``."""
         remote = connection.remote
         remote.requests.add(request)
+        request.asked(remote, connection, self._context.now)
         if remote.mailboxes.full:
             welcome_answers(remote)
-        request.asked(remote, connection, self._context.now)
         written = False
         try:
-            if not connection.plain:
+            if remote.paths.carrier is connection:
+                written = remote.outstanding.post(request, connection)
+            elif not connection.plain:
                 written = remote.post(request, connection)
             elif connection.writer.send(request.messages[0]):
                 self._plain_requests.add(connection.endpoint.ip, request)
@@ -389,11 +412,14 @@ class Sender:
                 request.not_asked()
         return written
 
-    def _finish(self, request: Request, remote: Remote) -> None:
+    def _give_up(self, request: Request) -> None:
+        """Nobody waits for it any more: its answer may come late."""
+        remote, connection = request.remote, request.connection
+        if remote is None or connection is None:
+            return
         if remote.requests.out.get(request.id) is request:  # else it has been answered
             remote.requests.remove(request, self._context.now)
-        connection = request.connection
-        if connection is not None and connection.plain:
+        if connection.plain:
             self._plain_requests.remove(connection.endpoint.ip, request)
         if not remote.connections:
             self._table.forget(remote)

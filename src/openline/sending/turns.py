@@ -22,27 +22,26 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._lines: dict[Key, deque[Place]] = {}
+        # Empty where nobody waits.
+        self.lines: dict[Key, deque[Place]] = {}
 
     def has(self, to: object, message: Message) -> bool:
         """Is somebody waiting there?"""
-        if not self._lines:
-            return False
-        return (to, message.stream_id, message.reply_to is not None) in self._lines
+        return (to, message.stream_id, message.reply_to is not None) in self.lines
 
     def enter(self, to: object, stream_id: StreamId, answer: bool = False) -> Place:
         """A place at the end of the line."""
         key = to, stream_id, answer
-        line = self._lines.get(key)
+        line = self.lines.get(key)
         if line is None:
-            line = self._lines[key] = deque()
+            line = self.lines[key] = deque()
         place = Place(self, key, line)
         line.append(place)
         return place
 
     def left(self, key: Key, line: deque[Place]) -> None:
         if not line:
-            del self._lines[key]
+            del self.lines[key]
 
 
 class Place:

@@ -278,7 +278,7 @@ class WebSocketLink(WSListener, Link):
             self._write(TEXT, data, False)
 
     def write_binary(self, buffer: bytearray, track: int = 0) -> None:
-        if self._closed:
+        if self._closed or self._is_closing() or self._ws.is_close_frame_sent:
             return
         size = len(buffer) - HEADROOM
         if self._window and size >= deflate.THRESHOLD:

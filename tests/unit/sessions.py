@@ -30,7 +30,7 @@ def sent(out: Outgoing[Parcel], *sizes: int) -> list[Parcel]:
     """Parcels of so many messages, of ten bytes each."""
     parcels = [Parcel(*(message(n) for n in range(size)), size=10 * size) for size in sizes]
     for parcel in parcels:
-        out.add(parcel)
+        out.add(parcel, parcel.size)
     return parcels
 
 

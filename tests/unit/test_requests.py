@@ -388,7 +388,7 @@ async def test_a_timer_left_over_is_set_for_whoever_is_next(clock: Clock, deadli
 async def test_an_answer_in_time_stays(clock: Clock, deadlines: Deadlines) -> None:
     pending = waiting(ask("a"))
     deadlines.add(pending)
-    pending.set_result(answer())
+    pending.settle(answer())
     clock.go(10.0)
     assert pending.result().id == "x"
 

@@ -111,7 +111,7 @@ def test_a_parcel_that_is_confirmed_in_part() -> None:
 )
 def test_the_window(messages: int, size: int, full: bool, roomy: bool) -> None:
     out: Outgoing[Parcel] = Outgoing(1, (8, 100))
-    out.add(Parcel(*(message() for _ in range(messages)), size=size))
+    out.add(Parcel(*(message() for _ in range(messages)), size=size), size)
     assert out.full == full
     assert out.roomy == (roomy and messages <= 4 and size <= 50)
     out.ack(out.next)
@@ -135,7 +135,7 @@ def test_streams_of_any_kind_are_kept_apart() -> None:
     streams: list[StreamId] = ["42", 42, "", 0, -1, 2**63, "x" * MAX_STREAM_NAME]
     for number, stream in enumerate(streams):
         for _ in range(number):
-            outgoing.outgoing(stream).add(Parcel(message()))
+            outgoing.outgoing(stream).add(Parcel(message()), 1)
     assert [outgoing.outgoing(stream).next for stream in streams] == list(range(1, 8))
     assert dict(outgoing.unacked()).keys() == set(streams[1:])
 

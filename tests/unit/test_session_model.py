@@ -94,7 +94,7 @@ class Ends(RuleBasedStateMachine):
             numbers = self.sent.setdefault(stream, [])
             parcel = Parcel(*(message(len(numbers) + n, stream) for n in range(count)))
             numbers += [len(numbers) + n for n in range(count)]
-            out.add(parcel)
+            out.add(parcel, parcel.size)
             messages += parcel.messages
         wire.there.append((messages, opens))
 

@@ -1,4 +1,4 @@
-"""Waiters: futures that wake their task at once; and coroutines that a runner leaves to them."""
+"""Inline futures: those that wake their task at once; and coroutines that a runner leaves to them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from openline.runtime.eager import MAX_PARKED, Runner
-from openline.runtime.inline_future import Waiter
+from openline.runtime.inline_future import InlineFuture
 
 T = TypeVar("T")
 Steps = Coroutine[Any, Any, Any]
@@ -24,8 +24,8 @@ Steps = Coroutine[Any, Any, Any]
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="untouched")
 
 
-def waiter() -> Waiter[Any]:
-    return Waiter(asyncio.get_running_loop())
+def waiter() -> InlineFuture[Any]:
+    return InlineFuture(loop=asyncio.get_running_loop())
 
 
 async def in_callback(function: Callable[[], T]) -> T:
@@ -43,6 +43,21 @@ async def in_callback(function: Callable[[], T]) -> T:
     return await answer
 
 
+def settle(news: asyncio.Future[Any], result: Any) -> None:
+    """Of this kind, or any other."""
+    if isinstance(news, InlineFuture):
+        news.settle(result)
+    elif not news.done():
+        news.set_result(result)
+
+
+def fail(news: asyncio.Future[Any], error: Exception) -> None:
+    if isinstance(news, InlineFuture):
+        news.fail(error)
+    elif not news.done():
+        news.set_exception(error)
+
+
 async def turns(number: int = 3) -> None:
     for _ in range(number):
         await asyncio.sleep(0)
@@ -53,8 +68,8 @@ async def turns(number: int = 3) -> None:
 
 async def test_one_that_is_set_already() -> None:
     done, failed = waiter(), waiter()
-    done.set_result(5)
-    failed.set_exception(ValueError("no"))
+    done.settle(5)
+    failed.fail(ValueError("no"))
     assert await done == 5
     with pytest.raises(ValueError, match="no"):
         await failed
@@ -72,7 +87,7 @@ async def test_its_task_goes_on_inside_the_call_that_sets_it() -> None:
 
     waiting = asyncio.ensure_future(waits())
     await turns()
-    assert await in_callback(lambda: (news.set_result("news"), list(seen))[1]) == ["news"]
+    assert await in_callback(lambda: (news.settle("news"), list(seen))[1]) == ["news"]
     await waiting
     assert seen == ["news", "a turn later"]
 
@@ -88,7 +103,7 @@ async def test_so_does_an_exception() -> None:
 
     waiting = asyncio.ensure_future(waits())
     await turns()
-    assert await in_callback(lambda: (news.set_exception(ValueError("bad")), list(seen))[1]) == ["bad"]
+    assert await in_callback(lambda: (news.fail(ValueError("bad")), list(seen))[1]) == ["bad"]
     await waiting
 
 
@@ -102,7 +117,7 @@ async def test_set_by_a_task_it_wakes_its_own_in_the_next_turn() -> None:
     waiting = asyncio.ensure_future(waits())
     await turns()
     here = asyncio.current_task()
-    news.set_result(None)
+    news.settle(None)
     assert seen == []
     assert asyncio.current_task() is here
     await waiting
@@ -111,9 +126,9 @@ async def test_set_by_a_task_it_wakes_its_own_in_the_next_turn() -> None:
 
 async def test_the_first_to_set_it_wins() -> None:
     news = waiter()
-    news.set_result(1)
-    news.set_result(2)
-    news.set_exception(ValueError())
+    news.settle(1)
+    news.settle(2)
+    news.fail(ValueError())
     assert not news.cancel()
     assert await news == 1
 
@@ -127,7 +142,7 @@ async def test_the_setter_is_spared_what_the_task_raises() -> None:
 
     waiting = asyncio.ensure_future(waits())
     await turns()
-    await in_callback(lambda: news.set_result(None))
+    await in_callback(lambda: news.settle(None))
     with pytest.raises(ValueError, match="own"):
         await waiting
 
@@ -145,7 +160,7 @@ async def test_in_a_callback_there_is_no_current_task_before_and_after() -> None
 
     def call() -> list[Any]:
         before = asyncio.current_task(loop)
-        news.set_result(None)
+        news.settle(None)
         return [before, *seen, asyncio.current_task(loop)]
 
     assert await in_callback(call) == [None, waiting, None]
@@ -164,7 +179,7 @@ async def test_the_task_keeps_its_context() -> None:
 
     def call() -> str:
         variable.set("the setter's")
-        news.set_result(None)
+        news.settle(None)
         return variable.get()
 
     assert await in_callback(call) == "the setter's"
@@ -181,11 +196,11 @@ async def test_one_sets_the_next_and_so_on() -> None:
         await chain[number]
         seen.append(number)
         if number + 1 < len(chain):
-            chain[number + 1].set_result(None)
+            chain[number + 1].settle(None)
 
     waiting = [asyncio.ensure_future(waits(number)) for number in range(len(chain))]
     await turns()
-    await in_callback(lambda: chain[0].set_result(None))
+    await in_callback(lambda: chain[0].settle(None))
     await asyncio.gather(*waiting)
     assert seen == list(range(500))
 
@@ -199,7 +214,7 @@ async def test_cancelled_while_it_waits() -> None:
     waiting = asyncio.ensure_future(waits())
     await turns()
     assert waiting.cancel()
-    await in_callback(lambda: news.set_result("too late"))
+    await in_callback(lambda: news.settle("too late"))
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert news.cancelled()
@@ -218,7 +233,7 @@ async def test_asked_too_early() -> None:
 async def test_a_timeout(met: bool) -> None:
     news = waiter()
     if met:
-        asyncio.get_running_loop().call_later(0.001, news.set_result, "news")
+        asyncio.get_running_loop().call_later(0.001, news.settle, "news")
 
     async def waits() -> Any:
         try:
@@ -251,7 +266,7 @@ async def test_behind_asyncios_own_tools(how: str) -> None:
     waiting = asyncio.ensure_future(all_of_them())
     for number in range(3):
         await turns()
-        await in_callback(lambda number=number: news[number].set_result(number))
+        await in_callback(lambda number=number: news[number].settle(number))
     assert await waiting == [0, 1, 2]
 
 
@@ -259,7 +274,7 @@ async def test_nothing_is_kept_alive_by_one_that_was_set() -> None:
     class Thing:
         pass
 
-    async def waits(news: Waiter[Any]) -> None:
+    async def waits(news: InlineFuture[Any]) -> None:
         thing = await news
         assert isinstance(thing, Thing)
 
@@ -268,7 +283,7 @@ async def test_nothing_is_kept_alive_by_one_that_was_set() -> None:
     news = waiter()
     waiting = asyncio.ensure_future(waits(news))
     await turns()
-    await in_callback(lambda news=news, thing=thing: news.set_result(thing))
+    await in_callback(lambda news=news, thing=thing: news.settle(thing))
     await waiting
     del news, thing, waiting
     await turns()
@@ -305,14 +320,14 @@ def test_it_ends_as_a_future_would(steps: list[str], swallows: bool) -> None:
             await act(step, news, waiting)
         await turns()
         if not news.done():
-            await in_callback(lambda: news.set_result("at last"))
+            await in_callback(lambda: settle(news, "at last"))
         await asyncio.gather(waiting, return_exceptions=True)
         return [*seen, waiting.cancelled(), waiting.cancelling()]
 
     async def act(step: str, news: Any, waiting: asyncio.Task[None]) -> None:
         does: Callable[[], object] = {
-            "set": lambda: news.done() or news.set_result("news"),
-            "fail": lambda: news.done() or news.set_exception(ValueError()),
+            "set": lambda: settle(news, "news"),
+            "fail": lambda: fail(news, ValueError()),
             "cancel": waiting.cancel,
             "turn": lambda: None,
         }[step.removesuffix(" in a task")]
@@ -365,8 +380,8 @@ class Held:
     async def run(self, steps: Steps) -> bool:
         return await in_callback(lambda: self.runner.run(steps, self.wrap, self.end))
 
-    async def set(self, news: Waiter[Any], result: Any = None) -> None:
-        await in_callback(lambda: news.set_result(result))
+    async def set(self, news: InlineFuture[Any], result: Any = None) -> None:
+        await in_callback(lambda: news.settle(result))
 
     async def idle(self) -> None:
         async with asyncio.timeout(5.0):
@@ -399,9 +414,9 @@ async def test_it_goes_on_inside_the_call_that_sets_the_waiter(held: Held) -> No
         return await more
 
     assert not await held.run(handler())
-    assert await in_callback(lambda: (news.set_result(1), list(seen))[1]) == [1]
+    assert await in_callback(lambda: (news.settle(1), list(seen))[1]) == [1]
     assert held.ended == []
-    assert await in_callback(lambda: (more.set_result(2), list(seen), list(held.ended))[1:]) == (
+    assert await in_callback(lambda: (more.settle(2), list(seen), list(held.ended))[1:]) == (
         [1, 2],
         [None],
     )
@@ -422,7 +437,7 @@ async def test_the_current_task_is_one_and_the_same_all_the_way(held: Held) -> N
         seen.append(asyncio.current_task())
 
     await held.run(handler())
-    assert await in_callback(lambda: (news.set_result(None), asyncio.current_task(held.loop))[1]) is None
+    assert await in_callback(lambda: (news.settle(None), asyncio.current_task(held.loop))[1]) is None
     await turns(5)
     await held.set(more)
     await held.idle()
@@ -445,7 +460,7 @@ async def test_its_context_is_its_own(held: Held) -> None:
     def setter() -> str:
         variable.set("the setter's")
         for each in news:
-            each.set_result(None)
+            each.settle(None)
         return variable.get()
 
     await held.run(handler(0))
@@ -480,7 +495,7 @@ async def test_an_exception_that_the_waiter_brings(held: Held) -> None:
         seen.append("on")
 
     await held.run(handler())
-    await in_callback(lambda: news.set_exception(ValueError()))
+    await in_callback(lambda: news.fail(ValueError()))
     await held.idle()
     assert seen == ["caught", "on"]
     assert held.wrapped == [None]
@@ -507,7 +522,7 @@ async def test_what_the_end_leaves_to_do_is_done_in_the_same_task(held: Held) ->
 async def test_pilots_are_used_again(held: Held) -> None:
     tasks = set()
 
-    async def handler(news: Waiter[Any]) -> None:
+    async def handler(news: InlineFuture[Any]) -> None:
         tasks.add(asyncio.current_task())
         await news
 
@@ -543,7 +558,7 @@ async def test_set_by_a_task(held: Held) -> None:
 
     await held.run(handler())
     here = asyncio.current_task()
-    news.set_result("news")
+    news.settle("news")
     assert asyncio.current_task() is here
     await held.idle()
     assert seen[0] == "news"
@@ -557,7 +572,7 @@ async def test_one_sets_what_another_waits_for(held: Held) -> None:
 
     async def sets() -> None:
         await first
-        second.set_result(None)
+        second.settle(None)
         seen.append("set")
 
     async def waits() -> None:
@@ -683,9 +698,9 @@ async def test_cancelled_and_then_set_so_many_turns_later(held: Held, between: i
     """Both reach it, or the cancellation alone; it is told once, and goes on where it swallows it."""
     handler = Handler(held, swallows=True)
     await held.run(handler())
-    after(between, handler.task.cancel, lambda: handler.news.set_result("news"))
+    after(between, handler.task.cancel, lambda: handler.news.settle("news"))
     await turns(8)
-    handler.later.set_result(None)
+    handler.later.settle(None)
     await held.idle()
     assert handler.seen in (["cancelled", "end"], ["news", "cancelled later"])
 
@@ -695,9 +710,9 @@ async def test_set_and_then_cancelled_so_many_turns_later(held: Held, between: i
     """It has its news, so that the cancellation meets it where it is then."""
     handler = Handler(held, swallows=True)
     await held.run(handler())
-    after(between, lambda: handler.news.set_result("news"), handler.task.cancel)
+    after(between, lambda: handler.news.settle("news"), handler.task.cancel)
     await turns(8)
-    handler.later.set_result(None)
+    handler.later.settle(None)
     await held.idle()
     assert handler.seen == ["news", "cancelled later"]
 
@@ -753,9 +768,9 @@ async def test_a_time_limit_that_runs_out_when_the_news_come(held: Held, between
     """A cancellation that arrives after its ``async with`` would cancel something else."""
     handler = Timely()
     await held.run(handler())
-    after(between, handler.run_out, lambda: handler.news.set_result("news"))
+    after(between, handler.run_out, lambda: handler.news.settle("news"))
     await turns(12)
-    handler.later.set_result(None)
+    handler.later.settle(None)
     await held.idle()
     assert handler.seen in (["timeout", 0, "end"], ["news", 0, "end"])
     assert held.ended + held.wrapped == [None]
@@ -784,11 +799,11 @@ async def test_and_the_next_handler_on_that_pilot_is_not_cancelled_either(held: 
 
     news, more, limit = waiter(), [waiter() for _ in range(3)], asyncio.timeout(None)
     await held.run(short())
-    after(between, lambda: limit.reschedule(held.loop.time() - 1.0), lambda: news.set_result(None))
+    after(between, lambda: limit.reschedule(held.loop.time() - 1.0), lambda: news.settle(None))
     for number in range(3):
         await turns(1)
         await held.run(following(number))
-        held.loop.call_later(0.03, more[number].set_result, None)
+        held.loop.call_later(0.03, more[number].settle, None)
     await held.idle()
     assert seen == ["end"] * 3
 
@@ -819,9 +834,9 @@ async def test_a_group_whose_child_fails_when_the_news_come(held: Held, between:
 
     await held.run(handler())
     await turns()
-    after(between, failing.set, lambda: news.set_result(None))
+    after(between, failing.set, lambda: news.settle(None))
     await turns(12)
-    later.set_result(None)
+    later.settle(None)
     await held.idle()
     # Where the body was over when the child failed, CPython 3.11 leaves the count at 1, in any task.
     assert seen in (["failed", 0], ["failed", 1])
@@ -879,7 +894,7 @@ async def test_close_cancels_what_is_left_to_a_waiter(held: Held, swallows: bool
     handlers = [Handler(held, swallows) for _ in range(10)]
     for handler in handlers:
         await held.run(handler())
-        handler.later.set_result(None)
+        handler.later.settle(None)
     async with asyncio.timeout(5.0):
         await held.runner.close()
     assert [handler.seen[0] for handler in handlers] == ["cancelled"] * 10
@@ -893,7 +908,7 @@ async def test_set_while_it_is_being_closed(held: Held) -> None:
     for handler in handlers:
         await held.run(handler())
     for turn, handler in enumerate(handlers):
-        after(turn, lambda: None, lambda handler=handler: handler.news.set_result("news"))
+        after(turn, lambda: None, lambda handler=handler: handler.news.settle("news"))
     async with asyncio.timeout(5.0):
         await held.runner.close()
     await turns()
@@ -922,11 +937,11 @@ async def test_a_loop_that_ends_before_the_news_complains_of_nothing() -> None:
 def test_the_end_of_the_program_gets_past_whatever_brought_the_news(kind: type[BaseException]) -> None:
     """A socket callback in C prints such an error and goes on; the loop has to see it."""
     loop = asyncio.new_event_loop()
-    waiter: Waiter[str] = Waiter(loop)
+    waiter: InlineFuture[str] = InlineFuture(loop=loop)
 
     def callback() -> None:
         with suppress(BaseException):
-            waiter.set_result("news")
+            waiter.settle("news")
 
     async def program() -> None:
         loop.call_soon(callback)

@@ -188,7 +188,7 @@ async def test_nothing_is_left_behind() -> None:
         late = queue.add(3)
         asyncio.get_running_loop().call_soon(late.cancel)
         await asyncio.gather(*queue.tasks, return_exceptions=True)
-    assert not lines._lines
+    assert not lines.lines
 
 
 @given(st.integers(0, 10**9))

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from ..backends.base import FRAGMENT, Link
 from ..core.bulk import MAX_CONTAINERS, OVERLOAD, overloaded
 from ..core.frames import (
-    BATCH_START,
     FRAME_BYTES,
     Batch,
     EncodedNotes,
@@ -327,13 +326,23 @@ class Writer:
         frame = encode_batch(messages)
         if len(frame) > min(FRAME_BYTES + FRAME_BYTES // 2, self._context.config.max_message_size):
             del messages[self._fitting(messages) :]
+            if len(messages) == 1:
+                return self._write_alone(messages[0])
             frame = encode_batch(messages)
         self.frames += 1
-        size = len(frame) if len(messages) > 1 else len(frame) - BATCH_START
+        size = len(frame)
         notes = self._notes(size)
         if notes is not None:
             append_notes(frame, notes)
         self.link.write_binary(frame, self._track)
+        return size
+
+    def _write_alone(self, message: Message) -> int:
+        """A large message, in a frame of its own."""
+        batch = Batch()
+        size = batch.add(message)
+        self.frames += 1
+        self.link.write_binary(batch.seal(self._notes(size)), self._track)
         return size
 
     def _fitting(self, messages: list[Message]) -> int:

@@ -110,7 +110,7 @@ async def test_a_dialed_peer_that_is_congested_is_waited_for(
     connection = only(a, "outbound")
     connection.link.congested = True
     sending = asyncio.ensure_future(claimer.takes(a.send(raw_server.address, honest())))
-    await eventually(lambda: connection._waiters)
+    await eventually(lambda: connection.writer._waiters)
     assert "outbound" in str(a.explain(raw_server.address).chosen)
     connection.link.congested = False
     connection.on_writable()

@@ -66,12 +66,20 @@ class Unreachable(Error):
     """
 
     def __init__(
-        self, address: str, tried: Sequence[tuple[str, str]], sent: int = 0, *, no_route: bool = False
+        self,
+        address: str,
+        tried: Sequence[tuple[str, str]],
+        sent: int = 0,
+        *,
+        no_route: bool = False,
+        died: bool = False,
     ) -> None:
         self.address = address
         self.tried = tuple(tried)
         self.sent = sent
         # Every path failed on the way (no route, no answer), none at its end (refused).
         self.no_route = no_route
+        # A connection was open, and gone before it could be used: another one may fare better.
+        self.died = died
         paths = "; ".join(f"{path}: {reason}" for path, reason in tried) or "nothing to try"
         super().__init__(f"cannot reach {address}: {paths}")

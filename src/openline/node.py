@@ -189,13 +189,11 @@ class Node:
         self._dialed(address, connection)
 
     async def _open(self, address: Address) -> RemoteConnection:
-        """A dial, and another one where what was opened was lost again before it could be used."""
-        for _ in range(self.config.max_attempts):
-            link = await self.backends.dial(address)
-            if isinstance(link.events, Connection):
-                return link.events
+        link = await self.backends.dial(address)
+        if isinstance(link.events, Connection):
+            return link.events
         path = f"{link.backend} {link.endpoint.remote}"
-        raise Unreachable(str(address), [(path, "died as soon as it was open")])
+        raise Unreachable(str(address), [(path, "died as soon as it was open")], died=True)
 
     def _dialed(self, address: Address, connection: RemoteConnection) -> None:
         bury_predecessors(self.table, address, connection)

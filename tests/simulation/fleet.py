@@ -364,7 +364,7 @@ class Undertaker(logging.Handler):
         last = _last_life(connection.link)
         silence = self._fleet.network.now - last
         busy = not (connection.reading_paused or connection.link.closing)
-        if busy and silence < connection._hub.config.ping_interval:
+        if busy and silence < connection._context.config.ping_interval:
             what = f"{connection!r} declared dead {silence:.3f} s after bytes moved"
             self._fleet.ledger.strange.append(what)
 

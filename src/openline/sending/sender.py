@@ -215,7 +215,13 @@ class Sender:
                 dialed = 0
                 # Several that were open may have died at once; that is no reason not to dial.
                 while dialed < most and attempts < DEAD_ONES + most:
-                    connection, reused = await self._ready(to, stream_id, place, failed)
+                    try:
+                        connection, reused = await self._ready(to, stream_id, place, failed)
+                    except Unreachable as error:
+                        if not error.died or dialed + 1 >= most:
+                            raise
+                        attempts, dialed, tried = attempts + 1, dialed + 1, [*tried, *error.tried]
+                        continue
                     if not answer:
                         connection.remote.know()  # to answer whoever asks is no reason to know it
                     try:

@@ -173,9 +173,9 @@ async def test_a_flood_of_opens_for_streams_takes_bounded_memory(node: Node, raw
         await peer.frame(BINARY, batch([], opens=opens))
     await peer.post(task("after", stream_id="new"))
     await eventually(lambda: node.box.payloads == ["after"])
-    session = actor_at(node).session
+    session = actor_at(node)._remote.outstanding.session
     assert session is not None
-    [connection] = actor_at(node).connections
+    [connection] = actor_at(node)._remote.connections
     kept = RECEIVER_STREAMS * 1.25
     assert RECEIVER_STREAMS / 2 < len(session.expected) <= kept
     assert RECEIVER_STREAMS / 2 < len(connection.positions or ()) <= kept

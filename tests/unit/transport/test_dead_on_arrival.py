@@ -42,7 +42,7 @@ async def test_what_died_as_soon_as_it_was_open_is_dialed_again(
     receipt = await a.send(scheme + await serve(b), task("through"))
     assert (receipt.acked, short.dialed) == (True, 3)
     await eventually(lambda: box.payloads == ["through"])
-    assert (a.stats().dials, a.stats().dial_failures) == (1, 0)
+    assert (a.stats().dials, a.stats().dial_failures, receipt.attempts) == (3, 2, 3)
 
 
 async def test_after_max_attempts_it_is_unreachable_and_the_error_says_why(
@@ -53,7 +53,7 @@ async def test_after_max_attempts_it_is_unreachable_and_the_error_says_why(
     address = "ws://" + await serve(b)
     short = ShortLived(a, 3, monkeypatch)
     with pytest.raises(openline.Unreachable, match="died as soon as it was open") as caught:
-        await a.connect(address)
+        await a.send(address, task("lost"))
     assert [path for path, _ in caught.value.tried] == [address.replace("ws://", "websocket ")]
     assert (short.dialed, box.payloads) == (3, [])
-    assert (a.stats().dials, a.stats().dial_failures) == (1, 1)
+    assert (a.stats().dials, a.stats().dial_failures) == (3, 3)

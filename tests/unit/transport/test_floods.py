@@ -58,7 +58,7 @@ async def test_acknowledgements_that_are_not_read_do_not_pile_up(make: Make, raw
     connection = only(t)
     assert waiting(connection) < MB
     assert connection.writer.owed
-    assert connection.writer.acks is None
+    assert not connection.writer.acks
     # And once it reads, it learns of all of them.
     while not all(peer.acked.get(name) == 61 for name in LONG):
         found = await within(peer.decoded())

@@ -417,4 +417,4 @@ async def test_who_comes_and_goes_without_a_message_leaves_nothing_behind(make: 
         await within(asyncio.gather(*(visit() for _ in range(20))))
     await eventually(lambda: t.stats().active == 0)
     assert list(t._table) == []
-    assert len(t._router.book._nodes) == 0
+    assert len(t._router.known_nodes._nodes) == 0

@@ -9,6 +9,7 @@
 Meanwhile the clock of the running loop is not the machine's: a turn of the loop takes 0.1 ms, and where the
 loop would sleep until its next timer, the clock jumps there. What is in the sockets is looked at first, and
 no jump is made while a thread works for the loop, so nothing happens in another order than it would have.
+The other clock of a transport, which goes on while the machine sleeps, goes with the loop's.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from openline.runtime.environment import RealEnvironment
+
 # What loopback may still be carrying arrives within this many seconds, also on a busy machine.
 GRACE = 0.002
 TURN = 0.0001
+
+Passed = Callable[[], float]
 
 
 async def elapse(seconds: float) -> None:
@@ -29,7 +34,7 @@ async def elapse(seconds: float) -> None:
 
 
 @contextmanager
-def hurry() -> Iterator[Callable[[], float]]:
+def hurry() -> Iterator[Passed]:
     """Yields a function: how many seconds have passed since, on the loop's clock."""
     clock = _clock()
     clock.enter()
@@ -95,3 +100,14 @@ class _Clock:
 
     def _worked(self, future: object) -> None:
         self._working -= 1
+
+
+_of_the_machine = RealEnvironment.wall_clock
+
+
+def _wall_clock(environment: RealEnvironment) -> float:
+    clock: _Clock | None = getattr(asyncio.get_running_loop(), "clock_of_tests", None)
+    return _of_the_machine(environment) if clock is None else clock.time()
+
+
+RealEnvironment.wall_clock = _wall_clock  # type: ignore[method-assign]

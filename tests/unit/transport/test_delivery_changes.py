@@ -11,6 +11,7 @@ import pytest
 
 import openline
 
+from ..clock import elapse
 from .certificates import Certificate
 from .conftest import Make
 from .helpers import (
@@ -93,12 +94,12 @@ async def test_a_request_whose_line_is_cut(make: Make, line: Lay, direction: str
     await a.connect(way.address)
     way.hold(upward=direction == "upward", downward=direction == "downward")
     asking = asyncio.ensure_future(a.request(way.address, task("question")))
-    await asyncio.sleep(0.1)
+    await elapse(0.1)
     assert asked == (["question"] if direction == "downward" else [])
     way.cut()
     way.let_go()
     assert (await within(asking)).payload == "question"
-    await asyncio.sleep(0.1)
+    await elapse(0.1)
     assert asked == ["question"]
     assert b.stats().duplicates_suppressed == (direction == "downward")
 
@@ -186,7 +187,7 @@ async def test_what_was_sent_to_a_wss_address_is_not_resent_in_the_clear(
     await within(a.send(to, task("before")))
     secure.hold()
     sending = asyncio.ensure_future(a.send(to, task("secret")))
-    await asyncio.sleep(0.1)
+    await elapse(0.1)
     way = await line(plain_door)
     said: list[bytes] = []
     before = way._pump
@@ -205,7 +206,7 @@ async def test_what_was_sent_to_a_wss_address_is_not_resent_in_the_clear(
     way._pump = listening  # type: ignore[method-assign]
     await within(b.connect(way.address))
     assert any(b"Openline-Hello" in data for data in said)
-    await asyncio.sleep(0.5)
+    await elapse(0.5)
     assert not any(b"secret" in data for data in said)
     assert box.payloads == ["before"]
     assert not sending.done()

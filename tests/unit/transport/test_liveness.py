@@ -86,6 +86,7 @@ async def test_one_ping_is_out_at_a_time(make: Make, raw: Open) -> None:
     assert pings == 2
 
 
+@hurried
 async def test_a_peer_that_answers_pings_lives(make: Make, plain_client: Plain) -> None:
     t = await make(max_idle_timeout=0.6)
     await plain_client(port_of(await serve(t)))
@@ -95,6 +96,7 @@ async def test_a_peer_that_answers_pings_lives(make: Make, plain_client: Plain) 
     assert (stats.active, stats.suspects) == (1, 0)
 
 
+@hurried
 async def test_two_idle_transports_keep_each_other_alive(make: Make) -> None:
     a, b = await make(max_idle_timeout=0.6), await make(max_idle_timeout=0.6)
     await b.connect(await serve(a))
@@ -148,6 +150,7 @@ async def test_a_peer_that_trickles_for_ever_does_not_hold_on_beyond_the_cap(mak
     assert asyncio.get_running_loop().time() - begin < 1.5
 
 
+@hurried
 async def test_a_suspect_peer_that_speaks_again_recovers(make: Make, raw: Open) -> None:
     t = await make(max_idle_timeout=IDLE)
     box = Box(t)
@@ -165,6 +168,7 @@ async def test_a_suspect_peer_that_speaks_again_recovers(make: Make, raw: Open) 
 # What was under way -------------------------------------------------------------------------------
 
 
+@hurried
 async def test_sends_that_wait_for_a_frozen_peer_move_on_when_it_is_dead(
     make: Make, raw_server: RawServer
 ) -> None:
@@ -185,10 +189,11 @@ async def test_sends_that_wait_for_a_frozen_peer_move_on_when_it_is_dead(
     assert first <= sent
     filling.cancel()
     await asyncio.gather(filling, return_exceptions=True)
-    await eventually(lambda: t.stats().in_doubt > 0, 3 * INTERVAL)
+    await eventually(lambda: t.stats().in_doubt > 0)
     frozen.close()
 
 
+@hurried
 async def test_a_send_to_a_suspect_peer_dials_and_does_not_wait(make: Make, raw_server: RawServer) -> None:
     t = await make(max_idle_timeout=IDLE)
     await frozen_server(t, raw_server)
@@ -200,6 +205,7 @@ async def test_a_send_to_a_suspect_peer_dials_and_does_not_wait(make: Make, raw_
     assert (await fresh.message())["payload"] == "around it"
 
 
+@hurried
 async def test_a_suspect_connection_is_used_where_nothing_better_can_be_had(
     make: Make, raw_server: RawServer
 ) -> None:
@@ -213,6 +219,7 @@ async def test_a_suspect_connection_is_used_where_nothing_better_can_be_had(
     assert (await frozen.message())["payload"] == "by the thread"
 
 
+@hurried
 async def test_a_better_inbound_connection_goes_before_a_suspect_one(make: Make, raw: Open) -> None:
     t = await make(max_idle_timeout=IDLE)
     port = port_of(await serve(t))

@@ -104,6 +104,7 @@ async def test_a_request_whose_line_is_cut(make: Make, line: Lay, direction: str
     assert b.stats().duplicates_suppressed == (direction == "downward")
 
 
+@pytest.mark.usefixtures("hurried")
 async def test_a_silent_line_is_replaced_before_it_is_dead(make: Make, line: Lay) -> None:
     a, b = await make(max_idle_timeout=1.2), await make(max_idle_timeout=60.0)
     box = Box(b)
@@ -123,7 +124,7 @@ async def test_a_silent_line_is_replaced_before_it_is_dead(make: Make, line: Lay
 
 async def _again(way: Line, after: float) -> None:
     """New connections get through; what is under way on the old one is gone."""
-    await asyncio.sleep(after)
+    await elapse(after)
     fresh = asyncio.Event()
     fresh.set()
     way._open = {True: fresh, False: fresh}

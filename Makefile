@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 SEEDS  ?= 10000
+# Processes that share the tests: one for each core.
+WORKERS ?= auto
 
 .PHONY: demo test check bench simulate setup setup-bench clean
 
@@ -24,7 +26,7 @@ demo: setup
 	$(BIN)/openline demo
 
 test: setup
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 check: setup
 	$(BIN)/ruff check .
@@ -35,7 +37,7 @@ bench: setup-bench
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 simulate: setup
-	OPENLINE_SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/simulation -q --timeout 3600
+	OPENLINE_SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/simulation -n $(WORKERS) -q --timeout 3600
 
 clean:
 	rm -rf $(VENV) .node dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

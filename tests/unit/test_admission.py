@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import msgspec
@@ -18,6 +17,8 @@ from openline.connection.admission import Admission
 from openline.core.frames import HEADROOM, Malformed, Proof, decode_frame
 from openline.core.handshake import Hello, Transcript, parse_hello, with_proof
 from openline.core.selection import Endpoint
+
+from .clock import elapse
 
 ALICE = Identity(Ed25519PrivateKey.from_private_bytes(b"a" * 32))
 BOB = Identity(Ed25519PrivateKey.from_private_bytes(b"b" * 32))
@@ -480,7 +481,7 @@ async def test_pings_are_answered_and_prove_nothing() -> None:
 async def test_who_does_not_prove_anything_in_time_is_cut() -> None:
     threshold = Threshold(handshake_timeout=0.05)
     threshold.link.events.on_ping(b"")
-    await asyncio.sleep(0.1)
+    await elapse(0.1)
     assert threshold.link.aborted
     assert threshold.link.closed == [(1008, "no proof came")]
     assert threshold.server.ups == []
@@ -490,6 +491,6 @@ async def test_who_is_in_is_not_cut_and_who_has_gone_is_left_alone() -> None:
     inside, gone = Threshold(handshake_timeout=0.05), Threshold(handshake_timeout=0.05)
     inside.hear(inside.proof.written[0])
     gone.link.events.on_closed(End.lost("connection lost"))
-    await asyncio.sleep(0.1)
+    await elapse(0.1)
     assert not inside.link.aborted
     assert not gone.link.aborted

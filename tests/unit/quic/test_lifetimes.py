@@ -17,6 +17,7 @@ import openline
 from openline.backends.quic.framing import BINARY, HELLO, header
 from openline.testing.conformance.lifetimes import lifetimes
 
+from ..clock import elapse
 from ..transport.helpers import closed_port, eventually, task
 from ..transport.rawsocket import Actor
 from ..transport.wire import batch
@@ -107,7 +108,7 @@ async def a_large_unit_before_the_proof(t: openline.Transport, client: RawQuic) 
 @before
 async def much_before_the_proof(t: openline.Transport, client: RawQuic) -> None:
     client.write(client.track(1), header(BINARY, 10**6) + bytes(200_000))
-    await asyncio.sleep(0.1)
+    await elapse(0.1)
     client.close()
 
 
@@ -159,14 +160,14 @@ async def the_peer_is_silent(t: openline.Transport, client: RawQuic) -> None:
 @inside
 async def half_a_unit(t: openline.Transport, client: RawQuic) -> None:
     client.write(client.track(1), header(BINARY, 10**6) + bytes(300_000))
-    await asyncio.sleep(0.1)
+    await elapse(0.1)
     client.leave()
 
 
 @inside
 async def half_a_unit_and_silence(t: openline.Transport, client: RawQuic) -> None:
     client.write(client.track(1), header(BINARY, 10**6) + bytes(300_000))
-    await asyncio.sleep(0.1)
+    await elapse(0.1)
     client.close()
 
 
@@ -193,7 +194,7 @@ async def strangers_hold_too_much(t: openline.Transport, client: RawQuic) -> Non
 async def it_is_not_read(t: openline.Transport, client: RawQuic) -> None:
     next(iter(t._table.connections)).pause_reading()
     client.write(client.track(1), unit(BINARY, batch([task("x" * 50_000)], opens={"default": 1})))
-    await asyncio.sleep(0.1)
+    await elapse(0.1)
     client.leave()
     await eventually(lambda: not t.stats().active or t._table.connections)
     for connection in list(t._table.connections):
@@ -235,7 +236,7 @@ async def test_handshakes_that_come_to_nothing(make: Make, dial: Dial) -> None:
         await eventually(lambda: t.stats().pending_handshakes)
         with contextlib.suppress(Over):
             await RawQuic.connect(listener.port, client_configuration(alpn_protocols=["other/1"]))
-        await asyncio.sleep(0.2)
+        await elapse(0.2)
         for end in begun:
             end.close()
         await listener.close()

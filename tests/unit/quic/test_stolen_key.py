@@ -12,6 +12,7 @@ from openline.backends.quic import backend as quic
 from openline.backends.quic.framing import HELLO
 from openline.core.handshake import Hello, with_proof
 
+from ..clock import elapse
 from ..transport.helpers import DEADLINE, Box, eventually, task
 from ..transport.proofs import between, nothing, signed
 from ..transport.thief import FORGED, Thief
@@ -109,7 +110,7 @@ async def test_a_thief_who_was_dialed_just_before_the_genuine_process_came(
     sending = asyncio.ensure_future(server.send(trap.url, task("secret"), timeout=SLOW))
     end = await trap.end()
     await end.answer(thief, trap.certificate)
-    await asyncio.sleep(0.1)
+    await elapse(0.1)
     monkeypatch.undo()
     await genuine.send(f"quic://127.0.0.1:{port}", task("hello"), timeout=SLOW)
     gate.set()

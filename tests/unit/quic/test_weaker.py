@@ -13,6 +13,7 @@ import pytest
 import openline
 from openline.backends.quic.tls import certificate_of
 
+from ..clock import elapse
 from ..transport.certificates import Certificate
 from ..transport.helpers import DEADLINE, Box, eventually, task
 from ..transport.rawsocket import Actor, Raw, RawServer, two_identities
@@ -263,7 +264,7 @@ async def test_a_pinned_wss_address_never_rides_a_connection_that_was_not_asked_
         receipt = await here.send(pinned, task(number), timeout=SLOW)
         assert (receipt.backend, receipt.direction) == ("websocket", "outbound")
         await there.send(here_at, task("back"), timeout=SLOW)
-        await asyncio.sleep(0.2)  # the grace of a connection that is one too many ends in between
+        await elapse(0.2)  # the grace of a connection that is one too many ends in between
     assert box.payloads == list(range(1, 10))
     assert here.stats().dials == before
     assert all(c.endpoint.certified for c in here._table.connections)
@@ -282,7 +283,7 @@ async def test_of_two_pinned_quic_connections_each_side_keeps_its_own(
             receipt = await t.send(f"quic://{home}", task(number), timeout=SLOW)
             assert (receipt.backend, receipt.direction) == ("quic", "outbound")
             assert (await t.send(home, task(number), timeout=SLOW)).acked
-        await asyncio.sleep(0.2)
+        await elapse(0.2)
     assert here.stats().active == there.stats().active == 2
     assert here.stats().dials == there.stats().dials == 1
 

@@ -10,6 +10,7 @@ import websockets
 import openline
 from openline.peers import paths
 
+from ..clock import hurry
 from .attacks import LIMIT, Node
 from .certificates import Certificate, self_signed
 from .helpers import (
@@ -29,8 +30,10 @@ Open = Callable[..., Awaitable[Raw]]
 
 @pytest.fixture
 async def transports() -> AsyncIterator[AsyncExitStack]:
-    async with AsyncExitStack() as stack:
-        yield stack
+    stack = AsyncExitStack()
+    yield stack
+    with hurry():
+        await stack.aclose()
 
 
 @pytest.fixture

@@ -302,7 +302,8 @@ async def released(scheme: str) -> None:
         port = two.listener.port
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(b"GET / HTTP/1.1\r\n")
-            await asyncio.sleep(0.1)  # it has been accepted
+            while not two.hub.stats().pending_handshakes:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
             read, write = os.pipe()
             pid = os.fork()
             if pid == 0:
@@ -330,7 +331,7 @@ def loop_of_the_parent(loop: asyncio.AbstractEventLoop, scheme: str) -> None:
         with ending():
             for call in two.calls():
                 refuses(call, lambda awaitable: loop.run_until_complete(_awaited(awaitable)))
-            loop.run_until_complete(asyncio.sleep(0.2))
+            loop.run_until_complete(asyncio.sleep(0.05))
     loop.run_until_complete(wait_meanwhile(pid))
     loop.run_until_complete(two.is_as_before())
     loop.run_until_complete(two.__aexit__())

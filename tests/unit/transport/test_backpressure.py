@@ -12,6 +12,7 @@ import pytest
 
 import openline
 
+from ..clock import elapse
 from .conftest import Make, Open
 from .helpers import Box, again, eventually, port_of, serve, task, tasks, within
 from .rawsocket import RawServer
@@ -255,7 +256,7 @@ async def test_a_plain_peer_that_floods_a_slow_handler_is_slowed_by_tcp_and_not_
 
     flooding = asyncio.ensure_future(flood())
     await eventually(lambda: sent > 16)
-    await asyncio.sleep(1.0)  # three intervals of 0.1 s, three times over
+    await elapse(1.0)  # three intervals of 0.1 s, three times over
     assert a.stats().messages_received < 2000
     assert sent < 20_000
     assert (a.stats().closed, a.stats().active) == (0, 1)
@@ -276,7 +277,7 @@ async def test_the_pings_of_a_plain_peer_that_floods_change_nothing(make: Make, 
 
     flooding = asyncio.ensure_future(flood())
     await eventually(lambda: slow.begun)
-    await asyncio.sleep(0.7)
+    await elapse(0.7)
     assert a.stats().messages_received < 2000
     assert a.stats().closed == 0
     slow.gate.set()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import pytest
 
 import openline
 
+from ..clock import elapse, hurry
 from ..memory import MiB, Peak, needs_peak
 from .conftest import Make
 from .helpers import (
@@ -39,11 +39,11 @@ async def test_a_slow_handler_stalls_its_own_stream_and_memory_stays_flat(make: 
     with Peak() as peak:
         messages = [task(payload, stream_id="slow") for _ in range(5000)]
         flood = asyncio.ensure_future(a.send_batch(address, messages))
-        await asyncio.sleep(0.3)
-        began = time.monotonic()
-        for number in range(200):
-            await within(a.send(address, task(number, stream_id="fast")))
-        assert time.monotonic() - began < 3.0
+        await elapse(0.3)
+        with hurry() as passed:
+            for number in range(200):
+                await within(a.send(address, task(number, stream_id="fast")))
+        assert passed() < 3.0
         assert not flood.done()
     assert fast.payloads[1:] == list(range(200))
     assert peak.grown < 20 * MiB

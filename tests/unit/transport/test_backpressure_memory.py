@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 import openline
 from openline.core.frames import Batched
 
+from ..clock import elapse
 from ..memory import MiB, needs_resident, resident
 from .conftest import Make
 from .helpers import again, eventually, port_of, serve, task, tasks
@@ -74,7 +74,7 @@ async def test_clients_that_come_and_go_leave_next_to_nothing_behind(make: Make)
             await client.say("x")
             client.close()
         await eventually(lambda: a.stats().active == 0)
-        await asyncio.sleep(0.2)  # two liveness intervals: nothing is looked at any more
+        await elapse(0.2)  # two liveness intervals: nothing is looked at any more
         gc.collect()
         return len(gc.get_objects())
 

@@ -6,6 +6,7 @@ import asyncio
 
 import openline
 
+from ..clock import elapse
 from .conftest import Make, Open
 from .helpers import (
     Box,
@@ -27,7 +28,7 @@ async def test_send_waits_for_the_acknowledgement(make: Make, raw_server: RawSer
     sending = asyncio.ensure_future(a.send(raw_server.address, task("x")))
     end = await raw_server.accept(actor)
     assert [message.payload for message in await heard(end)] == ["x"]
-    await asyncio.sleep(0.1)
+    await elapse(0.1)
     assert not sending.done()
     await end.frame(BINARY, batch([], {"default": 2}))
     receipt = await within(sending)

@@ -11,6 +11,7 @@ import pytest
 
 import openline
 
+from ..clock import elapse
 from .certificates import Certificate
 from .conftest import Make
 from .helpers import (
@@ -93,16 +94,17 @@ async def test_a_request_whose_line_is_cut(make: Make, line: Lay, direction: str
     await a.connect(way.address)
     way.hold(upward=direction == "upward", downward=direction == "downward")
     asking = asyncio.ensure_future(a.request(way.address, task("question")))
-    await asyncio.sleep(0.1)
+    await elapse(0.1)
     assert asked == (["question"] if direction == "downward" else [])
     way.cut()
     way.let_go()
     assert (await within(asking)).payload == "question"
-    await asyncio.sleep(0.1)
+    await elapse(0.1)
     assert asked == ["question"]
     assert b.stats().duplicates_suppressed == (direction == "downward")
 
 
+@pytest.mark.usefixtures("hurried")
 async def test_a_silent_line_is_replaced_before_it_is_dead(make: Make, line: Lay) -> None:
     a, b = await make(max_idle_timeout=1.2), await make(max_idle_timeout=60.0)
     box = Box(b)
@@ -122,7 +124,7 @@ async def test_a_silent_line_is_replaced_before_it_is_dead(make: Make, line: Lay
 
 async def _again(way: Line, after: float) -> None:
     """New connections get through; what is under way on the old one is gone."""
-    await asyncio.sleep(after)
+    await elapse(after)
     fresh = asyncio.Event()
     fresh.set()
     way._open = {True: fresh, False: fresh}
@@ -186,7 +188,7 @@ async def test_what_was_sent_to_a_wss_address_is_not_resent_in_the_clear(
     await within(a.send(to, task("before")))
     secure.hold()
     sending = asyncio.ensure_future(a.send(to, task("secret")))
-    await asyncio.sleep(0.1)
+    await elapse(0.1)
     way = await line(plain_door)
     said: list[bytes] = []
     before = way._pump
@@ -205,7 +207,7 @@ async def test_what_was_sent_to_a_wss_address_is_not_resent_in_the_clear(
     way._pump = listening  # type: ignore[method-assign]
     await within(b.connect(way.address))
     assert any(b"Openline-Hello" in data for data in said)
-    await asyncio.sleep(0.5)
+    await elapse(0.5)
     assert not any(b"secret" in data for data in said)
     assert box.payloads == ["before"]
     assert not sending.done()

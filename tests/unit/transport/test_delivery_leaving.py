@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import struct
-import time
+
+import pytest
 
 import openline
 
+from ..clock import elapse, hurry
 from .conftest import Make, Open
 from .helpers import (
     Box,
@@ -22,6 +24,9 @@ from .helpers import (
 from .lines import heard
 from .rawsocket import Actor, RawServer
 from .wire import BINARY, CLOSE, batch
+
+# Nobody waits for what takes time in here.
+pytestmark = pytest.mark.usefixtures("hurried")
 
 GOING_AWAY, PROTOCOL_ERROR = 1001, 1002
 
@@ -53,9 +58,9 @@ async def test_what_comes_after_close_began_is_not_acknowledged(make: Make, raw:
     await end.post(task("before"))
     await within(started.wait())
     closing = asyncio.ensure_future(a.close())
-    await asyncio.sleep(0.1)
+    await elapse(0.1)
     await end.post(task("after"))
-    await asyncio.sleep(0.1)
+    await elapse(0.1)
     gate.set()
     assert await within(end.closed()) == GOING_AWAY
     assert end.acked == {"default": 2}
@@ -69,7 +74,7 @@ async def test_its_own_messages_are_drained(make: Make, raw_server: RawServer) -
     end = await raw_server.accept(actor)
     assert len(await heard(end)) == 10
     closing = asyncio.ensure_future(a.close())
-    await asyncio.sleep(0.3)
+    await elapse(0.3)
     assert not closing.done()
     await end.frame(BINARY, batch([], {"default": 11}))
     assert all(receipt.acked for receipt in await within(sending))
@@ -87,12 +92,12 @@ async def test_the_next_process_at_that_port_gets_the_rest(make: Make) -> None:
     @b.on_message
     async def slow(peer: openline.Peer, message: openline.Message) -> None:
         started.set()
-        await asyncio.sleep(0.3)
+        await elapse(0.3)
 
     address = await serve(b)
     await a.send(address, task(0))
     closing = asyncio.ensure_future(b.close())
-    await asyncio.sleep(0.1)
+    await elapse(0.1)
     sending = [asyncio.ensure_future(a.send(address, task(number))) for number in range(1, 10)]
     await within(closing)
     again = await make(identity=identity)
@@ -109,8 +114,8 @@ async def test_who_was_told_goodbye_does_not_dial_at_once(make: Make, raw_server
     end = await raw_server.accept(actor)
     await heard(end)
     await end.frame(CLOSE, struct.pack("!H", GOING_AWAY))
-    said = time.monotonic()
-    end = await raw_server.accept(actor)
-    assert 0.9 < time.monotonic() - said < 3.0
+    with hurry() as passed:
+        end = await raw_server.accept(actor)
+    assert 0.9 < passed() < 3.0
     assert len(dials.made) == 2
     assert (await end.takes(sending)).attempts == 2

@@ -8,6 +8,7 @@ import pytest
 
 import openline
 
+from ..clock import Passed, elapse
 from .certificates import Certificate
 from .conftest import Make, Open
 from .duplicates import QUICK, REPLACED, Between, at_rest, live, quiet, two
@@ -15,6 +16,9 @@ from .helpers import Box, Dials, eventually, port_of, serve, task, tasks, within
 from .proofs import between, ids, nothing, pair, settled
 from .rawsocket import Actor, Raw, RawServer
 from .wire import CLOSE
+
+# Nobody waits for what takes time in here.
+pytestmark = pytest.mark.usefixtures("hurried")
 
 
 async def meet(one: openline.Transport, other: openline.Transport, gates: tuple[Dials, Dials]) -> None:
@@ -95,7 +99,7 @@ async def test_the_loser_is_not_dialed_again_by_whoever_keeps(
     await within(dialing)
     await eventually(lambda: at_rest(a, b))
     kept, before = ids(a, b), quiet(a, b)
-    await asyncio.sleep(1.0)
+    await elapse(1.0)
     assert (ids(a, b), ids(b, a), quiet(a, b)) == (kept, kept, before)
     assert [len(gate.made) for gate in gates] == [1, 1]
 
@@ -122,7 +126,7 @@ async def test_both_that_keep_stay_on_one_connection_for_long(make: Make) -> Non
     await asyncio.gather(a.connect(home_b, keep=True), b.connect(home_a, keep=True))
     await eventually(lambda: at_rest(a, b))
     kept, before = ids(a, b), quiet(a, b)
-    await asyncio.sleep(2.5)
+    await elapse(2.5)
     assert (ids(a, b), ids(b, a), quiet(a, b)) == (kept, kept, before)
 
 
@@ -199,14 +203,13 @@ async def rivals(t: openline.Transport, actor: Actor, raw_server: RawServer, raw
 
 
 async def test_the_greater_key_closes_the_other_ones_dial_after_a_grace_and_says_why(
-    make: Make, raw_server: RawServer, raw: Open
+    make: Make, raw_server: RawServer, raw: Open, hurried: Passed
 ) -> None:
     high, low = pair()
     t, actor = await make(identity=high), Actor(identity=low)
     box = Box(t)
     winner, loser = await rivals(t, actor, raw_server, raw)
-    loop = asyncio.get_running_loop()
-    begin = loop.time()
+    begin = hurried()
     # The actor has not noticed yet: what it still says there is taken in, and acknowledged there.
     await loser.post(task("on the loser"))
     await eventually(lambda: box.payloads == ["on the loser"])
@@ -214,7 +217,7 @@ async def test_the_greater_key_closes_the_other_ones_dial_after_a_grace_and_says
         receipt = await winner.takes(t.send(actor.node_id, task(number)))
         assert receipt.direction == "outbound"
     assert await within(loser.closed()) == REPLACED
-    assert 0.5 < loop.time() - begin < 3.0
+    assert 0.5 < hurried() - begin < 3.0
     assert (winner.payloads, loser.payloads) == ([0, 1, 2], [])
     assert loser.acked == {"default": 2}
     await eventually(lambda: t.stats().active == 1)
@@ -234,12 +237,12 @@ async def test_the_lesser_key_leaves_it_to_the_other_and_does_not_dial_again(
     winner = await raw(port_of(home), actor)
     await eventually(lambda: t.stats().active == 2)
     assert (await winner.takes(t.send(raw_server.address, task("inbound")))).direction == "inbound"
-    await asyncio.sleep(1.5)
+    await elapse(1.5)
     assert t.stats().active == 2, "it is not the one to close"
     await loser.frame(CLOSE, REPLACED.to_bytes(2, "big") + b"another connection stays")
     await within(loser.gone())
     await eventually(lambda: t.stats().active == 1)
-    await asyncio.sleep(0.5)
+    await elapse(0.5)
     assert len(dials.made) == 1
     await winner.takes(t.send(raw_server.address, task("still")))
     assert winner.payloads == ["inbound", "still"]
@@ -305,7 +308,7 @@ async def test_only_proven_nodes_replace_each_other(make: Make, raw: Open) -> No
     address = await serve(t)
     ends = [await raw(port_of(address), who) for who in (None, None, Actor(8770), Actor(8770))]
     await eventually(lambda: t.stats().active == 4)
-    await asyncio.sleep(1.2)
+    await elapse(1.2)
     assert (t.stats().active, t.stats().replaced, t.stats().conflicts) == (4, 0, 0)
     assert len(ends) == 4
 
@@ -347,7 +350,7 @@ async def test_who_waits_for_a_dial_is_not_served_by_somebody_else(
     await c.connect(home)
     client = await raw(port_of(home))
     await client.say("hi")
-    await asyncio.sleep(0.2)
+    await elapse(0.2)
     assert not any(waiting.done() for waiting in sending.values())
     for waiting in sending.values():
         assert isinstance(await nothing(within(waiting)), openline.Unreachable)

@@ -10,6 +10,7 @@ import pytest
 import openline
 from openline.peers import paths
 
+from ..clock import elapse
 from .conftest import Make
 from .duplicates import QUICK, Between, Talk, check, two
 from .helpers import Box, eventually, port_of, serve, task, within
@@ -171,7 +172,7 @@ async def interleaved(make: Make, order: tuple[str, ...], crash: tuple[int, str]
         check(talks[0], boxes[1])
         check(talks[1], boxes[0])
         kept = ids(a, b)
-        await asyncio.sleep(0.2)
+        await elapse(0.2)
         assert (ids(a, b), ids(b, a)) == (kept, kept)
         for t in (a, b):
             assert (t.stats().active, t.stats().conflicts) == (1, 0)

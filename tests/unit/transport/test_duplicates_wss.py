@@ -10,11 +10,15 @@ import pytest
 import openline
 from openline.connection.connection import State
 
+from ..clock import elapse
 from .certificates import Certificate
 from .conftest import Make
 from .duplicates import QUICK, Between, at_rest, quiet
 from .helpers import Box, Dials, eventually, port_of, serve, task, within
 from .proofs import between, ids, nothing, pair, settled
+
+# Nobody waits for what takes time in here.
+pytestmark = pytest.mark.usefixtures("hurried")
 
 
 @pytest.fixture
@@ -73,7 +77,7 @@ async def test_wss_and_ws_that_are_both_kept_do_not_fight(
     await eventually(lambda: at_rest(client, server))
     await eventually(lambda: all(c.endpoint.secure for c in between(client, server)))
     kept, before = ids(client, server), quiet(client, server)
-    await asyncio.sleep(1.0)
+    await elapse(1.0)
     assert (ids(client, server), quiet(client, server)) == (kept, before)
 
 
@@ -178,7 +182,7 @@ async def test_what_is_under_way_to_a_wss_address_is_never_sent_again_over_ws(
     await eventually(lambda: not server.peers())
     await server.connect(back)
     await eventually(lambda: len(between(server, client)) == 1)
-    await asyncio.sleep(0.5)
+    await elapse(0.5)
     assert not sending.done()
     assert box.payloads == ["secret 1"], "it went over ws"
     path.thaw()
@@ -224,7 +228,7 @@ async def test_of_connections_that_were_asked_for_a_certificate_each_side_keeps_
     await asyncio.gather(a.connect(home_b), b.connect(home_a))
     await eventually(lambda: len(between(a, b)) == len(between(b, a)) == 2)
     before = quiet(a, b)
-    await asyncio.sleep(0.3)  # no event says that none of them ends
+    await elapse(0.3)  # no event says that none of them ends
     assert (await a.send(home_b, task(1))).direction == "outbound"
     assert (await b.send(home_a, task(2))).direction == "outbound"
     assert (boxes[0].payloads, boxes[1].payloads) == ([2], [1])

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 import openline
 from openline.core.handshake import parse_hello
 
+from ..clock import elapse
 from .conftest import Make, Open
 from .helpers import Box, eventually, port_of, serve, task, within
 from .proofs import (
@@ -90,7 +91,7 @@ async def test_between_transports_there_are_two_proofs_and_one_welcome_and_no_ot
     async with Middle(port_of(address)) as middle:
         await b.connect(middle.address)
         await eventually(lambda: a.peers())
-        await asyncio.sleep(0.1)
+        await elapse(0.1)
         # 8 bytes of header and mask, kind, array of two, bin8 header, signature, empty array.
         assert len(middle.said) == 8 + 1 + 1 + 2 + 128 + 1
 

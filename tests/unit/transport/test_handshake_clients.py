@@ -12,6 +12,7 @@ import pytest
 import openline
 from openline.backends.websocket import deflate
 
+from ..clock import Passed, elapse
 from .conftest import Make, Open
 from .helpers import Box, eventually, port_of, serve, task, within
 from .proofs import (
@@ -224,13 +225,15 @@ async def test_a_second_proof_ends_the_connection(make: Make, tcp: Open) -> None
     assert (box.payloads, t.stats().malformed) == (["forged"], 1)
 
 
-async def test_who_never_proves_himself_is_cut_in_time_whatever_he_pings(make: Make, tcp: Open) -> None:
+async def test_who_never_proves_himself_is_cut_in_time_whatever_he_pings(
+    make: Make, tcp: Open, hurried: Passed
+) -> None:
     t = await make(handshake_timeout=0.3)
     box, address = Box(t), await serve(t)
     silent, pinging = await tcp(port_of(address)), await tcp(port_of(address))
     await speak(silent, Actor())
     await speak(pinging, Actor())
-    begin = asyncio.get_running_loop().time()
+    begin = hurried()
     ended = asyncio.ensure_future(pinging.gone())
     while not ended.done():
         await asyncio.wait([ended], timeout=0.05)
@@ -240,7 +243,7 @@ async def test_who_never_proves_himself_is_cut_in_time_whatever_he_pings(make: M
             break
     await within(silent.gone())
     await within(ended)
-    assert 0.2 < asyncio.get_running_loop().time() - begin < 1.5
+    assert 0.2 < hurried() - begin < 1.5
     await eventually(lambda: t.stats().pending_handshakes == 0)
     assert t.stats().malformed == 2
     await alone(t, box)
@@ -288,7 +291,7 @@ async def test_what_a_proven_peer_says_it_has_lost_ends_only_its_own_connections
     await mallory.post(task("mallory"))
     await good.post(task("good"))
     await eventually(lambda: sorted(box.payloads) == ["good", "mallory"])
-    await asyncio.sleep(1.2)  # over the grace time of a connection that has been given up
+    await elapse(1.2)  # over the grace time of a connection that has been given up
     await good.post(task("still"))
     await eventually(lambda: "still" in box.payloads)
 

@@ -13,6 +13,7 @@ import pytest
 
 import openline
 
+from ..clock import elapse
 from ..memory import MiB, Peak, needs_peak
 from .conftest import Make, Open
 from .floods import pour_from_a_thread, send_all
@@ -90,7 +91,7 @@ async def test_one_frame_takes_little_time_and_memory(make: Make, scene: Scene, 
             sending = threading.Thread(target=send_all, args=(end.sock, data))
             sending.start()
             await asyncio.to_thread(sending.join)
-            await asyncio.sleep(0.2)
+            await elapse(0.2)
         took = time.process_time() - began
     assert worst.longest < 10.0
     assert took < 4.0
@@ -144,12 +145,12 @@ async def test_a_flood_leaves_memory_flat_and_others_alone(scene: Scene, what: s
     ]
     warm, rest = b"".join(frames[:100]), b"".join(frames[100:])
     await pour_from_a_thread(end.sock, warm)
-    await asyncio.sleep(0.3)
+    await elapse(0.3)
     with Peak() as peak:
         worst = Stalls()
         async with worst:
             await pour_from_a_thread(end.sock, rest)
-            await asyncio.sleep(0.3)
+            await elapse(0.3)
     # All that was poured in since would be 50 MiB at the least.
     assert peak.grown < 40 * MiB
     assert worst.longest < 10.0
@@ -194,7 +195,7 @@ async def test_a_peer_that_does_not_read(make: Make, raw: Open, who: str, what: 
     with Peak() as peak:
         for part in data:
             await asyncio.to_thread(send_all, end.sock, part)
-        await asyncio.sleep(0.3)
+        await elapse(0.3)
     assert peak.grown < 15 * MiB
     assert (await within((await make()).send(address, task("others")))).acked
 

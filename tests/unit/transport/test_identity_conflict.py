@@ -13,12 +13,16 @@ import openline
 from openline.connection.connection import CHALLENGE
 from openline.peers import conflicts
 
+from ..clock import elapse
 from .conftest import Make, Open
 from .duplicates import CONFLICT, QUICK, REPLACED, Talk, check
 from .helpers import Box, Dials, eventually, port_of, serve, task, tasks, within
 from .proofs import nothing, settled
 from .rawsocket import Actor, Raw, RawServer
 from .wire import CLOSE, PING, PONG
+
+# Nobody waits for what takes time in here.
+pytestmark = pytest.mark.usefixtures("hurried")
 
 
 async def test_two_processes_with_one_key_that_dial_each_other_both_learn_it(make: Make) -> None:
@@ -49,7 +53,7 @@ async def test_two_processes_with_one_key_that_keep_dialing_each_other_do_it_sel
     addresses = await serve(one), await serve(other)
     assert await one.connect(addresses[1], keep=True) is None
     assert await other.connect(addresses[0], keep=True) is None
-    await asyncio.sleep(2.0)
+    await elapse(2.0)
     assert len(dials[0].made) < 12
     assert len(dials[1].made) < 12
     assert (one.peers(), other.peers()) == ([], [])
@@ -137,7 +141,7 @@ async def test_both_that_keep_do_not_fight_for_ever(make: Make) -> None:
     """With the real hold: whoever comes while it lasts is turned away before it is a connection."""
     third, _, one, other = await fight(make, keep=True, **QUICK)
     await eventually(lambda: told(third, one, other))
-    await asyncio.sleep(3.0)
+    await elapse(3.0)
     assert third.stats().accepted == 2
     assert third.stats().conflicts == 1
     assert one.stats().dials + other.stats().dials <= 20
@@ -147,7 +151,7 @@ async def test_both_that_keep_and_stay_meet_less_and_less(make: Make, hold: Any)
     hold(0.2)
     third, _, one, other = await fight(make, keep=True, **QUICK)
     await eventually(lambda: told(third, one, other))
-    await asyncio.sleep(4.0)
+    await elapse(4.0)
     # 0.2, 0.4, 0.8, 1.6 and 3.2 s: at most five times two connections.
     assert third.stats().accepted <= 10
     assert 1 <= third.stats().conflicts <= 5
@@ -164,7 +168,7 @@ async def test_it_heals_when_one_of_them_is_gone(make: Make, hold: Any) -> None:
     assert (await within(third.send(other.node_id, task("good")))).acked
     assert (box.payloads[-1], at_other.payloads) == ("alone now", ["good"])
     count = third.stats().conflicts
-    await asyncio.sleep(1.0)
+    await elapse(1.0)
     assert third.stats().conflicts == count
     assert settled(third, other)
 
@@ -255,7 +259,7 @@ async def test_a_restarted_process_is_no_conflict(make: Make, raw: Open, how: st
     at_new = Box(new)
     await within(new.send(home, task("after")))
     assert (await within(third.send(identity.node_id, task("to the new one")))).acked
-    await asyncio.sleep(1.0)
+    await elapse(1.0)
     for number in range(3):
         await new.send(home, task(number))
         await third.send(identity.node_id, task(number))
@@ -312,7 +316,7 @@ async def test_a_process_that_was_frozen_and_thaws_beside_its_replacement_is_a_c
     frozen = await raw(port_of(home), Actor(identity=identity))
     new = await make("new", identity=identity)
     await new.connect(home)
-    await asyncio.sleep(0.3)
+    await elapse(0.3)
     assert third.stats().conflicts == 0
     assert await within(frozen.closed()) == CONFLICT
     await eventually(lambda: told(third, new))

@@ -12,8 +12,12 @@ import pytest
 
 import openline
 
+from ..clock import Passed, elapse
 from .conftest import Make
 from .helpers import Box, Dials, closed_port, eventually, port_of, serve, task, within
+
+# Nobody waits for what takes time in here.
+pytestmark = pytest.mark.usefixtures("hurried")
 
 # Fast enough for a test, slow enough to be told from no wait at all.
 QUICK = {"backoff_min": 0.02, "backoff_max": 0.1}
@@ -91,7 +95,7 @@ async def test_keep_stops_on_close(make: Make) -> None:
     await eventually(lambda: len(dials.made) >= 2)
     await b.close()
     count = len(dials.made)
-    await asyncio.sleep(0.25)
+    await elapse(0.25)
     assert len(dials.made) == count
 
 
@@ -106,16 +110,14 @@ async def test_close_while_the_first_attempt_hangs_ends_the_wait(make: Make) -> 
     assert result is None or isinstance(result, openline.Closed)
 
 
-async def test_waits_grow_and_differ(make: Make) -> None:
+async def test_waits_grow_and_differ(make: Make, hurried: Passed) -> None:
     """Exponential backoff with full jitter: between the bounds, growing, and not in step."""
     fleet_dials = [Dials() for _ in range(30)]
     fleet = [await make(opener=dials, backoff_min=0.03, backoff_max=0.48) for dials in fleet_dials]
     for dials in fleet_dials:
         dials.error = OSError(errno.ECONNREFUSED, "no")
-    loop = asyncio.get_running_loop()
-    begin = loop.time()
     await asyncio.gather(*(t.connect("127.0.0.1:9", keep=True) for t in fleet))
-    await asyncio.sleep(2.0 - (loop.time() - begin))
+    await elapse(2.0)
     await asyncio.gather(*(t.close() for t in fleet))
     waits = [[after - before for before, after in pairwise(dials.times)] for dials in fleet_dials]
     flat = [wait for one in waits for wait in one]
@@ -132,7 +134,7 @@ async def test_an_absent_peer_is_not_dialed_in_a_tight_loop(make: Make) -> None:
     dials.error = OSError(errno.ECONNREFUSED, "no")
     b = await make(opener=dials)
     await b.connect("127.0.0.1:9", keep=True)
-    await asyncio.sleep(0.5)
+    await elapse(0.5)
     assert 1 <= len(dials.made) <= 6
 
 
@@ -151,7 +153,7 @@ async def test_a_peer_that_hangs_up_at_once_is_not_dialed_in_a_tight_loop(
 
     serving = asyncio.ensure_future(serve_and_hang_up())
     await b.connect(raw_server.address, keep=True)
-    await asyncio.sleep(0.6)
+    await elapse(0.6)
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
     assert 2 <= accepted <= 12
@@ -233,7 +235,7 @@ async def test_without_keep_a_failure_is_raised_and_nothing_goes_on(make: Make) 
     b = await make(opener=dials, **QUICK)
     with pytest.raises(openline.Unreachable):
         await b.connect(f"127.0.0.1:{closed_port()}")
-    await asyncio.sleep(0.2)
+    await elapse(0.2)
     assert len(dials.made) == 1
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import openline
 
+from ..clock import elapse
 from .conftest import Make, Open
 from .helpers import Box, eventually, port_of, serve, task, tasks, within
 from .rawsocket import Actor, RawServer, frozen_server
@@ -40,7 +41,7 @@ async def test_a_websockets_peer_with_tight_keepalive_stays(make: Make, plain_cl
     t = await make()
     box = Box(t)
     client = await plain_client(port_of(await serve(t)), ping_interval=0.05, ping_timeout=0.3)
-    await asyncio.sleep(0.8)
+    await elapse(0.8)
     await client.send(plain("still here").decode())
     await eventually(lambda: box.payloads == ["still here"])
 
@@ -80,7 +81,7 @@ async def test_an_openline_peer_whose_inbox_is_full_is_not_taken_for_dead(make: 
         await gate.wait()
 
     sending = asyncio.ensure_future(b.send_batch(await serve(a), tasks(2000)))
-    await asyncio.sleep(0.8)
+    await elapse(0.8)
     assert [(t.stats().closed, t.stats().suspects) for t in (a, b)] == [(0, 0), (0, 0)]
     gate.set()
     await within(sending)
@@ -99,7 +100,7 @@ async def test_an_openline_peer_that_ignores_stop_is_held_back_by_tcp_and_not_ki
             await client.send(chunk)
 
     ignoring = asyncio.ensure_future(ignore())
-    await asyncio.sleep(0.8)
+    await elapse(0.8)
     assert not ignoring.done()
     assert t.stats().bytes_received < 32 * 1024 * 1024
     assert t.stats().closed == 0

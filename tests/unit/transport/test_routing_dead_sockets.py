@@ -14,6 +14,9 @@ from .conftest import Make, Open
 from .helpers import Box, Dials, eventually, port_of, serve, task, tasks, within
 from .rawsocket import Actor, Raw, RawServer, two_identities
 
+# Nobody waits for what takes time in here.
+pytestmark = pytest.mark.usefixtures("hurried")
+
 
 async def deliver_twice(a: openline.Transport, server: RawServer, first: Raw, how: str) -> None:
     """Kill ``first`` without a turn of the loop, send, and look for the message on the next one."""

@@ -11,6 +11,7 @@ import openline
 from openline.core.handshake import SIGNATURE_BYTES, Hello, split_proof, with_proof
 from openline.peers import paths
 
+from ..clock import elapse
 from .conftest import Make, Open
 from .helpers import Box, eventually, port_of, serve, task, within
 from .proofs import HELLO, Middle, answer, between, nothing, proof_frame, settled, speak, with_hello
@@ -281,7 +282,7 @@ async def test_two_connections_of_a_process_that_proves_no_instance_are_no_confl
     reading = asyncio.ensure_future(first.whole())
     await second.post(task("in"))
     await eventually(lambda: server.stats().messages_received == 1)
-    await asyncio.sleep(0.1)
+    await elapse(0.1)
     assert server.stats().conflicts == 0
     reading.cancel()
 

@@ -16,6 +16,7 @@ import websockets
 
 import openline
 
+from ..clock import elapse
 from .certificates import Certificate, self_signed
 from .conftest import Make, Open
 from .helpers import Box, Dials, eventually, port_of, serve, task, tasks, within
@@ -211,7 +212,7 @@ async def test_with_a_wrong_pin_not_one_byte_leaves(make: Make, listening: Liste
     client = await make("secret name", tls=openline.Tls(pins=(OTHER_PIN,)))
     with pytest.raises(openline.Refused):
         await client.send(f"wss://127.0.0.1:{listening.port}", task("secret"))
-    await asyncio.sleep(0.1)
+    await elapse(0.1)
     assert listening.ended == listening.shaken
     assert listening.heard == b""
 

@@ -54,8 +54,11 @@ POLL = 0.01
 
 def alive() -> Counter[str]:
     """How many there are of each kind. A proxy is none."""
-    kinds = (type(thing) for thing in gc.get_objects())
-    return Counter(kind.__name__ for kind in kinds if issubclass(kind, KINDS))
+    found = Counter[str]()
+    for kind, count in Counter(map(type, gc.get_objects())).items():
+        if issubclass(kind, KINDS):
+            found[kind.__name__] += count
+    return found
 
 
 class Lifetimes:

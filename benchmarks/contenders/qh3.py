@@ -42,6 +42,9 @@ class Door(QuicServer):
         super().__init__(**options)
         self._lines: dict[Any, QuicConnectionProtocol] = {}
 
+    def count(self) -> int:
+        return len(set(self._protocols.values()))
+
     def datagrams_received(self, data: list[bytes], addr: Any) -> None:
         line = self._lines.get(addr)
         # A handshake may come from the address of a connection that is over.
@@ -55,6 +58,8 @@ class Door(QuicServer):
 
 
 class Qh3(Bare):
+    _door: Door
+
     async def listen(self, got: Got) -> int:
         configuration = QuicConfiguration(is_client=False, alpn_protocols=[ALPN])
         configuration.load_cert_chain(*self_signed())
@@ -65,9 +70,15 @@ class Qh3(Bare):
             session_ticket_fetcher=self.issued.get,
             session_ticket_handler=self.keep_issued,
         )
-        transport, door = await self._open(make)
-        self.exits.callback(door.close)
+        transport, self._door = await self._open(make)
+        self.exits.callback(self._door.close)
         return int(transport.get_extra_info("sockname")[1])
+
+    async def join(self, port: int, number: int) -> None:
+        await self.connect(port, lambda line, body: None)
+
+    def connected(self) -> int:
+        return self._door.count()
 
     async def start(self, port: int, got: Got, ticket: Any) -> Line:
         configuration = QuicConfiguration(

@@ -26,8 +26,8 @@ HOW = """
   the bare ones carries the message; that of openline (`Config.zero_rtt`) carries its hello, never a message,
   so that nothing can be replayed. On this link a round trip costs next to nothing: what is left is the work
   of both ends, and what a saved round trip is worth elsewhere does not show. iroh uses its tickets by itself.
-- *QUIC: idle*: as over WebSocket. Bare qh3 says nothing while nobody sends, and would notice after a minute
-  that the other end is gone.
+- *QUIC: idle*: as over WebSocket. Bare qh3 sends no pings, and would not notice that the other end is gone;
+  what it takes of a core is what its connections send by themselves in their first minute, ever less.
 - *Streams beside one that loses packets*: two processes. Eight streams to one peer over one connection. One
   carries messages of 24 KB, up to 50 in a second, and the seven others one of 100 bytes every 10 ms each,
   whatever became of the last one. The link drops 1 % or 5 % of the packets over 600 bytes that go to the

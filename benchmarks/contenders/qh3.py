@@ -18,6 +18,8 @@ from benchmarks.contenders.base import HOST
 from benchmarks.contenders.quic import ALPN, Bare, Framed, Got
 
 LONG_HEADER = 0x80
+# Idle ones stay for as long as they are looked at.
+IDLE_TIMEOUT = 600.0
 
 
 class Line(Framed, QuicConnectionProtocol):
@@ -61,7 +63,7 @@ class Qh3(Bare):
     _door: Door
 
     async def listen(self, got: Got) -> int:
-        configuration = QuicConfiguration(is_client=False, alpn_protocols=[ALPN])
+        configuration = QuicConfiguration(is_client=False, alpn_protocols=[ALPN], idle_timeout=IDLE_TIMEOUT)
         configuration.load_cert_chain(*self_signed())
         make = partial(
             Door,
@@ -82,7 +84,11 @@ class Qh3(Bare):
 
     async def start(self, port: int, got: Got, ticket: Any) -> Line:
         configuration = QuicConfiguration(
-            alpn_protocols=[ALPN], server_name=NAME, verify_mode=ssl.CERT_NONE, session_ticket=ticket
+            alpn_protocols=[ALPN],
+            server_name=NAME,
+            verify_mode=ssl.CERT_NONE,
+            session_ticket=ticket,
+            idle_timeout=IDLE_TIMEOUT,
         )
         quic = QuicConnection(configuration=configuration, session_ticket_handler=self.keep)
         line: Line

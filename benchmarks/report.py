@@ -57,6 +57,7 @@ HOW = """\
 - *Idle*: the memory is the resident set of the listening process after a garbage collection, less what it was
   before the first connection; the processor time is that of the same process while nobody sends. The dialing
   side is another process, every connection from a node of its own. 1 KB is 1,024 bytes.
+- `python -m benchmarks.compare --base FOLDER` measures two checkouts of openline in turns, by the same works.
 """
 
 

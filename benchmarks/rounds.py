@@ -38,7 +38,7 @@ def command(name: str, plan: Plan) -> Iterator[list[str]]:
         yield python
         return
     # Here, for whoever compares two openlines imports neither.
-    from openline.testing import netns
+    from openline.testing.lab import netns
 
     with netns.TwoHosts() as hosts:
         yield hosts.command("A", python)

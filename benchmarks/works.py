@@ -149,7 +149,7 @@ WORKS = (
         ("openline",),
         full=Size(rounds=1, count=10_000, seconds=30.0),
         quick=Size(rounds=1, count=1000, seconds=10.0),
-        patience=300.0,
+        patience=900.0,
     ),
     Work(
         "quic-rtt",
@@ -196,6 +196,6 @@ WORKS = (
         ("openline-quic", "qh3"),
         full=Size(rounds=1, count=1000, seconds=30.0),
         quick=Size(rounds=1, count=200, seconds=10.0),
-        patience=300.0,
+        patience=900.0,
     ),
 )

@@ -7,9 +7,10 @@ from time import perf_counter
 
 from benchmarks import machine, plot, quic_plot, report, runner, summary
 from benchmarks.contenders import TABLE
+from benchmarks.rounds import ROOT
 from benchmarks.works import WORKS, Work
 
-OUT = runner.ROOT / "docs" / "benchmarks"
+OUT = ROOT / "docs" / "benchmarks"
 
 
 def main() -> int:
@@ -24,7 +25,7 @@ def main() -> int:
         plot.draw(folder / "results.png", results)
         quic_plot.draw(folder / "quic.png", results)
         if folder == OUT:
-            summary.update(runner.ROOT / "README.md", results)
+            summary.update(ROOT / "README.md", results)
     print(f"{perf_counter() - began:.0f} s", file=sys.stderr)
     return int(any(row.note.startswith("failed") for rows in results.values() for row in rows.values()))
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from benchmarks.contenders import TABLE
-from benchmarks.runner import Row
-from benchmarks.targets import always_acked
+from benchmarks.runner import Results, Row
+from benchmarks.targets import KB, always_acked, bytes_each
 
 Cells = list[str]
 
@@ -33,3 +33,15 @@ def shown(number: float | None) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
+
+
+def idle_table(results: Results, work: str) -> str:
+    rows = [idle_row(sender(name), row) for name, row in results[work].items()]
+    return table(("", "dialed", "connected", "at the end", "KB each", "% of a core"), rows)
+
+
+def idle_row(label: str, row: Row) -> Cells:
+    counts = numbers(row, ("tried", "connections", "still_there"), ",.0f")
+    if not row.median:
+        return [label, *counts, "–", "–"]
+    return [label, *counts, f"{bytes_each(row.median) / KB:.1f}", f"{row.median['cpu'] * 100:.2f}"]

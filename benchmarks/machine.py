@@ -24,6 +24,7 @@ PACKAGES = (
     "psutil",
     "qh3",
     "aioquic",
+    "eclipse-zenoh",
     "iroh",
 )
 

@@ -1,9 +1,13 @@
 """Stop-watches shared by all Python contenders, so that none is timed in its own way."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from time import perf_counter
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 # A receiver that saw nothing for this long, after the sender has finished, will not see the rest.
 SILENCE = 5.0
@@ -11,12 +15,43 @@ SILENCE = 5.0
 
 async def ask_each(ask: Callable[[Any], Awaitable[Any]], messages: Sequence[Any]) -> list[float]:
     """Seconds for each question and its answer, one after the other."""
-    times = []
-    for message in messages:
-        start = perf_counter()
-        await ask(message)
-        times.append(perf_counter() - start)
-    return times
+
+    async def each() -> list[float]:
+        times = []
+        for message in messages:
+            start = perf_counter()
+            await ask(message)
+            times.append(perf_counter() - start)
+        return times
+
+    return await alone(each())
+
+
+async def calls_each(ask: Callable[[Any], Awaitable[Any]], messages: Sequence[Any]) -> list[int]:
+    """Python calls from each question to the next: at both ends, and what the ack of the answer takes."""
+    count = 0
+
+    def called(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal count
+        count += event == "call"
+
+    async def each() -> list[int]:
+        nonlocal count
+        counts = []
+        sys.setprofile(called)
+        for message in messages:
+            await ask(message)
+            counts.append(count)
+            count = 0
+        sys.setprofile(None)
+        return counts
+
+    return await alone(each())
+
+
+async def alone(work: Coroutine[Any, Any, T]) -> T:
+    """In a task of its own: with each answer all that wait for one another are resumed, the caller too."""
+    return await asyncio.create_task(work)
 
 
 class Rally:
@@ -53,12 +88,14 @@ class Tally:
         self.last = 0.0
         self._expected = expected
         self._complete = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
 
     def seen(self, number: int = 1) -> None:
         self.count += number
         self.last = perf_counter()
         if self.count >= self._expected:
-            self._complete.set()
+            # From whichever thread: not every contender counts on the loop's own.
+            self._loop.call_soon_threadsafe(self._complete.set)
 
     async def settled(self) -> None:
         """Until everything is here, or nothing has come for a while."""

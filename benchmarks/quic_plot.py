@@ -10,7 +10,8 @@ from benchmarks.contenders import OVER_QUIC
 from benchmarks.lossy import LOSSES
 from benchmarks.plot import OURS, PLAIN, THEIRS, finish
 from benchmarks.quic_report import label, measured, sender
-from benchmarks.runner import Numbers, Results
+from benchmarks.rounds import Numbers
+from benchmarks.runner import Results
 
 Rows = Sequence[tuple[str, Numbers]]
 

@@ -2,8 +2,9 @@
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 
-from benchmarks.cells import Cells, acked, numbers, shown, table
+from benchmarks.cells import Cells, acked, idle_table, numbers, shown, table
 from benchmarks.contenders import ACKED, TABLE
 from benchmarks.lossy import LOSSES
 from benchmarks.runner import Results
@@ -25,6 +26,8 @@ HOW = """
   the bare ones carries the message; that of openline (`Config.zero_rtt`) carries its hello, never a message,
   so that nothing can be replayed. On this link a round trip costs next to nothing: what is left is the work
   of both ends, and what a saved round trip is worth elsewhere does not show. iroh uses its tickets by itself.
+- *QUIC: idle*: as over WebSocket. Bare qh3 sends no pings, and would not notice that the other end is gone;
+  what it takes of a core is what its connections send by themselves in their first minute, ever less.
 - *Streams beside one that loses packets*: two processes. Eight streams to one peer over one connection. One
   carries messages of 24 KB, up to 50 in a second, and the seven others one of 100 bytes every 10 ms each,
   whatever became of the last one. The link drops 1 % or 5 % of the packets over 600 bytes that go to the
@@ -101,4 +104,5 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "quic-one-way": rate_table,
     "quic-dial": dial_table,
     "quic-loss": loss_table,
+    "quic-idle": partial(idle_table, work="quic-idle"),
 }

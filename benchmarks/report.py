@@ -1,18 +1,20 @@
 """Writes the tables: results.json for programs, README.md for people."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from benchmarks import quic_report
-from benchmarks.cells import Cells, acked, numbers, sender, shown, table
+from benchmarks.cells import Cells, acked, idle_table, numbers, sender, shown, table
 from benchmarks.contenders import TABLE
-from benchmarks.runner import Results, Row
-from benchmarks.targets import KB, bytes_each, ratio, targets
+from benchmarks.runner import Results, Row, Rows
+from benchmarks.targets import ratio, targets
 from benchmarks.works import WORKS, Work
 
 BY_NAME = {work.name: work for work in WORKS}
+AGAINST = {"agentic-flow": "agentic-flow", "yardstick": "yardstick", "tcp": "raw TCP"}
 POLLED = "agentic-flow 2.1.3, its own `request()`"
 
 HOW = """\
@@ -23,6 +25,13 @@ HOW = """\
 - openline and agentic-flow bring their own codec. For every other contender msgspec encodes and decodes the
   JSON, at both ends, so that like is compared with like. Only *raw uvloop TCP* carries bare bytes, without
   framing and without a codec: it is the floor. *uvloop TCP with JSON* has both.
+- The *yardstick* (`benchmarks/yardstick.py`) is no library that anybody uses: it is the least that an
+  acknowledged request and its reply have to do on the same two libraries as openline (picows, msgspec), and
+  shows what openline's layers cost. It numbers, acknowledges, recognises what comes twice, and correlates;
+  it has one connection, no identities, no bounds and no liveness.
+- *zenoh* has two sessions in peer mode over TCP, without discovery and shared memory. Its calls block, and
+  its callbacks come from threads of its own. A put is not acknowledged: by default it is dropped where the
+  queue is full (counted as lost), and with *congestion control BLOCK* it waits.
 - Each round of each contender is a fresh process. The rounds are interleaved: every contender has its turn
   before anybody has the next one, each time in another order. Every number is the median of its rounds.
 - All Python contenders run on uvloop. agentic-flow compresses messages over 256 B, as it always does; nobody
@@ -33,7 +42,13 @@ HOW = """\
 - *Request and reply*: one question at a time, after 1,000 that are not counted. *Handler echo*: both ends
   only ever send from a message handler, and the answer rides the connection that the question came in on.
   *`send()` until its ack*: nobody answers, each `await send()` lasts until its message is acknowledged, and
-  the next one begins. NATS has its server between the ends, in another process.
+  the next one begins. NATS has its server between the ends, in another process. *In two processes* each end
+  has a process, and on this machine a core, of its own.
+- *Python calls*: what `sys.setprofile` reports as calls of Python functions, a resumed coroutine among them,
+  from one question to the next, at both ends and with the acknowledgements: the median of 301 after
+  1,000. It is a count, so the machine does not matter.
+- *Many sends at once*: chunks of 1,000 again; `gather` has a coroutine for each message that awaits its own
+  `send()`, as programs do that have many tasks, and `send_batch()` is what they could do instead.
 - *One way*: counted at the receiver, from the first send to the last arrival. openline and agentic-flow use
   their batch send, in chunks of 1,000. A sender waits for nothing but what its own send call waits for;
   acked, that is the acknowledgement of the whole chunk before the next one. The column *acked*: the receiver
@@ -42,6 +57,7 @@ HOW = """\
 - *Idle*: the memory is the resident set of the listening process after a garbage collection, less what it was
   before the first connection; the processor time is that of the same process while nobody sends. The dialing
   side is another process, every connection from a node of its own. 1 KB is 1,024 bytes.
+- `python -m benchmarks.compare --base FOLDER` measures two checkouts of openline in turns, by the same works.
 """
 
 
@@ -93,17 +109,20 @@ def failures(rows: dict[str, Row], work: Work) -> list[str]:
     return [f"{TABLE[name].label}: {row.note}" for name, row in rows.items() if row.note and row.rounds]
 
 
-def rtt_table(results: Results) -> str:
-    rows = [rtt_row(results, "rtt", name, TABLE[name].label) for name in results["rtt"]]
-    if "rtt-polled" in results:
-        rows.append(rtt_row(results, "rtt-polled", "agentic-flow", POLLED))
-    return table(("", "p50, µs", "p99, µs", "p50 / agentic-flow", "p50 / raw TCP"), rows)
+def rtt_table(work: str) -> Callable[[Results], str]:
+    def build(results: Results) -> str:
+        others = results[work]
+        rows = [rtt_row(row, TABLE[name].label, others) for name, row in others.items()]
+        if work == "rtt" and "rtt-polled" in results:
+            rows.append(rtt_row(results["rtt-polled"]["agentic-flow"], POLLED, others))
+        return table(("", "p50, µs", "p99, µs", *(f"p50 / {who}" for who in AGAINST.values())), rows)
+
+    return build
 
 
-def rtt_row(results: Results, work: str, name: str, label: str) -> Cells:
-    row = results[work][name]
+def rtt_row(row: Row, label: str, others: Rows) -> Cells:
     p50 = row.median.get("p50_us")
-    against = [divide(p50, results.get("rtt", {}).get(other)) for other in ("agentic-flow", "tcp")]
+    against = [divide(p50, others.get(other)) for other in AGAINST]
     return [label, *numbers(row, ("p50_us", "p99_us"), ",.1f"), *against]
 
 
@@ -143,23 +162,34 @@ def loss_table(results: Results) -> str:
     )
 
 
-def idle_table(results: Results) -> str:
-    rows = [idle_row(name, row) for name, row in results["idle"].items()]
-    return table(("", "dialed", "connected", "at the end", "KB each", "% of a core"), rows)
+def calls_table(results: Results) -> str:
+    rows = [
+        [TABLE[name].label, *numbers(row, ("uvloop", "asyncio"), ",.0f")]
+        for name, row in results["calls"].items()
+    ]
+    return table(("", "on uvloop", "on asyncio"), rows)
 
 
-def idle_row(name: str, row: Row) -> Cells:
-    counts = numbers(row, ("tried", "connections", "still_there"), ",.0f")
-    if not row.median:
-        return [name, *counts, "–", "–"]
-    return [name, *counts, f"{bytes_each(row.median) / KB:.1f}", f"{row.median['cpu'] * 100:.2f}"]
+def gather_table(results: Results) -> str:
+    rows = [gather_row(results, name) for name in results["gather"]]
+    return table(("", "messages/s", "of `send_batch()`", "lost", "acked"), rows)
+
+
+def gather_row(results: Results, name: str) -> Cells:
+    row, batch = results["gather"][name], name.removesuffix("-gather")
+    label = TABLE[name].label if name != batch else f"{sender(name)}, `send_batch()`"
+    rate, lost = numbers(row, ("rate", "lost"), ",.0f")
+    return [label, rate, shown(ratio(results, "gather", "rate", name, batch)), lost, acked(row)]
 
 
 SECTIONS: dict[str, Callable[[Results], str]] = {
-    "rtt": rtt_table,
+    "rtt": rtt_table("rtt"),
+    "rtt-two": rtt_table("rtt-two"),
+    "calls": calls_table,
+    "gather": gather_table,
     "one-way": rate_table("one-way"),
     "one-way-two": rate_table("one-way-two"),
     "one-way-1k": loss_table,
-    "idle": idle_table,
+    "idle": partial(idle_table, work="idle"),
     **quic_report.SECTIONS,
 }

@@ -12,8 +12,18 @@ BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
 FOR_ECHO = "openline-handler"
 # Compared with each other, in tables of their own.
 QUIC = ("openline-quic", "openline-quic-handler", "openline-quic-send", *BARE_QUIC, "qh3-joined")
+GATHERED = ("openline-gather", "openline-quic-gather")
 # In the full tables only; the echo is the round trip of openline's row.
-LEFT_OUT = ("openline-send", FOR_ECHO, "tcp-json", *QUIC)
+LEFT_OUT = (
+    "openline-send",
+    FOR_ECHO,
+    "plain-client",
+    "yardstick",
+    "yardstick-send",
+    "tcp-json",
+    *GATHERED,
+    *QUIC,
+)
 NOTE = "Acked: a send is over when the receiver has taken responsibility. Plain peer: any other WebSocket\n"
 NOTE += "program, which cannot confirm; its round trip is by `request()`."
 

@@ -8,6 +8,9 @@ from benchmarks.runner import Results, Row
 
 KB = 1024
 CONNECTIONS = 10_000
+CALLS = 70
+# 150,000 in a second where raw TCP's round trip takes 18.5 µs.
+GATHERED = 2.8
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -35,10 +38,13 @@ def ratio(results: Results, work: str, key: str, name: str, against: str) -> flo
 def targets(results: Results) -> list[Target]:
     return [
         *rtt_targets(results),
+        calls_target(results),
         send_target(results),
         *rate_targets(results),
         loss_target(results),
         *idle_targets(results),
+        gather_target(results),
+        *quic_idle_targets(results),
         *quic_rtt_targets(results),
         quic_rate_target(results),
         quic_loss_target(results),
@@ -49,10 +55,21 @@ def rtt_targets(results: Results) -> list[Target]:
     limits = (("agentic-flow", "agentic-flow's handler echo", 1.0), ("tcp", "raw TCP", 3.5))
     ways = (("openline-handler", "RTT p50, handler echo"), ("openline", "RTT p50, `request()`"))
     return [
-        at_most(results, work, limit, label, name, against)
-        for name, work in ways
-        for against, label, limit in limits
+        *(
+            at_most(results, work, limit, label, name, against)
+            for name, work in ways
+            for against, label, limit in limits
+        ),
+        at_most(results, "RTT p50, `request()`", 1.45, "yardstick", "openline", "yardstick"),
     ]
+
+
+def calls_target(results: Results) -> Target:
+    work, demand = "Python calls of `request()` and its reply", f"≤ {CALLS} on uvloop"
+    measured = value(results, "calls", "openline", "uvloop")
+    if measured is None:
+        return Target(work, demand, "not measured", None)
+    return Target(work, demand, f"{measured:.0f}", measured <= CALLS)
 
 
 def send_target(results: Results) -> Target:
@@ -108,6 +125,19 @@ def by_round(results: Results, work: str, key: str, name: str, against: str) -> 
     return f" (rounds {min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
 
 
+def gather_target(results: Results) -> Target:
+    """In messages for one round trip of raw TCP, because a rate would be about the machine."""
+    work, demand = "`gather` of many `send()`s", f"≥ {GATHERED} in one RTT of raw TCP, acked"
+    rate = value(results, "gather", "openline-gather", "rate")
+    floor = value(results, "rtt", "tcp", "p50_us")
+    if rate is None or floor is None:
+        return Target(work, demand, "not measured", None)
+    acked = always_acked(results["gather"]["openline-gather"])
+    measured = rate * floor / 1e6
+    said = f"{measured:.2f} ({rate:,.0f}/s), {'acked' if acked else 'not acked'}"
+    return Target(work, demand, said, measured >= GATHERED and acked)
+
+
 def loss_target(results: Results) -> Target:
     row = results.get("one-way-1k", {}).get("openline")
     if row is None or not row.rounds:
@@ -129,6 +159,19 @@ def idle_targets(results: Results) -> list[Target]:
         ),
         Target("idle connections", "≤ 12 KB each", f"{each:.1f} KB", each <= 12),
         Target("idle connections", "liveness ≤ 3 % of a core", f"{cpu:.1f} %", cpu <= 3 and kept > 0),
+    ]
+
+
+def quic_idle_targets(results: Results) -> list[Target]:
+    row = results.get("quic-idle", {}).get("openline-quic")
+    if row is None or not row.median:
+        return []
+    idle = row.median
+    kept = min(idle["connections"], idle["still_there"])
+    each, cpu = bytes_each(idle) / KB, idle["cpu"] * 100 * 1000 / max(kept, 1)
+    return [
+        Target("QUIC, idle connections", "≤ 30 KB each", f"{each:.1f} KB", each <= 30),
+        Target("QUIC, idle connections", "≤ 1 % of a core per 1,000", f"{cpu:.2f} %", cpu <= 1 and kept > 0),
     ]
 
 

@@ -49,8 +49,8 @@ class Work(msgspec.Struct, frozen=True):
         return Plan(self.name, size.count, size.warmup, payload, seconds=size.seconds)
 
 
-OTHERS = ("agentic-flow", "websockets", "zmq", "grpc", "nats", "tcp-json", "tcp")
-SENDERS = ("openline", "openline-plain", *OTHERS)
+OTHERS = ("agentic-flow", "websockets", "zmq", "grpc", "nats", "zenoh", "tcp-json", "tcp")
+SENDERS = ("openline", "openline-plain", "yardstick", *OTHERS, "zenoh-block")
 
 BARE_QUIC = ("qh3", "aioquic", "iroh")
 
@@ -58,9 +58,43 @@ WORKS = (
     Work(
         "rtt",
         "Request and reply, 240 B, both ends in one process",
-        ("openline", "openline-handler", "openline-send", "openline-plain", *OTHERS),
+        (
+            "openline",
+            "openline-handler",
+            "openline-send",
+            "openline-plain",
+            "plain-client",
+            "yardstick",
+            "yardstick-send",
+            *OTHERS,
+        ),
         full=Size(rounds=5, count=10_000, warmup=1000),
         quick=Size(rounds=1, count=2000, warmup=1000),
+        message_bytes=240,
+    ),
+    Work(
+        "rtt-two",
+        "Request and reply, 240 B, two processes",
+        ("openline", "openline-quic", "yardstick", "agentic-flow", "websockets", "zenoh", "tcp", "qh3"),
+        full=Size(rounds=5, count=10_000, warmup=1000),
+        quick=Size(rounds=1, count=2000, warmup=1000),
+        message_bytes=240,
+    ),
+    Work(
+        # Not timed: the same number on every machine, but for what a timer adds.
+        "calls",
+        "Python calls of one message, both ends in one process",
+        (
+            "openline",
+            "openline-send",
+            "openline-quic",
+            "openline-quic-send",
+            "yardstick",
+            "yardstick-send",
+            "websockets",
+        ),
+        full=Size(rounds=3, count=301, warmup=1000),
+        quick=Size(rounds=1, count=101, warmup=200),
         message_bytes=240,
     ),
     Work(
@@ -91,10 +125,23 @@ WORKS = (
     Work(
         "one-way-1k",
         "One way, 1 KB, both ends in one process",
-        ("openline", "openline-plain", "agentic-flow", "tcp-json"),
+        ("openline", "openline-plain", "agentic-flow", "zenoh", "zenoh-block", "tcp-json"),
         full=Size(rounds=3, count=100_000),
         quick=Size(rounds=1, count=100_000),
         message_bytes=1024,
+    ),
+    Work(
+        "gather",
+        "Many sends at once, 240 B, acked, both ends in one process",
+        (
+            "openline-gather",
+            "openline",
+            "openline-quic-gather",
+            "openline-quic",
+        ),
+        full=Size(rounds=5, count=50_000, warmup=2000),
+        quick=Size(rounds=1, count=20_000, warmup=2000),
+        message_bytes=240,
     ),
     Work(
         "idle",
@@ -102,7 +149,7 @@ WORKS = (
         ("openline",),
         full=Size(rounds=1, count=10_000, seconds=30.0),
         quick=Size(rounds=1, count=1000, seconds=10.0),
-        patience=300.0,
+        patience=900.0,
     ),
     Work(
         "quic-rtt",
@@ -142,5 +189,13 @@ WORKS = (
         ("openline-quic", "openline"),
         full=Size(rounds=5, count=0, seconds=4.0),
         quick=Size(rounds=1, count=0, seconds=2.0),
+    ),
+    Work(
+        "quic-idle",
+        "QUIC: idle connections into one process",
+        ("openline-quic", "qh3"),
+        full=Size(rounds=1, count=1000, seconds=30.0),
+        quick=Size(rounds=1, count=200, seconds=10.0),
+        patience=900.0,
     ),
 )

@@ -5,7 +5,7 @@ import msgspec
 
 class Entry(msgspec.Struct, frozen=True):
     who: str
-    # How it does the round trip; the other works know one way only.
+    # How it does the round trip, or how many messages are sent at once; the other works know one way only.
     how: str
     module: str
     kind: str = ""
@@ -21,6 +21,8 @@ class Entry(msgspec.Struct, frozen=True):
 
 ACKED = "openline, acked"
 OVER_QUIC = "openline over QUIC, acked"
+YARDSTICK = "yardstick, acked"
+GATHER = "`gather` of `send()`s"
 NOT_ACKED = "openline, plain peer, not acked"
 
 
@@ -32,11 +34,20 @@ TABLE = {
     "openline-quic-handler": Entry(OVER_QUIC, "handler echo", "openline_quic", "HandlerOverQuic"),
     "openline-quic-send": Entry(OVER_QUIC, "`send()` until its ack", "openline_quic", "SendOverQuic"),
     "openline-plain": Entry(NOT_ACKED, "`request()`", "openline_plain", "OpenlinePlain"),
+    "openline-gather": Entry(ACKED, GATHER, "openline", "OpenlineGather"),
+    "openline-quic-gather": Entry(OVER_QUIC, GATHER, "openline_quic", "GatherOverQuic"),
+    "plain-client": Entry("openline, asked by a websockets client", "", "openline_plain", "PlainClient"),
+    "yardstick": Entry(YARDSTICK, "`request()`", "yardstick", "Yardstick"),
+    "yardstick-send": Entry(YARDSTICK, "`send()` until its ack", "yardstick", "YardstickSend"),
     "agentic-flow": Entry("agentic-flow 2.1.3", "handler echo", "agentic_flow"),
     "websockets": Entry("websockets", "", "websockets", "Websockets"),
     "zmq": Entry("zmq.asyncio", "", "zmq", "Zmq"),
     "grpc": Entry("grpc.aio", "", "grpc", "Grpc"),
     "nats": Entry("NATS", "", "nats", "Nats"),
+    "zenoh": Entry("zenoh, peer to peer", "query", "zenoh", "Zenoh", package="zenoh"),
+    "zenoh-block": Entry(
+        "zenoh, peer to peer, congestion control BLOCK", "", "zenoh", "ZenohBlock", package="zenoh"
+    ),
     "tcp-json": Entry("uvloop TCP with JSON", "", "tcp", "TcpJson"),
     "tcp": Entry("raw uvloop TCP", "", "tcp", "Tcp"),
     "qh3": Entry("bare qh3", "", "qh3", "Qh3", package="qh3"),

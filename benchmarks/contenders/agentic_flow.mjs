@@ -1,6 +1,7 @@
 // agentic-flow plays the same works as benchmarks/worker.py, on its own public API.
 //   node agentic_flow.mjs LOADER run PLAN            one JSON line on stdout
 //   node agentic_flow.mjs LOADER send PLAN PORT      the sending end of two processes
+//   node agentic_flow.mjs LOADER ask PLAN PORT       the asking end of two processes
 import { spawn } from 'node:child_process';
 import { createServer } from 'node:net';
 import { once } from 'node:events';
@@ -40,8 +41,10 @@ async function listen(handler) {
 
 const echo = () => listen((server, address, received) => server.send(address, received));
 
-async function rtt() {
-  const address = `${HOST}:${await echo()}`;
+const rtt = async () => ask(await echo());
+
+async function ask(port) {
+  const address = `${HOST}:${port}`;
   const client = await loadQuicTransport();
   const ready = messages(0, plan.warmup + plan.count);
   const times = [];
@@ -122,13 +125,23 @@ async function oneWay() {
   return received(counted, sent.started, await sent.closed());
 }
 
+// Another process, and the lines that it prints.
+function otherEnd(itsRole, port) {
+  const child = spawn(process.execPath, [process.argv[1], loader, itsRole, planJson, String(port)], {
+    stdio: ['pipe', 'pipe', 'inherit'],
+  });
+  return { child, lines: createInterface({ input: child.stdout })[Symbol.asyncIterator]() };
+}
+
+async function rttTwo() {
+  const { lines } = otherEnd('ask', await echo());
+  return JSON.parse((await lines.next()).value);
+}
+
 async function oneWayTwo() {
   const counted = tally(warmup() + plan.count);
   const port = await listen(counted.seen);
-  const child = spawn(process.execPath, [process.argv[1], loader, 'send', planJson, String(port)], {
-    stdio: ['pipe', 'pipe', 'inherit'],
-  });
-  const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
+  const { child, lines } = otherEnd('send', port);
   const { started } = JSON.parse((await lines.next()).value);
   await counted.settled();
   child.stdin.end();
@@ -155,8 +168,16 @@ async function sendAndStay(port) {
   say({ closed: await sent.closed() });
 }
 
-const WORKS = { rtt, 'rtt-polled': polled, 'one-way': oneWay, 'one-way-1k': oneWay, 'one-way-two': oneWayTwo };
+const WORKS = {
+  rtt,
+  'rtt-two': rttTwo,
+  'rtt-polled': polled,
+  'one-way': oneWay,
+  'one-way-1k': oneWay,
+  'one-way-two': oneWayTwo,
+};
 
 if (role === 'send') await sendAndStay(Number(portText));
+else if (role === 'ask') say(await ask(Number(portText)));
 else say(await WORKS[plan.work]());
 process.exit(0);

@@ -6,8 +6,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from benchmarks.contenders.base import HOST, Contender, Seen, Send
-from benchmarks.measure import ask_each
+from benchmarks.contenders.base import HOST, Ask, Contender, Seen, Send
 from benchmarks.messages import Plain, decode, encode
 
 METHOD = "/bench.Bench/Run"
@@ -20,9 +19,9 @@ class Grpc(Contender):
 
         return await self._serve(grpc.unary_unary_rpc_method_handler(answer, decode, encode))
 
-    async def rtt(self, port: int, messages: Sequence[Any]) -> list[float]:
-        channel = await self._channel(port)
-        return await ask_each(channel.unary_unary(METHOD, encode, decode), messages)
+    async def asker(self, port: int) -> Ask:
+        ask: Ask = (await self._channel(port)).unary_unary(METHOD, encode, decode)
+        return ask
 
     async def receive(self, seen: Seen) -> int:
         async def count(stream: Any, _: Any) -> bytes:

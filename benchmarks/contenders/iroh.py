@@ -8,8 +8,7 @@ from typing import Any
 
 import iroh
 
-from benchmarks.contenders.base import HOST, Contender, Dialed, Seen, Send
-from benchmarks.measure import ask_each
+from benchmarks.contenders.base import HOST, Ask, Contender, Dialed, Seen, Send
 from benchmarks.messages import Plain, encode
 
 ALPN = b"bench"
@@ -41,9 +40,8 @@ class Iroh(Contender):
 
         return await self._listen(answer)
 
-    async def rtt(self, port: int, messages: Sequence[Any]) -> list[float]:
-        stream = await self._connect()
-        return await ask_each(asking(stream), messages)
+    async def asker(self, port: int) -> Ask:
+        return asking(await self._connect())
 
     async def receive(self, seen: Seen) -> int:
         async def count(stream: iroh.BiStream) -> None:
@@ -114,7 +112,7 @@ async def to_the_end(connection: iroh.Connection, serve: Serve) -> None:
         return
 
 
-def asking(stream: iroh.BiStream) -> Callable[[bytes], Awaitable[bytes]]:
+def asking(stream: iroh.BiStream) -> Ask:
     reading, writing = stream.recv(), stream.send()
 
     async def ask(message: bytes) -> bytes:

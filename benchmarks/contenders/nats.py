@@ -2,7 +2,6 @@
 
 import asyncio
 import shutil
-import socket
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +11,7 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from benchmarks.contenders.base import HOST, Contender, Seen, Send
-from benchmarks.measure import ask_each
+from benchmarks.contenders.base import HOST, Ask, Contender, Seen, Send, free_port
 from benchmarks.messages import decode, encode
 
 SUBJECT = "bench"
@@ -26,13 +24,13 @@ class Nats(Contender):
 
         return await self._subscribe(answer)
 
-    async def rtt(self, port: int, messages: Sequence[Any]) -> list[float]:
+    async def asker(self, port: int) -> Ask:
         client = await self._client(port)
 
         async def ask(message: Any) -> None:
             decode((await client.request(SUBJECT, encode(message))).data)
 
-        return await ask_each(ask, messages)
+        return ask
 
     async def receive(self, seen: Seen) -> int:
         async def count(message: Msg) -> None:
@@ -65,7 +63,7 @@ class Nats(Contender):
         return client
 
     async def _server(self) -> int:
-        port = _free_port()
+        port = free_port()
         arguments = ("-a", HOST, "-p", str(port))
         quiet = asyncio.subprocess.DEVNULL
         server = await asyncio.create_subprocess_exec(_binary(), *arguments, stdout=quiet, stderr=quiet)
@@ -78,11 +76,6 @@ class Nats(Contender):
 def _binary() -> str:
     beside_python = Path(sysconfig.get_path("scripts")) / "nats-server"
     return str(beside_python) if beside_python.exists() else shutil.which("nats-server") or "nats-server"
-
-
-def _free_port() -> int:
-    with socket.create_server((HOST, 0)) as listener:
-        return listener.getsockname()[1]
 
 
 async def _accepts(port: int) -> None:

@@ -1,20 +1,25 @@
 """openline to openline, by its public API: `request()`, handler echo, `send()`, and `send_batch()`."""
 
+import asyncio
 from collections.abc import Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 import openline
-from benchmarks.contenders.base import HOST, Contender, Dialed, Seen, Send
+from benchmarks.contenders.base import HOST, Ask, Contender, Dialed, Seen, Send
 from benchmarks.measure import Rally, ask_each
 from benchmarks.messages import Plain
-from openline.backends.base import GOING_AWAY
+
+# Of those that dial by the thousand, on a machine that may be busy.
+PATIENT = 60.0
 
 
 class OpenlineRequest(Contender):
     scheme = "ws"
     dials: tuple[str, ...] = ("cold",)
     _client: openline.Transport | None = None
+    _server: openline.Transport | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,10 +36,9 @@ class OpenlineRequest(Contender):
 
         return await self._listen(answer)
 
-    async def rtt(self, port: int, messages: Sequence[Any]) -> list[float]:
+    async def asker(self, port: int) -> Ask:
         client = await self._transport("client")
-        address = self._address(port)
-        return await ask_each(lambda message: client.request(address, message), messages)
+        return partial(client.request, self._address(port))
 
     async def receive(self, seen: Seen) -> int:
         def count(peer: openline.Peer, message: openline.Message) -> None:
@@ -66,6 +70,14 @@ class OpenlineRequest(Contender):
         await (client.close() if how == "cold" else hang_up(client))
         return Dialed(connected - start, answered - start)
 
+    async def join(self, port: int, number: int) -> None:
+        """From a node of its own: two connections of the same node would become one."""
+        client = await self._transport(f"client-{number}", dial_timeout=PATIENT)
+        await client.connect(self._address(port))
+
+    def connected(self) -> int:
+        return len(self._server.peers()) if self._server else 0
+
     def check(self, client: openline.Transport, how: str) -> None:
         """Was it dialed as the tables say?"""
 
@@ -94,7 +106,7 @@ class OpenlineRequest(Contender):
         return times
 
     async def _listen(self, handler: Any) -> int:
-        server = await self._transport("server")
+        server = self._server = await self._transport("server")
         server.on_message(handler)
         return (await server.listen(0, host=HOST)).port
 
@@ -105,6 +117,9 @@ class OpenlineRequest(Contender):
 
 async def hang_up(transport: openline.Transport) -> None:
     """By the connections themselves: a program closes its transport, and that would forget the tickets."""
+    # Here, for nothing else in this file needs more than the public names.
+    from openline.backends.base import GOING_AWAY
+
     for connection in list(transport._table.connections):
         connection.link.close(GOING_AWAY, "to be dialed again")
         await transport._lost(connection)
@@ -114,16 +129,34 @@ class OpenlineSend(OpenlineRequest):
     """Nobody answers: what is timed is one `await send()` after another, until the ack of each."""
 
     async def echo(self) -> int:
-        return await self.receive(lambda: None)
+        return await self._listen(lambda peer, message: None)
+
+    async def asker(self, port: int) -> Ask:
+        client = await self._transport("client")
+        return partial(client.send, self._address(port))
 
     async def rtt(self, port: int, messages: Sequence[Any]) -> list[float]:
-        client = await self._transport("client")
-        address = self._address(port)
+        send = await self.asker(port)
 
-        async def send(message: openline.Message) -> None:
-            self._receipts.append(await client.send(address, message))
+        async def keep_receipt(message: openline.Message) -> None:
+            self._receipts.append(await send(message))
 
-        return self._checked(await ask_each(send, messages))
+        return self._checked(await ask_each(keep_receipt, messages))
+
+
+class OpenlineGather(OpenlineRequest):
+    """Each message by a `send()` of its own, many at once: a program has no batch, it has many tasks."""
+
+    async def sender(self, port: int) -> Send:
+        client = self._client = await self._transport("client")
+        send_one = partial(client.send, self._address(port))
+        await client.connect(self._address(port))
+
+        async def send(chunk: Sequence[Any]) -> None:
+            self._sent += len(chunk)
+            self._receipts += await asyncio.gather(*map(send_one, chunk))
+
+        return send
 
 
 class OpenlineHandler(OpenlineRequest):

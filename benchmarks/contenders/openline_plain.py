@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_create_server
+from websockets.asyncio.client import connect
 
-from benchmarks.contenders.base import HOST, Seen
+from benchmarks.contenders.base import HOST, Ask, Seen
 from benchmarks.contenders.openline import OpenlineRequest
 from benchmarks.messages import Plain, decode, encode
 
@@ -37,3 +38,19 @@ class OpenlinePlain(OpenlineRequest):
         server: Any = await ws_create_server(lambda request: PlainPeer(got), HOST, 0)
         self.exits.callback(server.close)
         return int(server.sockets[0].getsockname()[1])
+
+
+class PlainClient(OpenlineRequest):
+    """The other way round: a client that speaks no openline asks one that does, which answers in JSON."""
+
+    def native(self, message: Plain) -> Plain:
+        return message
+
+    async def asker(self, port: int) -> Ask:
+        line = await self.exits.enter_async_context(connect(f"ws://{HOST}:{port}", compression=None))
+
+        async def ask(message: Any) -> None:
+            await line.send(encode(message), text=True)
+            decode(await line.recv(decode=False))
+
+        return ask

@@ -1,7 +1,7 @@
 """openline to openline over QUIC: the same ends as over WebSocket, by another address."""
 
 import openline
-from benchmarks.contenders.openline import OpenlineHandler, OpenlineRequest, OpenlineSend
+from benchmarks.contenders.openline import OpenlineGather, OpenlineHandler, OpenlineRequest, OpenlineSend
 from benchmarks.contenders.quic import check_resumed
 
 
@@ -26,4 +26,8 @@ class HandlerOverQuic(OpenlineHandler):
 
 
 class SendOverQuic(OpenlineSend):
+    scheme = "quic"
+
+
+class GatherOverQuic(OpenlineGather):
     scheme = "quic"

@@ -18,6 +18,8 @@ from benchmarks.contenders.base import HOST
 from benchmarks.contenders.quic import ALPN, Bare, Framed, Got
 
 LONG_HEADER = 0x80
+# Idle ones stay for as long as they are looked at.
+IDLE_TIMEOUT = 600.0
 
 
 class Line(Framed, QuicConnectionProtocol):
@@ -42,6 +44,9 @@ class Door(QuicServer):
         super().__init__(**options)
         self._lines: dict[Any, QuicConnectionProtocol] = {}
 
+    def count(self) -> int:
+        return len(set(self._protocols.values()))
+
     def datagrams_received(self, data: list[bytes], addr: Any) -> None:
         line = self._lines.get(addr)
         # A handshake may come from the address of a connection that is over.
@@ -55,8 +60,10 @@ class Door(QuicServer):
 
 
 class Qh3(Bare):
+    _door: Door
+
     async def listen(self, got: Got) -> int:
-        configuration = QuicConfiguration(is_client=False, alpn_protocols=[ALPN])
+        configuration = QuicConfiguration(is_client=False, alpn_protocols=[ALPN], idle_timeout=IDLE_TIMEOUT)
         configuration.load_cert_chain(*self_signed())
         make = partial(
             Door,
@@ -65,13 +72,23 @@ class Qh3(Bare):
             session_ticket_fetcher=self.issued.get,
             session_ticket_handler=self.keep_issued,
         )
-        transport, door = await self._open(make)
-        self.exits.callback(door.close)
+        transport, self._door = await self._open(make)
+        self.exits.callback(self._door.close)
         return int(transport.get_extra_info("sockname")[1])
+
+    async def join(self, port: int, number: int) -> None:
+        await self.connect(port, lambda line, body: None)
+
+    def connected(self) -> int:
+        return self._door.count()
 
     async def start(self, port: int, got: Got, ticket: Any) -> Line:
         configuration = QuicConfiguration(
-            alpn_protocols=[ALPN], server_name=NAME, verify_mode=ssl.CERT_NONE, session_ticket=ticket
+            alpn_protocols=[ALPN],
+            server_name=NAME,
+            verify_mode=ssl.CERT_NONE,
+            session_ticket=ticket,
+            idle_timeout=IDLE_TIMEOUT,
         )
         quic = QuicConnection(configuration=configuration, session_ticket_handler=self.keep)
         line: Line

@@ -6,8 +6,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection, serve
 
-from benchmarks.contenders.base import HOST, Contender, Seen, Send
-from benchmarks.measure import ask_each
+from benchmarks.contenders.base import HOST, Ask, Contender, Seen, Send
 from benchmarks.messages import decode, encode
 
 
@@ -19,14 +18,14 @@ class Websockets(Contender):
 
         return await self._listen(answer)
 
-    async def rtt(self, port: int, messages: Sequence[Any]) -> list[float]:
+    async def asker(self, port: int) -> Ask:
         line = await self._connect(port)
 
         async def ask(message: Any) -> None:
             await line.send(encode(message), text=True)
             decode(await line.recv(decode=False))
 
-        return await ask_each(ask, messages)
+        return ask
 
     async def receive(self, seen: Seen) -> int:
         async def count(line: ServerConnection) -> None:

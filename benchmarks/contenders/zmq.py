@@ -7,8 +7,7 @@ from typing import Any
 import zmq
 import zmq.asyncio
 
-from benchmarks.contenders.base import HOST, Contender, Seen, Send
-from benchmarks.measure import ask_each
+from benchmarks.contenders.base import HOST, Ask, Contender, Seen, Send
 from benchmarks.messages import decode, encode
 
 
@@ -23,14 +22,14 @@ class Zmq(Contender):
         self._run(answer())
         return port
 
-    async def rtt(self, port: int, messages: Sequence[Any]) -> list[float]:
+    async def asker(self, port: int) -> Ask:
         socket = self._connect(zmq.REQ, port)
 
         async def ask(message: Any) -> None:
             await socket.send(encode(message))
             decode(await socket.recv())
 
-        return await ask_each(ask, messages)
+        return ask
 
     async def receive(self, seen: Seen) -> int:
         socket, port = self._bind(zmq.PULL)

@@ -46,6 +46,10 @@ class TokenBucket:
         self._at = now
         return self.tokens
 
+    def give_back(self, cost: float) -> None:
+        """What it was taken for has not been done."""
+        self.tokens += cost
+
 
 class Allowance:
     """What one connection's peer may ask for."""
@@ -67,5 +71,5 @@ class Allowance:
         """May a change take effect at once?"""
         if self._changes.take(now) >= 0:
             return True
-        self._changes.tokens += 1  # it is put off and not lost, so nothing has been taken
+        self._changes.give_back(1)  # it is put off and not lost, so nothing has been taken
         return False

@@ -361,7 +361,7 @@ class Router:
         assert plan.rank is not None
         if plan.rank is Rank.PLAIN_BY_IP and chosen.endpoint.bound_port is None:
             chosen.endpoint.bound_port = address.port
-            self._table.generation += 1
+            self._table.changed()
             self._by_ip_alone(address, chosen)
         if len(self._routes) >= MAX_ROUTES:
             self._routes.clear()

@@ -163,7 +163,7 @@ class Acceptor:
                 self._gave_up_at = done
                 return
             if self._patience.take(now, STEP) < 0:
-                self._patience.tokens += STEP  # it is not waited for
+                self._patience.give_back(STEP)  # it is not waited for
                 return
             await asyncio.sleep(STEP)
 

@@ -134,7 +134,9 @@ async def test_the_wait_ends_with_the_callers_bound_and_says_what_was_tried(stag
 
 
 async def _peer(node: Node, node_id: str) -> Any:
-    return node.transport._table.node(node_id)
+    remote = node.transport._table.node(node_id)
+    assert remote is not None
+    return remote.peer
 
 
 # A program that stands still ---------------------------------------------------------------------

@@ -55,12 +55,12 @@ class Receiver:
     def new_peer(self) -> Remote:
         services = cast(Any, SimpleNamespace(context=SimpleNamespace(config=CONFIG)))
         peer = Remote(services, cast(Any, None), self.inbox, "key", Endpoint("inbound", "10.0.0.1", 1))
-        peer._remote.connections.append(cast(Any, SimpleNamespace(quality=0, status="live")))
+        peer.connections.append(cast(Any, SimpleNamespace(quality=0, status="live")))
         return peer
 
     def _flow(self, peer: Remote, mailbox: Mailbox | None) -> None:
         if mailbox is None:
-            self.flows.append((None, peer._remote.mailboxes.unreadable))
+            self.flows.append((None, peer.mailboxes.unreadable))
         else:
             self.flows.append((mailbox.stream_id, mailbox.paused))
 
@@ -110,13 +110,13 @@ async def test_one_waits_while_another_is_handled(receiver: Receiver) -> None:
     await receiver.feed(3)
     await receiver.feed(4, stream="other")
     assert receiver.handled == [1, 4]
-    mailbox = receiver.peer._remote.mailboxes.by_stream["default"]
+    mailbox = receiver.peer.mailboxes.by_stream["default"]
     assert (mailbox.count, len(mailbox.queue), mailbox.idle) == (2, 2, False)
     receiver.gate.set()
     await receiver.idle()
     assert [number for number in receiver.handled if abs(number) < 4] == [1, -1, 2, -2, 3, -3]
     assert (mailbox.count, mailbox.bytes, mailbox.idle) == (0, 0, True)
-    assert (receiver.peer._remote.mailboxes.held, receiver.peer._remote.mailboxes.load) == (0, 0)
+    assert (receiver.peer.mailboxes.held, receiver.peer.mailboxes.load) == (0, 0)
 
 
 async def test_several_handlers_have_a_message_before_the_next_one_comes(receiver: Receiver) -> None:
@@ -175,7 +175,7 @@ async def test_a_full_one_is_paused_and_goes_on_when_it_is_half_empty(receiver: 
     await receiver.feed(*range(1, most + 1))
     assert receiver.flows == []  # one is being handled
     await receiver.feed(most + 1)
-    mailboxes = receiver.peer._remote.mailboxes
+    mailboxes = receiver.peer.mailboxes
     assert receiver.flows == [("default", True)]
     assert list(mailboxes.full) == [mailboxes.by_stream["default"]]
     receiver.gate.set()
@@ -187,7 +187,7 @@ async def test_a_full_one_is_paused_and_goes_on_when_it_is_half_empty(receiver: 
 async def test_large_messages_count_while_they_are_handled(receiver: Receiver) -> None:
     receiver.handler(receiver.waits)
     await receiver.feed(1, size=2 * GRAIN)
-    mailboxes = receiver.peer._remote.mailboxes
+    mailboxes = receiver.peer.mailboxes
     assert (mailboxes.held, mailboxes.load) == (0, 2 * GRAIN + MESSAGE_OVERHEAD)
     assert mailboxes.noted == mailboxes.load == receiver.inbox.waiting_of_strangers
     receiver.gate.set()
@@ -205,20 +205,20 @@ async def test_no_more_streams_than_are_allowed(receiver: Receiver) -> None:
     receiver.gate.set()
     await receiver.idle()
     assert receiver.flows == [(None, True), (None, False)]
-    assert len(receiver.peer._remote.mailboxes.by_stream) < CONFIG.max_streams
+    assert len(receiver.peer.mailboxes.by_stream) < CONFIG.max_streams
 
 
 async def test_idle_ones_make_room(receiver: Receiver) -> None:
     receiver.handler(lambda peer, message: receiver.handled.append(message.payload))
     for number in range(10 * CONFIG.max_streams):
         await receiver.feed(number, stream=number)
-        assert len(receiver.peer._remote.mailboxes.by_stream) <= CONFIG.max_streams
+        assert len(receiver.peer.mailboxes.by_stream) <= CONFIG.max_streams
     assert receiver.handled == list(range(10 * CONFIG.max_streams))
     assert receiver.flows == []
 
 
 async def test_one_that_fills_many_streams_does_not_listen(receiver: Receiver) -> None:
-    mailboxes = receiver.peer._remote.mailboxes
+    mailboxes = receiver.peer.mailboxes
     receiver.peer.plain = False
     receiver.handler(receiver.waits)
     await receiver.feed(*range(1, CONFIG.inbox_messages + 2))
@@ -258,9 +258,9 @@ async def test_nothing_is_left_of_a_peer_that_is_forgotten(receiver: Receiver) -
         await receiver.feed(1)
         await receiver.feed(2, stream="other")
         assert alive() - before == {"Peer": 1, "Mailboxes": 1, "Mailbox": 2}
-        receiver.peer._remote.connections.clear()
+        receiver.peer.connections.clear()
         receiver.inbox.peer_gone(receiver.peer)
-        assert not receiver.peer._remote.mailboxes.by_stream
+        assert not receiver.peer.mailboxes.by_stream
         receiver.peer = cast(Any, None)
         assert alive() == before
 
@@ -268,7 +268,7 @@ async def test_nothing_is_left_of_a_peer_that_is_forgotten(receiver: Receiver) -
 async def test_one_that_is_gone_is_forgotten_when_its_last_handler_has_ended(receiver: Receiver) -> None:
     receiver.handler(receiver.waits)
     await receiver.feed(1, 2)
-    receiver.peer._remote.connections.clear()
+    receiver.peer.connections.clear()
     receiver.inbox.peer_gone(receiver.peer)
     assert receiver.forgotten == []
     receiver.gate.set()

@@ -84,7 +84,7 @@ def test_all_that_is_owed_has_its_frame() -> None:
     assert not owed
     owed.acks.add({"a": 7}, {"a": 7})
     owed.stops.set("a", True, False)
-    owed.ports = 1, 2
+    owed.listen((1, 2))
     frames = []
     while owed:
         frame = owed.frame({"a": 7})

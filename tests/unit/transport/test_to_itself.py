@@ -129,7 +129,7 @@ async def test_a_connection_to_oneself_that_is_kept_comes_back(make: Make) -> No
         await eventually(lambda: a.stats().active == 2)
         await peer.send(task(turn))
         for each in a.peers():
-            for connection in list(each.connections):
+            for connection in list(each._remote.connections):
                 connection.link.abort()
         await eventually(lambda: a.stats().created == turn + 2)  # noqa: B023
     assert box.payloads == [0, 1, 2]

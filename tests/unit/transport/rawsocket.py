@@ -113,11 +113,20 @@ class Actor:
 Who = Actor | dict[str, str] | None
 
 
+def at_once(sock: socket.socket) -> None:
+    """The kernel neither gathers what is sent nor puts off acknowledgements: it has a clock of its own."""
+    for option in ("TCP_NODELAY", "TCP_QUICKACK"):
+        if hasattr(socket, option):
+            with suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), 1)
+
+
 class Raw:
     """One end of a WebSocket over a bare socket, so that it can also break the rules."""
 
     def __init__(self, sock: socket.socket, *, client: bool) -> None:
         self.sock = sock
+        at_once(sock)
         self.request = ""
         # This end, as the other side sees it; also after it is gone.
         self.port = int(sock.getsockname()[1])
@@ -254,6 +263,7 @@ class Raw:
         while data is None:
             with suppress(BlockingIOError):
                 data = self.sock.recv(65536)
+                at_once(self.sock)
             if data is None:
                 await within(self._readable())
         if not data:

@@ -14,16 +14,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from .address import Address
-from .backends.base import (
-    CLOSED_BY_US,
-    CONFLICT,
-    GOING_AWAY,
-    NORMAL,
-    REPLACED,
-    Environment,
-    Link,
-    closed_with,
-)
+from .backends.base import CONFLICT, GOING_AWAY, NORMAL, REPLACED, By, End, Environment, Link
 from .backends.select import Choice
 from .config import Config
 from .connection.admission import Admission
@@ -61,10 +52,6 @@ from .sending.sender import Sender
 from .stats import Counters
 
 log = logging.getLogger("openline")
-
-# How a connection may end without leaving its last messages in doubt: closed by this side, by no
-# code, and as RFC 6455 section 7.4.1 has it.
-CLEAN_ENDS = (CLOSED_BY_US, 0, *range(1000, 1010))
 
 # Told of messages that may not have arrived: the peer, the message, and why.
 Undelivered = Callable[[Peer, Message, str], object]
@@ -157,8 +144,7 @@ class Switchboard:
     async def _dial(self, address: Address) -> Connection:
         self.counters.dials += 1
         try:
-            connection = await self.backends.dial(address)
-            assert isinstance(connection, Connection)
+            connection = await self._open(address)
         except (Unreachable, Refused, IdentityConflict):
             self.counters.dial_failures += 1
             raise
@@ -167,10 +153,18 @@ class Switchboard:
 
     async def _try_out(self, address: Address) -> None:
         """A dial that no send waits for counts if it succeeds."""
-        connection = await self.backends.dial(address)
-        assert isinstance(connection, Connection)
+        connection = await self._open(address)
         self.counters.dials += 1
         self._dialed(address, connection)
+
+    async def _open(self, address: Address) -> Connection:
+        """A dial, and another one where what was opened was lost again before it could be used."""
+        for _ in range(self.config.max_attempts):
+            link = await self.backends.dial(address)
+            if isinstance(link.events, Connection):
+                return link.events
+        path = f"{link.backend} {link.endpoint.remote}"
+        raise Unreachable(str(address), [(path, "died as soon as it was open")])
 
     def _dialed(self, address: Address, connection: Connection) -> None:
         bury_predecessors(self.table, address, connection)
@@ -383,15 +377,14 @@ class Switchboard:
             connection.set_state(State.DRAINING)
             connection.link.close(NORMAL, "replaced")
 
-    def on_lost(self, connection: Connection, reason: str) -> None:
+    def on_lost(self, connection: Connection, end: End) -> None:
         self.counters.closed += 1
-        if reason.startswith("bad input"):
+        if end.by is By.BAD_INPUT:
             self.counters.malformed += 1
-            self.log.about(connection.peer, logging.WARNING, "closed %r: %s", connection, reason)
+            self.log.about(connection.peer, logging.WARNING, "closed %r: %s", connection, end.text)
         else:
-            log.debug("gone: %r: %s", connection, reason)
+            log.debug("gone: %r: %s", connection, end.text)
         peer = connection.peer
-        code = closed_with(reason)
         self.limits.closed(connection)
         self.router.went(connection)
         self.table.remove(connection)
@@ -399,14 +392,14 @@ class Switchboard:
         self.doubts.forget(connection)
         self.inbox.rebind()
         if not connection.plain:
-            self._session_lost(connection, code)
-        elif code not in CLEAN_ENDS:
+            self._session_lost(connection, end)
+        elif not end.clean:
             self.counters.in_doubt += connection.tx - connection.tx_heard
             doubted = [message for message, _ in connection.doubted or ()]
-            self.report(peer, doubted, f"the connection was lost: {reason}")
+            self.report(peer, doubted, f"the connection was lost: {end.text}")
         if connection.plain:
             error = NotConfirmed(
-                f"the connection to {peer.address} was lost before the answer came: {reason}"
+                f"the connection to {peer.address} was lost before the answer came: {end.text}"
             )
             peer.requests.fail(connection, error)
         if not peer.connections:
@@ -414,20 +407,24 @@ class Switchboard:
             for stream_id in list(peer.stopped):
                 peer.go_on(stream_id)
 
-    def _session_lost(self, connection: Connection, code: int | None) -> None:
-        peer = connection.peer
-        if code is None and connection.endpoint.connection_id is not None:
-            peer.lost = (*peer.lost, connection.endpoint.connection_id)[-MAX_LOST:]
-        elif code == GOING_AWAY:
-            self.recovery.said_goodbye(peer)
-        elif code == REPLACED:
-            self.pairing.replaced(connection)
-        elif code == CONFLICT:
-            self.pairing.told_of_conflict(connection)
+    def _session_lost(self, connection: Connection, end: End) -> None:
+        peer, number = connection.peer, connection.endpoint.connection_id
+        if end.by is By.PEER:
+            self._told_goodbye(connection, end.code)
+        elif end.by is not By.US and number is not None:
+            peer.lost = (*peer.lost, number)[-MAX_LOST:]
         self.delivery.lost(connection)
         if peer.witness is connection:
             peer.witness = None
         self.pairing.orphaned(peer)
+
+    def _told_goodbye(self, connection: Connection, code: int | None) -> None:
+        if code == GOING_AWAY:
+            self.recovery.said_goodbye(connection.peer)
+        elif code == REPLACED:
+            self.pairing.replaced(connection)
+        elif code == CONFLICT:
+            self.pairing.told_of_conflict(connection)
 
     def doubt(self, peer: Peer, messages: Iterable[Message], why: str) -> None:
         """Nothing will ever confirm these."""

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Itera
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .address import Address, join
-from .backends.base import GOING_AWAY, Environment
+from .backends.base import GOING_AWAY, End, Environment
 from .backends.select import Doors
 from .backends.sockets import Opener
 from .config import Config
@@ -363,7 +363,7 @@ class Transport:
         self._board.closed = self._board.leaving = True
         for connection in list(self._table.connections):
             connection.link.abort()
-            connection.on_closed("cut at close")
+            connection.on_closed(End.lost("cut at close"))
         self._board.delivery.close()
         self._board.watch.stop()
         self._board.sender.close()

@@ -15,6 +15,7 @@ import msgspec
 from openline import Config, Identity, Message, Peer, Receipt, Transport, Unreachable
 from openline.address import Address
 from openline.backends.base import Door, Link, LinkEvents, Visitor
+from openline.backends.base import End as LinkEnd
 from openline.backends.unfinished import Unfinished
 from openline.connection.connection import Connection
 from openline.core.frames import (
@@ -255,8 +256,8 @@ class End:
     def on_pong(self, payload: bytes) -> None: ...
     def on_writable(self) -> None: ...
 
-    def on_closed(self, reason: str) -> None:
-        self.closed = reason
+    def on_closed(self, end: LinkEnd) -> None:
+        self.closed = end.text
 
     def raw(self, frame: bytes) -> None:
         self.link.write_binary(bytearray(HEADROOM) + frame)

@@ -1414,7 +1414,7 @@ async def test_close_while_a_peer_keeps_sending_says_goodbye(stage: Stage) -> No
     await asyncio.sleep(1.0)
     reasons: list[str] = []
     lost = a.transport._board.on_lost
-    a.transport._board.on_lost = lambda connection, reason: (reasons.append(reason), lost(connection, reason))  # type: ignore
+    a.transport._board.on_lost = lambda connection, end: (reasons.append(end.text), lost(connection, end))  # type: ignore
     await b.close()
     await asyncio.sleep(0.01)
     assert reasons == ["the peer closed it (1001: closing)"]

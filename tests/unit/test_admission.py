@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from openline import Config, Identity, IdentityConflict, Refused, node_id_of
 from openline.address import Address
-from openline.backends.base import Visitor
+from openline.backends.base import End, Visitor
 from openline.connection.admission import Admission
 from openline.core.frames import HEADROOM, Malformed, Proof, decode_frame
 from openline.core.handshake import Hello, Transcript, parse_hello, with_proof
@@ -459,7 +459,7 @@ async def test_what_is_no_proof_does_not_open(data: bytes) -> None:
         threshold.hear(data)
     with pytest.raises(Malformed):
         threshold.link.events.on_text(memoryview(data))
-    threshold.link.events.on_closed("bad input: something")
+    threshold.link.events.on_closed(End.bad_input(1002, "something"))
     assert (threshold.entered, threshold.server.ups) == (1, [])
     assert len(threshold.server.bad) == 1
     who, reason = threshold.server.bad[0]
@@ -489,7 +489,7 @@ async def test_who_does_not_prove_anything_in_time_is_cut() -> None:
 async def test_who_is_in_is_not_cut_and_who_has_gone_is_left_alone() -> None:
     inside, gone = Threshold(handshake_timeout=0.05), Threshold(handshake_timeout=0.05)
     inside.hear(inside.proof.written[0])
-    gone.link.events.on_closed("connection lost")
+    gone.link.events.on_closed(End.lost("connection lost"))
     await asyncio.sleep(0.1)
     assert not inside.link.aborted
     assert not gone.link.aborted

@@ -8,10 +8,12 @@ link's methods. Methods of a link never raise for a dead peer: the next event sa
 from __future__ import annotations
 
 import random
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
 
 from ..address import Address
 from ..config import Config
@@ -39,17 +41,48 @@ REFUSED = 4003
 FRAGMENT = 64 * 1024
 
 
-# A link that this side has closed has this for a code.
-CLOSED_BY_US = -1
-_CLOSED_BY_PEER = re.compile(r"the peer closed it \((\d+)")
+# A WebSocket's close frame may have no code at all.
+NO_CODE = 0
+# Codes with which a peer that closes has taken all there was: none, and those of RFC 6455 section 7.4.1.
+CLEAN_CODES = (NO_CODE, *range(1000, 1010))
 
 
-def closed_with(reason: str) -> int | None:
-    """The close code in the reason a link gives for its end; None where there was no goodbye."""
-    if reason.startswith("closed by this side"):
-        return CLOSED_BY_US
-    found = _CLOSED_BY_PEER.match(reason)
-    return int(found[1]) if found else None
+class By(Enum):
+    """Who, or what, ended a link."""
+
+    US = "this side"  # it has said goodbye
+    PEER = "the peer"  # it has said goodbye
+    LOST = "nobody"  # no goodbye: a reset, a time-out, an abort, or cut from here for want of room
+    BAD_INPUT = "bad input"  # cut by this side for what the peer sent
+
+
+class End(msgspec.Struct, frozen=True):
+    """How a link ended: ``code`` is that of the close, None where there was none; ``text`` is for people."""
+
+    by: By
+    code: int | None
+    text: str
+
+    @classmethod
+    def by_us(cls, code: int, why: str = "") -> End:
+        return cls(By.US, code, f"closed by this side{': ' + why if why else ''}")
+
+    @classmethod
+    def by_peer(cls, code: int, reason: str) -> End:
+        return cls(By.PEER, code, f"the peer closed it ({code}{': ' + reason if reason else ''})")
+
+    @classmethod
+    def lost(cls, text: str) -> End:
+        return cls(By.LOST, None, text)
+
+    @classmethod
+    def bad_input(cls, code: int, reason: str) -> End:
+        return cls(By.BAD_INPUT, code, f"bad input: {reason}")
+
+    @property
+    def clean(self) -> bool:
+        """Has the peer, as far as anybody can tell, what was sent last?"""
+        return self.by is By.US or (self.by is By.PEER and self.code in CLEAN_CODES)
 
 
 class LinkEvents(Protocol):
@@ -80,7 +113,7 @@ class LinkEvents(Protocol):
         """The write buffer has drained below its low-water mark."""
         ...
 
-    def on_closed(self, reason: str) -> None:
+    def on_closed(self, end: End) -> None:
         """The link is gone. Called exactly once, after which nothing is called."""
         ...
 
@@ -98,7 +131,7 @@ class _Nobody:
     def on_silent(self) -> None: ...
     def on_moved(self, ip: str, port: int) -> None: ...
     def on_writable(self) -> None: ...
-    def on_closed(self, reason: str) -> None: ...
+    def on_closed(self, end: End) -> None: ...
 
 
 NOBODY: LinkEvents = _Nobody()
@@ -281,9 +314,10 @@ class Backend(Protocol):
         """Do listeners encrypt?"""
         ...
 
-    async def dial(self, address: Address) -> LinkEvents:
+    async def dial(self, address: Address) -> Link:
         """Open a link, and let the doorkeeper judge it; the caller bounds the time.
 
+        The link has the events that ``Doorkeeper.enter`` gave it, or ``NOBODY`` where it has ended since.
         Raises ``Unreachable``, ``Refused`` or ``IdentityConflict``.
         """
         ...

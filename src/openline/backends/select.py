@@ -16,7 +16,7 @@ from functools import partial
 
 from ..address import Address
 from ..errors import Unreachable
-from .base import NORMAL, Backend, Door, LinkEvents
+from .base import NORMAL, Backend, Door, Link
 from .binding import PICKS, why
 from .certificates import TlsFiles
 from .race import STAGGER, AllFailed, Race, merged
@@ -124,7 +124,7 @@ class Choice:
         if len(notes) > MAX_REMEMBERED:
             notes.popitem(last=False)
 
-    async def dial(self, address: Address) -> LinkEvents:
+    async def dial(self, address: Address) -> Link:
         """Open a link within ``Config.dial_timeout``, whichever and however many ways are tried.
 
         Raises ``Unreachable``, ``Refused`` or ``IdentityConflict``.
@@ -136,17 +136,17 @@ class Choice:
         if len(ways) == 1:
             return await ways[0]()
         wary = self._noted(self._distrusted, address) != ""
-        race: Race[LinkEvents] = Race(_hang_up, DOUBTED_STAGGER if wary else STAGGER)
+        race: Race[Link] = Race(_hang_up, DOUBTED_STAGGER if wary else STAGGER)
         try:
-            number, events = await race.run(ways)
+            number, link = await race.run(ways)
         except AllFailed as failed:
             self._worked.pop((address.host, address.port), None)
             raise merged(address, failed.errors) from None
         if self._loop.time() < began + FAIR and not wary:
             self._remember(address, order[number])
-        return events
+        return link
 
-    async def _attempt(self, backend: Backend, address: Address, until: float) -> LinkEvents:
+    async def _attempt(self, backend: Backend, address: Address, until: float) -> Link:
         try:
             async with asyncio.timeout_at(until):
                 return await backend.dial(address)
@@ -195,8 +195,7 @@ class Choice:
         return doors
 
 
-def _hang_up(events: LinkEvents) -> None:
+def _hang_up(link: Link) -> None:
     """It is up, and another one was faster. Between two nodes rule 3.3 says which of them stays."""
-    link = getattr(events, "link", None)
-    if link is not None and link.endpoint.plain:
+    if link.endpoint.plain:
         link.close(NORMAL, "another backend was faster")

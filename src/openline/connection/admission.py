@@ -18,7 +18,7 @@ import msgspec
 
 from ..address import Address
 from ..backends.base import CONFLICT as CONFLICT_CODE
-from ..backends.base import POLICY, Link, LinkEvents, OnBad, Visitor
+from ..backends.base import POLICY, By, End, Link, LinkEvents, OnBad, Visitor
 from ..backends.tls import fingerprint, pin_of
 from ..backends.unfinished import Unfinished
 from ..config import Config
@@ -347,14 +347,14 @@ class _Threshold:
     def on_writable(self) -> None:
         """Nothing waits to be written."""
 
-    def on_closed(self, reason: str) -> None:
+    def on_closed(self, end: End) -> None:
         entered = self._entered
         who = f"{self._link.endpoint.remote} (node id {self._visitor.hello.node_id}, not proven)"
         if self._overdue:
             self._door.on_bad(who, "no proof came")
-        elif reason.startswith("bad input"):
-            self._door.on_bad(who, reason)
+        elif end.by is By.BAD_INPUT:
+            self._door.on_bad(who, end.text)
         else:
-            log.debug("gone before it had proven itself: %s: %s", who, reason)
+            log.debug("gone before it had proven itself: %s: %s", who, end.text)
         self._let_go()
         entered()  # out of the unfinished handshakes; it has been told

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from enum import Enum, Flag, auto
 
-from ..backends.base import Link
+from ..backends.base import End, Link
 from ..core.bulk import MEASURED, OVERLOAD, measured, overloaded
 from ..core.collision import Claim, rank_of
 from ..core.frames import Batched, Flow, Listening, Malformed, TooBig, Welcome, decode_frame, decode_plain
@@ -404,15 +404,15 @@ class Connection(Outlet):
         self.catch_up()
         self._wake()
 
-    def on_closed(self, reason: str) -> None:
+    def on_closed(self, end: End) -> None:
         if self.state is State.CLOSED:
             return
         self.flush()
         self.state = State.CLOSED
         for _, answer in (self._pings or {}).values():
             if not answer.done():
-                answer.set_exception(ConnectionResetError(reason))
-        self._hub.on_lost(self, reason)
+                answer.set_exception(ConnectionResetError(end.text))
+        self._hub.on_lost(self, end)
         self._tell()
         self._callbacks.clear()  # the last there was to tell; who is told may hold this connection
 

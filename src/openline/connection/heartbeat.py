@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 
+from ..backends.base import End
 from ..core.liveness import TICKS_PER_INTERVAL, Action
 from ..core.unread import Unread, Verdict
 from ..runtime.ratelog import process_log
@@ -192,7 +193,7 @@ class Watch:
         self._hub.log.about(connection.peer, logging.WARNING, "dead: %r, %s", connection, why)
         self._hub.counters.evictions += 1
         connection.link.abort()
-        connection.on_closed(why)
+        connection.on_closed(End.lost(why))
 
     def _reassure(self, now: float) -> None:
         """Pongs that nobody asked for: to plain peers that are sending, and where we do not read."""

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from ..backends.base import FRAGMENT, Link
+from ..backends.base import FRAGMENT, End, Link
 from ..config import Config
 from ..core.bulk import MAX_CONTAINERS, OVERLOAD, overloaded
 from ..core.frames import (
@@ -85,7 +85,7 @@ class Hub(Protocol):
         ...
 
     def on_state(self, connection: Connection) -> None: ...
-    def on_lost(self, connection: Connection, reason: str) -> None: ...
+    def on_lost(self, connection: Connection, end: End) -> None: ...
 
 
 class Outlet:

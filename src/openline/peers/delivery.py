@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..address import Address
-from ..backends.base import POLICY
+from ..backends.base import POLICY, End
 from ..connection.connection import Connection, State
 from ..connection.writer import Outlet
 from ..core.collision import surplus, winner
@@ -146,7 +146,7 @@ class Delivery:
         for connection in list(peer.connections):
             connection.link.close(POLICY, why)
             connection.link.abort()
-            connection.on_closed(f"closed by this side: {why}")
+            connection.on_closed(End.by_us(POLICY, why))
         self.forget(peer, why)
 
     def carry_on(self, connection: Connection) -> None:

@@ -13,7 +13,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
-from ..backends.base import REPLACED, TRY_AGAIN
+from ..backends.base import REPLACED, TRY_AGAIN, End
 from ..backends.descriptors import descriptors, max_pending
 from ..config import Config
 from ..core.fairshare import FairShare
@@ -153,4 +153,4 @@ class Limits:
         self._board.log.about(connection.peer, logging.INFO, "closed %r: %s", connection, why)
         connection.link.close(code, why)
         connection.link.abort()
-        connection.on_closed(f"closed by this side: {why}")
+        connection.on_closed(End.by_us(code, why))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..address import Address
+from ..backends.base import End
 from ..connection.connection import Connection, State
 from .table import PeerTable
 
@@ -23,4 +24,4 @@ def bury_predecessors(table: PeerTable, address: Address, connection: Connection
     for other in {*table.dialed_to(address), *claims}:
         if other.state is State.SUSPECT and other.peer is not connection.peer:
             other.link.abort()
-            other.on_closed("somebody else answers where it was dialed")
+            other.on_closed(End.lost("somebody else answers where it was dialed"))

@@ -16,7 +16,7 @@ from ...config import Config
 from ...core.frames import Malformed
 from ...core.selection import Endpoint
 from ...errors import Error, IdentityConflict, Refused, Unreachable
-from ..base import Door, Doorkeeper, LinkEvents, OnBad
+from ..base import Door, Doorkeeper, End, Link, OnBad
 from ..sockets import Opener, SockAddr, connect, describe
 from .link import HEADER, Frame, MemoryLink, Socket
 
@@ -115,7 +115,7 @@ class _Visit:
             return
         endpoint = Endpoint("inbound", *sock.remote)
         link = self._link = MemoryLink(sock, endpoint, self._door.config)
-        link.ended = self._lost
+        link.ended = self._on_ended
         answer = visitor.answer if visitor else None
         sock.send((ANSWER, answer), len(answer or "") + HEADER)
         sock.user = link
@@ -138,6 +138,9 @@ class _Visit:
         if self._link is not None:
             self._link.ended = None
         self._done()
+
+    def _on_ended(self, end: End) -> None:
+        self._lost(end.text)
 
     def _lost(self, reason: str) -> None:
         if not self._over:
@@ -231,7 +234,7 @@ class MemoryBackend:
     def distrust(self, address: Address) -> None:
         """There is nothing to do better."""
 
-    async def dial(self, address: Address) -> LinkEvents:
+    async def dial(self, address: Address) -> Link:
         path = f"memory {address.netloc}"
         if address.scheme == "wss":
             raise Unreachable(
@@ -250,7 +253,7 @@ class MemoryBackend:
         except BaseException:
             call.hang_up()
             raise
-        return link.events
+        return link
 
     async def listen(self, host: str | None, port: int) -> Door:
         door = MemoryDoor(self.config, self.doorkeeper, self._on_bad)

@@ -12,7 +12,7 @@ from ...core.frames import FRAME_BYTES, HEADROOM, Batched, Malformed, TooBig, de
 from ...core.liveness import Progress
 from ...core.selection import Endpoint
 from ...core.text import printable
-from ..base import FRAGMENT, NOBODY, PROTOCOL_ERROR, TOO_BIG, Link, LinkEvents
+from ..base import FRAGMENT, NOBODY, PROTOCOL_ERROR, TOO_BIG, End, Link, LinkEvents
 
 TEXT, BINARY, PART, PING, PONG, CLOSE = "text", "binary", "part", "ping", "pong", "close"
 # What a frame takes besides its payload.
@@ -97,14 +97,15 @@ class MemoryLink(Link):
         self.events: LinkEvents = NOBODY
         self.congested = False
         # Told when the link is over, before its events are.
-        self.ended: Callable[[str], None] | None = None
+        self.ended: Callable[[End], None] | None = None
         self._sock = sock
         self.limit = config.max_message_size + _FRAME_OVERHEAD
         self._high_water = config.write_high_water
         self._outbox: deque[tuple[Frame, int]] = deque()
         self._full = False
         self._closing = self._over = False
-        self._why = ""
+        # How it ends, from when that is certain.
+        self._how: End | None = None
 
     def __repr__(self) -> str:
         return f"<memory link {self.endpoint.direction} {self.endpoint.remote}>"
@@ -141,7 +142,7 @@ class MemoryLink(Link):
 
     def _on_close(self, code: int, reason: str) -> None:
         reason = printable(reason)
-        self._why = self._why or f"the peer closed it ({code}{': ' + reason if reason else ''})"
+        self._how = self._how or End.by_peer(code, reason)
         if not self._closing:
             self._empty_outbox()
             self._put((CLOSE, code, reason), HEADER)
@@ -152,7 +153,7 @@ class MemoryLink(Link):
 
     def _fail(self, code: int, reason: str) -> None:
         """Bad input: say why, then cut; this link only (rule 3.6)."""
-        self._why = self._why or f"bad input: {reason}"
+        self._how = self._how or End.bad_input(code, reason)
         if not self._closing:
             self._outbox.clear()
             self._put((CLOSE, code, reason[:120]), HEADER)
@@ -160,7 +161,7 @@ class MemoryLink(Link):
 
     def cut(self, code: int, reason: str) -> None:
         if not self._over:
-            self._why = self._why or f"cut: {reason}"
+            self._how = self._how or End.lost(f"cut: {reason}")
             if not self._closing:
                 self._outbox.clear()
                 self._put((CLOSE, code, reason[:120]), HEADER)
@@ -176,13 +177,13 @@ class MemoryLink(Link):
         sock.close()
 
     def _tell_end(self) -> None:
-        self._why = self._why or "connection lost"
+        how = self._how or End.lost("connection lost")
         ended, self.ended = self.ended, None
         if ended is not None:
-            ended(self._why)
+            ended(how)
         # Whoever is told may hold this link; that must not be a circle.
         events, self.events = self.events, NOBODY
-        events.on_closed(self._why)
+        events.on_closed(how)
 
     # Writing -------------------------------------------------------------------------------------
 
@@ -244,7 +245,7 @@ class MemoryLink(Link):
             self._put((PONG, payload), len(payload) + HEADER)
 
     def close(self, code: int, reason: str) -> None:
-        self._why = self._why or "closed by this side"
+        self._how = self._how or End.by_us(code)
         if not self._closing:
             self._empty_outbox()
             self._put((CLOSE, code, reason[:120]), HEADER)
@@ -257,7 +258,7 @@ class MemoryLink(Link):
             self._sock.send(frame, size + HEADER)
 
     def abort(self) -> None:
-        self._why = self._why or "aborted by this side"
+        self._how = self._how or End.lost("aborted by this side")
         self._sock.reset()
         self._end()
 

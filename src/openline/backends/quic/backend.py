@@ -17,7 +17,7 @@ from ...config import Config
 from ...core.frames import Malformed
 from ...core.selection import Endpoint
 from ...errors import Error, IdentityConflict, Refused, Unreachable
-from ..base import CONFLICT, REFUSED, Doorkeeper, LinkEvents, OnBad
+from ..base import CONFLICT, REFUSED, Doorkeeper, Link, OnBad
 from ..binding import Where, bind
 from ..certificates import TlsFiles
 from ..race import AllFailed, Race, merged
@@ -91,7 +91,7 @@ class QuicBackend:
 
     # Dialing -------------------------------------------------------------------------------------
 
-    async def dial(self, address: Address) -> LinkEvents:
+    async def dial(self, address: Address) -> Link:
         """Open a link to any of the host's addresses, staggered; the caller bounds the time."""
         try:
             found = await resolve(address, socket.SOCK_DGRAM)
@@ -248,15 +248,15 @@ class _Call:
         what = reason or f"error {code:#x}"
         return Malformed(f"the peer ended the handshake: {what}")
 
-    def enter(self) -> LinkEvents:
+    def enter(self) -> Link:
         """Take the link up. Raises ``Unreachable`` where it has ended meanwhile."""
         link = self._link
         if link.closing:
             path = f"quic {link.endpoint.remote}"
             raise Unreachable(str(self._address), [(path, "the peer closed the connection at once")])
-        events = link.go_up(self._backend.doorkeeper.enter)
+        link.go_up(self._backend.doorkeeper.enter)
         self._loop.call_soon(link.entered)
-        return events
+        return link
 
     def hang_up(self) -> None:
         self._link.abort()

@@ -22,7 +22,7 @@ from ...core.selection import Endpoint
 from ...core.text import printable
 from ...core.tracks import MAX_TRACKS
 from ...runtime.ratelog import process_log
-from ..base import NOBODY, NORMAL, PROTOCOL_ERROR, TOO_BIG, Link, LinkEvents
+from ..base import NOBODY, NORMAL, PROTOCOL_ERROR, TOO_BIG, End, Link, LinkEvents
 from ..sockets import ip_of
 from ..unfinished import FREE, Unfinished
 from .engine import Engine
@@ -68,7 +68,7 @@ class QuicLink(Link):
         self.on_failed: Callable[[int, bool, str], None] | None = None
         self.on_narrow: Callable[[], None] | None = None
         # Told of its end, after its events have been.
-        self.on_ended: Callable[[str], None] | None = None
+        self.on_ended: Callable[[End], None] | None = None
         self._up = False
         # Which streams are ours and theirs (RFC 9000 section 2.1), and what belongs to each.
         self._mine, self._theirs = (2, 3) if client else (3, 2)
@@ -94,7 +94,9 @@ class QuicLink(Link):
         self._answered = False
         self._timer: asyncio.TimerHandle | None = None
         self._closing = self._ended = False
-        self._why, self._code, self._reason = "", CUT, ""
+        # How it ends, from when that is certain; and what the goodbye said.
+        self._how: End | None = None
+        self._code, self._reason = CUT, ""
 
     def __repr__(self) -> str:
         return f"<quic link {self.endpoint.direction} {self.endpoint.remote}>"
@@ -120,12 +122,11 @@ class QuicLink(Link):
     def has_written(self) -> bool:
         return bool(self._tracks)
 
-    def go_up(self, admit: Callable[[Link], LinkEvents]) -> LinkEvents:
+    def go_up(self, admit: Callable[[Link], LinkEvents]) -> None:
         """From now on it has the events that ``admit`` returns."""
         self.limit = self.full_limit
         self._up = True
         self.events = admit(self)
-        return self.events
 
     def entered(self) -> None:
         """The far end is in: what came early may be looked at."""
@@ -137,7 +138,7 @@ class QuicLink(Link):
 
     def lose(self, reason: str) -> None:
         """Nobody is there any more."""
-        self._why = self._why or f"connection lost: {reason}"
+        self._how = self._how or End.lost(f"connection lost: {reason}")
         self.abort()
 
     # From the engine -----------------------------------------------------------------------------
@@ -299,9 +300,9 @@ class QuicLink(Link):
         if not self._up and self.on_failed is not None:
             self.on_failed(code, by_program, reason)
         if by_program and code != CUT:
-            self._why = self._why or f"the peer closed it ({code}{': ' + reason if reason else ''})"
+            self._how = self._how or End.by_peer(code, reason)
         else:
-            self._why = self._why or f"connection lost{': ' + reason if reason else ''}"
+            self._how = self._how or End.lost(f"connection lost{': ' + reason if reason else ''}")
         self._end()
 
     # The end -------------------------------------------------------------------------------------
@@ -315,7 +316,7 @@ class QuicLink(Link):
         if self._answered:
             self._hang_up(code)  # both have all of the other's
             return
-        self._why = self._why or f"the peer closed it ({code}{': ' + reason if reason else ''})"
+        self._how = self._how or End.by_peer(code, reason)
         self._say_goodbye(code, reason, ANSWER)
 
     def _say_goodbye(self, code: int, reason: str, answer: int = 0) -> None:
@@ -336,13 +337,13 @@ class QuicLink(Link):
         """Hostile or broken input: say why, then cut; this link only (rule 3.6)."""
         if self._ended:
             return
-        self._why = self._why or f"bad input: {reason}"
+        self._how = self._how or End.bad_input(code, reason)
         self._engine.close(code, reason)
         self._end()
 
     def cut(self, code: int, reason: str) -> None:
         if not self._ended:
-            self._why = self._why or f"cut: {reason}"
+            self._how = self._how or End.lost(f"cut: {reason}")
             self._engine.close(code, reason)
             self._end()
 
@@ -364,13 +365,13 @@ class QuicLink(Link):
         asyncio.get_running_loop().call_soon(self._tell_end)
 
     def _tell_end(self) -> None:
-        why = self._why or "connection lost"
+        how = self._how or End.lost("connection lost")
         # Whoever is told may hold this link, and so does its engine; that must not be a circle.
         events, self.events = self.events, NOBODY
         if self._up:
-            events.on_closed(why)
+            events.on_closed(how)
         if self.on_ended is not None:
-            self.on_ended(why)
+            self.on_ended(how)
         self.on_connected = self.on_hello = self.on_failed = self.on_narrow = self.on_ended = None
         self._engine.user = NO_USER
 
@@ -460,13 +461,13 @@ class QuicLink(Link):
             self._engine.ping(0)
 
     def close(self, code: int, reason: str) -> None:
-        self._why = self._why or "closed by this side"
+        self._how = self._how or End.by_us(code)
         if not self._closing:
             self._say_goodbye(code, reason)
 
     def abort(self) -> None:
         if not self._ended:
-            self._why = self._why or "aborted by this side"
+            self._how = self._how or End.lost("aborted by this side")
             self._engine.close(self._code, self._reason)
             self._end()
 

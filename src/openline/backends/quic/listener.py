@@ -23,7 +23,7 @@ from ...core.frames import Malformed
 from ...core.origin import origin
 from ...core.selection import Endpoint
 from ...errors import Error, IdentityConflict
-from ..base import CONFLICT, PROTOCOL_ERROR, REFUSED, TRY_AGAIN, Doorkeeper, OnBad
+from ..base import CONFLICT, PROTOCOL_ERROR, REFUSED, TRY_AGAIN, Doorkeeper, End, OnBad
 from ..binding import Bound
 from ..certificates import Made
 from ..sockets import ip_of, opened, prepare_udp
@@ -385,11 +385,11 @@ class _Visit:
             why = f"the MTU of this host's way to it is less than QUIC needs, {least_mtu(self._family)}"
             self._turn_away(PROTOCOL_ERROR, Malformed(why))
 
-    def _on_ended(self, why: str) -> None:
+    def _on_ended(self, end: End) -> None:
         """After its hello, and before it was in."""
         if not self._over:
             self._done()
-            self._door.on_bad(self._peer, why)
+            self._door.on_bad(self._peer, end.text)
 
     def _late(self) -> None:
         if not self._over:

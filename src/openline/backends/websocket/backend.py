@@ -28,7 +28,7 @@ from ...core.text import printable_lines
 from ...errors import Error, IdentityConflict, Refused, Unreachable
 from ...runtime.ratelog import process_log
 from .. import tls
-from ..base import Doorkeeper, Link, LinkEvents, OnBad
+from ..base import Doorkeeper, Link, OnBad
 from ..binding import Where, bind
 from ..certificates import Made, TlsFiles
 from ..descriptors import max_pending
@@ -243,7 +243,7 @@ class WebSocketBackend:
         if len(self._narrow) > MAX_NARROW:
             del self._narrow[next(iter(self._narrow))]
 
-    async def dial(self, address: Address) -> LinkEvents:
+    async def dial(self, address: Address) -> Link:
         """Open a link; the caller bounds the time. Raises ``Unreachable`` or ``Refused``."""
         until = self._narrow.get((address.host, address.port), 0.0)
         narrow = asyncio.get_running_loop().time() < until
@@ -260,7 +260,8 @@ class WebSocketBackend:
             await protocol.wait_until_handshake_complete()
             if protocol.transport.is_disconnected or protocol.listener is None:
                 raise ConnectionResetError("the peer closed the connection during the upgrade")
-            return protocol.listener.events  # type: ignore[no-any-return]
+            link: Link = protocol.listener
+            return link
         except BaseException as error:
             if protocol is not None and protocol.transport is not None:
                 protocol.transport.disconnect(graceful=False)

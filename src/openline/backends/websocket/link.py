@@ -24,7 +24,7 @@ from ...core.frames import HEADROOM, Malformed, TooBig
 from ...core.liveness import Progress
 from ...core.selection import Endpoint
 from ...core.text import printable
-from ..base import FRAGMENT, NOBODY, PROTOCOL_ERROR, TOO_BIG, Link, LinkEvents
+from ..base import FRAGMENT, NOBODY, PROTOCOL_ERROR, TOO_BIG, End, Link, LinkEvents
 from ..unfinished import FREE, Unfinished
 from . import deflate
 from .portions import BUSY, TakesTurns
@@ -98,7 +98,8 @@ class WebSocketLink(WSListener, Link):
         self._counted = False
         self._unfinished = unfinished
         self._poll: Any = None
-        self._why = ""
+        # How it ends, from when that is certain.
+        self._how: End | None = None
 
     # From picows ---------------------------------------------------------------------------------
 
@@ -139,7 +140,7 @@ class WebSocketLink(WSListener, Link):
         self._unfinished.remove(self)
         # Whoever is told may hold this link; that must not be a circle.
         events, self.events = self.events, NOBODY
-        events.on_closed(self._why or self._close_reason())
+        events.on_closed(self._how or self._how_it_ended())
 
     def pause_writing(self) -> None:
         self._paused = self.congested = True
@@ -205,7 +206,7 @@ class WebSocketLink(WSListener, Link):
             return
         if size > self.limit + _HEADERS:
             reason = f"a message of more than {self.limit} bytes"
-            self._why = self._why or f"bad input: {reason}"
+            self._how = self._how or End.bad_input(TOO_BIG, reason)
             self.cut(TOO_BIG, reason)
         elif size > FREE or self._counted:
             self._counted = size > FREE
@@ -225,7 +226,7 @@ class WebSocketLink(WSListener, Link):
 
     def _on_close_frame(self, frame: WSFrame) -> None:
         code, reason = int(frame.get_close_code().value), printable(frame.get_close_reason() or "")
-        self._why = self._why or f"the peer closed it ({code}{': ' + reason if reason else ''})"
+        self._how = self._how or End.by_peer(code, reason)
         if not self._ws.is_close_frame_sent:
             self._empty_outbox()
             self._ws.send_close(WSCloseCode.OK if code == 0 else frame.get_close_code())
@@ -234,7 +235,7 @@ class WebSocketLink(WSListener, Link):
     def _fail(self, code: int, reason: str) -> None:
         """Hostile or broken input: say why, then cut; this link only (rule 3.6)."""
         self._closed = True
-        self._why = self._why or f"bad input: {reason}"
+        self._how = self._how or End.bad_input(code, reason)
         self._parts = None
         if not self.closing:
             self._ws.send_close(WSCloseCode(code), reason.encode()[:120])
@@ -244,7 +245,7 @@ class WebSocketLink(WSListener, Link):
         if self._closed:
             return
         self._closed = True
-        self._why = self._why or f"cut: {reason}"
+        self._how = self._how or End.lost(f"cut: {reason}")
         self._parts = None
         if not self.closing:
             self._ws.send_close(WSCloseCode(code), reason.encode()[:120])
@@ -252,11 +253,13 @@ class WebSocketLink(WSListener, Link):
         waits = self._ws.is_secure or self._ws.underlying_transport.get_write_buffer_size() > 0
         self._ws.disconnect(graceful=not waits)
 
-    def _close_reason(self) -> str:
+    def _how_it_ended(self) -> End:
+        """Picows closes by itself what is not a frame."""
         handshake = self._ws.close_handshake
-        if handshake is not None and handshake.sent is not None and handshake.sent.code != WSCloseCode.OK:
-            return f"bad input: {handshake.sent.reason or handshake.sent.code.name}"
-        return "connection lost"
+        sent = handshake.sent if handshake is not None else None
+        if sent is not None and sent.code != WSCloseCode.OK:
+            return End.bad_input(int(sent.code.value), sent.reason or sent.code.name)
+        return End.lost("connection lost")
 
     # Writing -------------------------------------------------------------------------------------
 
@@ -320,7 +323,7 @@ class WebSocketLink(WSListener, Link):
             self._ws.send_pong(payload)
 
     def close(self, code: int, reason: str) -> None:
-        self._why = self._why or "closed by this side"
+        self._how = self._how or End.by_us(code)
         if not self.closing:
             self._empty_outbox()
             self._ws.send_close(WSCloseCode(code), reason.encode()[:120])
@@ -333,7 +336,7 @@ class WebSocketLink(WSListener, Link):
 
     def abort(self) -> None:
         self._closed = True
-        self._why = self._why or "aborted by this side"
+        self._how = self._how or End.lost("aborted by this side")
         if self._stalled:  # else the kernel would go on with what does not get through, and tell nobody
             with contextlib.suppress(OSError):
                 self._socket().setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

@@ -109,8 +109,8 @@ async def a_wrong_proof_does_not_get_in(pair: Pair) -> None:
     await pair.listen()
     pair.client.proof = WRONG_PROOF
     client = await pair.dial()
-    await until(lambda: client.closed, "the client's link stayed open")
-    expect("wrong proof" in client.closed[0], f"the client was told {client.closed[0]!r}")
+    await until(lambda: client.ended, "the client's link stayed open")
+    expect("wrong proof" in client.ended[0].text, f"the client was told {client.ended[0]}")
     expect(not pair.server.links, "a link in spite of that")
     await until(lambda: pair.door.pending == 0, "the handshake is still pending")
     expect(len(pair.server.bad) == 1, f"on_bad was told {pair.server.bad}")
@@ -124,7 +124,7 @@ async def pending_handshakes_are_bounded(pair: Pair) -> None:
     idle = [await pair.dial() for _ in range(8)]
     await until(lambda: pair.door.evicted >= 5, f"evicted {pair.door.evicted} of 8 with room for 3")
     expect(pair.door.pending <= 3, f"{pair.door.pending} pending with room for 3")
-    await until(lambda: all(link.closed for link in idle[:5]), "the oldest were not cut")
+    await until(lambda: all(link.ended for link in idle[:5]), "the oldest were not cut")
     pair.client.proof = b"proof"
     await pair.link()
 
@@ -152,11 +152,11 @@ async def closing_the_door_keeps_links(pair: Pair) -> None:
     pending = await pair.dial()
     await until(lambda: pair.door.pending == 1, "the handshake is not pending")
     await pair.door.close()
-    await until(lambda: pending.closed, "a pending handshake was not cut")
+    await until(lambda: pending.ended, "a pending handshake was not cut")
     server.text(b"from the server")
     client.text(b"from the client")
     await until(lambda: server.frames and client.frames, "a link did not survive")
-    expect(not server.closed and not client.closed, "a link did not survive")
+    expect(not server.ended and not client.ended, "a link did not survive")
 
 
 @_check
@@ -189,7 +189,7 @@ async def a_cancelled_dial_leaks_nothing(pair: Pair) -> None:
             pair.client.links[-1].abort()
     links = (pair.server.links, pair.client.links)
     await until(lambda: pair.door.pending == 0, "handshakes of cancelled dials are still pending")
-    await until(lambda: all(link.closed for ends in links for link in ends), "a link stayed open")
+    await until(lambda: all(link.ended for ends in links for link in ends), "a link stayed open")
     await pair.link()
 
 

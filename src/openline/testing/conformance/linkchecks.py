@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from ...backends.base import By, End
 from ...config import Config
 from .recording import A_WHILE, NONSENSE, TOO_MUCH, Check, Pair, Recorder, expect, until
 
@@ -36,7 +37,7 @@ def _each_way(function: Callable[[Recorder, Recorder], Awaitable[None]]) -> None
 
 
 async def _both_closed(near: Recorder, far: Recorder) -> None:
-    await until(lambda: near.closed and far.closed, "on_closed did not come on both sides")
+    await until(lambda: near.ended and far.ended, "on_closed did not come on both sides")
 
 
 # Frames -----------------------------------------------------------------------------------------
@@ -77,7 +78,7 @@ async def the_frame_limit_costs_the_link(pair: Pair) -> None:
     server, client = await pair.link()
     client.binary(b"x" * MIB)
     await _both_closed(server, client)
-    expect(server.closed[0].startswith("bad input: "), f"reason {server.closed[0]!r}")
+    expect(server.ended[0].by is By.BAD_INPUT, f"the server was told {server.ended[0]}")
     expect(not server.frames, "the frame was handed over")
 
 
@@ -240,8 +241,8 @@ async def close_says_goodbye_after_the_data(near: Recorder, far: Recorder) -> No
     expect(near.link.closing, "not closing after close()")
     await _both_closed(near, far)
     expect(len(far.frames) == 51, f"{len(far.frames)} of 51 frames came before the end")
-    expect(near.closed == ["closed by this side"], f"this side was told {near.closed}")
-    expect(far.closed == ["the peer closed it (1001: closing)"], f"the far side was told {far.closed}")
+    expect(near.ended == [End.by_us(1001)], f"this side was told {near.ended}")
+    expect(far.ended == [End.by_peer(1001, "closing")], f"the far side was told {far.ended}")
 
 
 @_each_way
@@ -252,7 +253,7 @@ async def frames_under_way_arrive_after_close(near: Recorder, far: Recorder) -> 
     near.close(4001, "replaced")
     await _both_closed(near, far)
     expect(len(near.frames) == 20, f"{len(near.frames)} of 20 frames that were under way came")
-    expect(far.closed == ["the peer closed it (4001: replaced)"], f"the far side was told {far.closed}")
+    expect(far.ended == [End.by_peer(4001, "replaced")], f"the far side was told {far.ended}")
 
 
 @_each_way
@@ -261,8 +262,8 @@ async def abort_cuts_at_once(near: Recorder, far: Recorder) -> None:
     near.abort()
     expect(near.link.closing, "not closing after abort()")
     await _both_closed(near, far)
-    expect(near.closed == ["aborted by this side"], f"this side was told {near.closed}")
-    expect(far.closed == ["connection lost"], f"the far side was told {far.closed}")
+    expect(near.ended == [End.lost("aborted by this side")], f"this side was told {near.ended}")
+    expect(far.ended == [End.lost("connection lost")], f"the far side was told {far.ended}")
 
 
 def _close_twice(near: Recorder, far: Recorder) -> None:
@@ -303,7 +304,7 @@ async def closed_exactly_once(pair: Pair) -> None:
             await _both_closed(near, far)
     await asyncio.sleep(A_WHILE)
     for recorder in pair.server.links + pair.client.links:
-        expect(len(recorder.closed) == 1, f"on_closed {len(recorder.closed)} times: {recorder.closed}")
+        expect(len(recorder.ended) == 1, f"on_closed {len(recorder.ended)} times: {recorder.ended}")
 
 
 @_check
@@ -345,7 +346,7 @@ async def a_paused_link_knows_that_it_is_gone(near: Recorder, far: Recorder) -> 
     near.abort()
     await until(lambda: far.link.broken(), "broken() does not tell that the peer has gone")
     far.do(far.link.resume_reading)
-    await until(lambda: far.closed, "on_closed did not come after resume_reading()")
+    await until(lambda: far.ended, "on_closed did not come after resume_reading()")
 
 
 @_check
@@ -366,7 +367,6 @@ async def _is_rejected(near: Recorder, far: Recorder, data: bytes, code: int) ->
     near.binary(b"more")
     await _both_closed(near, far)
     text = data.decode()
-    expect(far.closed == [f"bad input: {text}"], f"who rejected it was told {far.closed}")
-    told = f"the peer closed it ({code}: {text})"
-    expect(near.closed == [told], f"who sent it was told {near.closed}")
+    expect(far.ended == [End.bad_input(code, text)], f"who rejected it was told {far.ended}")
+    expect(near.ended == [End.by_peer(code, text)], f"who sent it was told {near.ended}")
     expect(not far.frames, "what came behind bad input was handed over")

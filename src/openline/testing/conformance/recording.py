@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ...address import Address, join
-from ...backends.base import Backend, Door, Doorkeeper, Link, LinkEvents, OnBad, Visitor
+from ...backends.base import Backend, Door, Doorkeeper, End, Link, LinkEvents, OnBad, Visitor
 from ...backends.unfinished import Unfinished
 from ...config import Config
 from ...core.frames import HEADROOM, Malformed, TooBig
@@ -53,7 +53,7 @@ class Recorder:
         self.link = link
         # ("text" | "binary", data), ("ping" | "pong", payload), ("writable", b""), in order.
         self.log: list[tuple[str, bytes]] = []
-        self.closed: list[str] = []
+        self.ended: list[End] = []
         # Events must come from the loop, and not out of a method of the link.
         self._inside = False
         self.known = False
@@ -67,7 +67,7 @@ class Recorder:
 
     def _note(self, kind: str, data: bytes) -> None:
         expect(not self._inside, f"{kind}: an event inside of a method of the link")
-        expect(not self.closed, f"{kind}: an event after on_closed")
+        expect(not self.ended, f"{kind}: an event after on_closed")
         self.log.append((kind, data))
 
     def on_text(self, data: memoryview) -> None:
@@ -87,10 +87,10 @@ class Recorder:
         self._note("pong", payload)
 
     def on_alive(self) -> None:
-        expect(not self.closed, "on_alive after on_closed")
+        expect(not self.ended, "on_alive after on_closed")
 
     def on_silent(self) -> None:
-        expect(not self.closed, "on_silent after on_closed")
+        expect(not self.ended, "on_silent after on_closed")
 
     def on_moved(self, ip: str, port: int) -> None:
         self._note("moved", f"{ip} {port}".encode())
@@ -98,9 +98,9 @@ class Recorder:
     def on_writable(self) -> None:
         self._note("writable", b"")
 
-    def on_closed(self, reason: str) -> None:
+    def on_closed(self, end: End) -> None:
         expect(not self._inside, "on_closed inside of a method of the link")
-        self.closed.append(reason)
+        self.ended.append(end)
 
     def do(self, method: Callable[..., object], *args: object) -> None:
         """Call a method of the link."""
@@ -236,9 +236,11 @@ class Pair:
 
     async def dial(self) -> Recorder:
         """One more link; the client's end."""
-        events = await asyncio.wait_for(self.dialing.dial(self.address), PATIENCE)
-        expect(events is self.client.links[-1], "dial() does not return what enter() returned")
-        return self.client.links[-1]
+        link = await asyncio.wait_for(self.dialing.dial(self.address), PATIENCE)
+        client = self.client.links[-1]
+        expect(link is client.link, "dial() does not return the link that enter() was given")
+        expect(client.ended or link.events is client, "a dialed link does not have the events of enter()")
+        return client
 
     async def link(self) -> tuple[Recorder, Recorder]:
         """One more link, both ends: the server's and the client's."""
@@ -251,6 +253,6 @@ class Pair:
         for door in self.doors:
             await door.close()
         for recorder in self.server.links + self.client.links:
-            if not recorder.closed:
+            if not recorder.ended:
                 recorder.link.abort()
         await asyncio.sleep(A_WHILE)

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from ...address import Address, join
-from ...backends.base import Doorkeeper, LinkEvents, OnBad
+from ...backends.base import Doorkeeper, Link, OnBad
 from ...backends.quic.backend import _Call
 from ...backends.quic.engine import _SLACK, STALL, Engine
 from ...backends.quic.link import QuicLink
@@ -238,7 +238,7 @@ class SimulatedQuic:
         """Raises ``OSError``."""
         return SimulatedDoor(self.config, self.doorkeeper, self._on_bad, self._stack, host, port)
 
-    async def dial(self, address: Address) -> LinkEvents:
+    async def dial(self, address: Address) -> Link:
         try:
             found = await resolve(address)
         except OSError as error:

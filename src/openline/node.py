@@ -158,11 +158,10 @@ class Switchboard:
         self._dialed(address, connection)
 
     async def _open(self, address: Address) -> Connection:
-        """A dial, and another one where what was opened was lost again before it could be used."""
-        for _ in range(self.config.max_attempts):
-            link = await self.backends.dial(address)
-            if isinstance(link.events, Connection):
-                return link.events
+        link = await self.backends.dial(address)
+        if isinstance(link.events, Connection):
+            return link.events
+        # Nobody dials again at once: who hangs up on everybody would be dialed in a tight loop.
         path = f"{link.backend} {link.endpoint.remote}"
         raise Unreachable(str(address), [(path, "died as soon as it was open")])
 

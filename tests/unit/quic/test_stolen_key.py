@@ -11,8 +11,8 @@ from transport.proofs import between, nothing, signed
 from transport.thief import FORGED, Thief
 
 import openline
-from openline.backends.quic import backend as quic
 from openline.backends.quic.framing import HELLO
+from openline.backends.race import Race
 from openline.core.handshake import Hello, with_proof
 
 from .conftest import Dial, Make, Serve
@@ -98,14 +98,14 @@ async def test_a_thief_who_was_dialed_just_before_the_genuine_process_came(
     port = (await server.listen(0, host="127.0.0.1")).port
     process = Hello(genuine.node_id, "", instance=genuine._board.door.instance)
     thief, trap, gate = Thief(genuine._board.door.identity, process), listen(), asyncio.Event()
-    run = quic.Race.run
+    run = Race.run
 
     async def later(*arguments: Any) -> Any:
         result = await run(*arguments)
         await gate.wait()
         return result
 
-    monkeypatch.setattr(quic.Race, "run", later)
+    monkeypatch.setattr(Race, "run", later)
     sending = asyncio.ensure_future(server.send(trap.url, task("secret"), timeout=SLOW))
     end = await trap.end()
     await end.answer(thief, trap.certificate)

@@ -18,7 +18,7 @@ class OverQuic(OpenlineRequest):
         known = how == "cold" or how in self._seen
         self._seen.add(how)
         for connection in client._table.connections:
-            check_resumed(connection.link._engine.quic.tls, how if known else "cold")  # type: ignore[attr-defined]
+            check_resumed(connection.link._engine.core, how if known else "cold")  # type: ignore[attr-defined]
 
 
 class HandlerOverQuic(OpenlineHandler):

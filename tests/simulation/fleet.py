@@ -372,7 +372,7 @@ class Undertaker(logging.Handler):
 def _last_life(link: Any) -> float:
     """When bytes last moved."""
     if link.multiplexed:
-        return float(link._engine.heard)
+        return float(link._engine.outlet.heard)
     sock = link._sock
     last = sock.into.last_arrival
     if sock.out.written - sock.out.acked > FLOWING:

@@ -324,7 +324,7 @@ class Puppet:
     def _hello(self, dial: int) -> str:
         return Hello(self.node_id, secrets.token_urlsafe(24), (), "", self.instance, dial).to_header()
 
-    def hello(self) -> str:
+    def hello(self, certified: bool = False) -> str:
         return self._hello(next(self._dials))
 
     def answer(self, hello: str | None, certificate: bytes | None) -> Visitor | None:

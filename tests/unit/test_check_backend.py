@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from openline.backends.base import Backend, Doorkeeper, OnBad
-from openline.backends.quic.backend import QuicBackend
+from openline.backends.quic.native import quic_backend
 from openline.backends.websocket.backend import WebSocketBackend
 from openline.config import Config
 from openline.testing import Network, backend_checks, check_backend, run
@@ -23,7 +23,7 @@ async def test_websocket(check: str) -> None:
 
 
 def quic(side: str, config: Config, door: Doorkeeper, on_bad: OnBad) -> Backend:
-    return QuicBackend(config, door, on_bad)
+    return quic_backend(config, door, on_bad)
 
 
 @pytest.mark.parametrize("check", backend_checks())

@@ -60,10 +60,10 @@ class RealEnvironment:
 
     def _quic(self, config: Config, door: Doorkeeper, on_bad: OnBad, files: TlsFiles) -> Backend:
         # qh3 takes 70 ms to import: not before it is needed, and not without need.
-        from ..backends.quic.backend import QuicBackend
+        from ..backends.quic.native import quic_backend
         from ..backends.quic.udp import open_udp
 
-        return QuicBackend(config, door, on_bad, self._udp_opener or open_udp, files)
+        return quic_backend(config, door, on_bad, self._udp_opener or open_udp, files)
 
     def stopwatch(self) -> float:
         return time.perf_counter()

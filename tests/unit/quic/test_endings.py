@@ -11,7 +11,7 @@ import pytest
 import openline
 from openline.backends.quic import link as quiclink
 from openline.backends.quic.framing import ANSWER, BINARY
-from openline.backends.quic.listener import QuicDoor
+from openline.backends.quic.listener import QuicListener
 
 from ..memory import Peak, needs_peak
 from ..transport.helpers import DEADLINE, Box, eventually, task, tasks
@@ -33,9 +33,9 @@ def port_of(url: str) -> int:
     return int(url.rpartition(":")[2])
 
 
-def door_of(t: openline.Transport) -> QuicDoor:
+def door_of(t: openline.Transport) -> QuicListener:
     found = next(door for backend, door in t._listeners[0]._acceptor._doors if backend.name == "quic")
-    assert isinstance(found, QuicDoor)
+    assert isinstance(found, QuicListener)
     return found
 
 
@@ -202,11 +202,11 @@ async def test_one_forged_icmp_error_does_not_cut_a_connection(make: Make) -> No
     client = await make()
     await client.send(url, task("one"))
     connection = next(iter(client._table.connections))
-    call = connection.link._engine.on_finished.__self__  # type: ignore[attr-defined]
-    call._on_error(ConnectionRefusedError(111, "Connection refused"))
-    call._on_error(ConnectionRefusedError(111, "Connection refused"))
+    path = connection.link._engine.owner  # type: ignore[attr-defined]
+    path.on_error(ConnectionRefusedError(111, "Connection refused"))
+    path.on_error(ConnectionRefusedError(111, "Connection refused"))
     await client.send(url, task("two"))
-    call._on_error(ConnectionRefusedError(111, "Connection refused"))
+    path.on_error(ConnectionRefusedError(111, "Connection refused"))
     await client.send(url, task("three"))
     assert box.payloads == ["one", "two", "three"]
     assert (client.stats().created, server.stats().active) == (1, 1)
@@ -238,7 +238,7 @@ async def test_nothing_is_left_of_a_link_that_has_ended(
             await eventually(connection.link.broken, SLOW)
             connection.link.abort()
     await eventually(lambda: server.stats().active == 0, SLOW)
-    await eventually(lambda: not door_of(server).engines, SLOW)
+    await eventually(lambda: not door_of(server).ports.connections, SLOW)
 
 
 async def test_an_evicted_connection_is_replaced_and_nothing_is_lost(make: Make) -> None:

@@ -15,10 +15,11 @@ from qh3.quic.connection import QuicConnection
 from qh3.quic.packet import QuicPacketType, encode_quic_version_negotiation
 
 import openline
-from openline.backends.quic import listener as quicdoor
+from openline.backends.quic import listener as quiclistener
+from openline.backends.quic import ports as quicports
 from openline.backends.quic import tls as quictls
 from openline.backends.quic import udp
-from openline.backends.quic.listener import RETRY_ABOVE, QuicDoor
+from openline.backends.quic.listener import RETRY_ABOVE, QuicListener
 from openline.backends.quic.tls import RetryTokens
 
 from ..transport.helpers import DEADLINE, Box, eventually, task
@@ -31,17 +32,17 @@ SLOW = 4 * DEADLINE
 
 async def serving(
     make: Make, host: str = "127.0.0.1", **config: Any
-) -> tuple[openline.Transport, Box, int, QuicDoor]:
+) -> tuple[openline.Transport, Box, int, QuicListener]:
     t = await make("server", **config)
     box = Box(t)
     listener = await t.listen(0, host=host)
     door = next(door for backend, door in listener._acceptor._doors if backend.name == "quic")
-    assert isinstance(door, QuicDoor)
+    assert isinstance(door, QuicListener)
     return t, box, listener.port, door
 
 
-def engines(door: QuicDoor) -> int:
-    return len(set(door.engines.values()))
+def engines(door: QuicListener) -> int:
+    return len(set(door.ports.connections.values()))
 
 
 def first_packets() -> list[bytes]:
@@ -136,7 +137,7 @@ async def test_unfinished_handshakes_leave_nothing(make: Make, dial: Dial) -> No
     await eventually(lambda: t.stats().pending_handshakes == 20)
     await eventually(lambda: t.stats().malformed == 20)
     flood.close()
-    assert not door.visits
+    assert not door.handshakes
     await eventually(lambda: engines(door) == 0, SLOW)
     good = await dial(port, Actor())
     await marker(good, box, "in")
@@ -165,7 +166,7 @@ async def test_the_first_datagram_is_large(make: Make) -> None:
     tall = plain_socket(port)
     for data in first_packets():
         tall.send(data)
-    await eventually(lambda: len(door.visits) == 1)
+    await eventually(lambda: len(door.handshakes) == 1)
     assert answers(sock) == []
     assert t.stats().pending_handshakes == 1
     sock.close()
@@ -260,7 +261,7 @@ async def test_a_wary_door_takes_no_other_token(
     make: Make, dial: Dial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     t, box, port, door = await serving(make)
-    monkeypatch.setattr(quicdoor, "RETRY_ABOVE", 0)
+    monkeypatch.setattr(quiclistener, "RETRY_ABOVE", 0)
     good = await dial(port, Actor())  # by way of a retry packet
     assert good.quic._retry_count == 1
     sock = plain_socket(port)
@@ -283,7 +284,7 @@ async def test_an_openline_dialer_gets_in_by_way_of_a_retry_packet(
 ) -> None:
     """Twice: also with a ticket, and with its hello in the first packet."""
     _, box, port, _ = await serving(make)
-    monkeypatch.setattr(quicdoor, "RETRY_ABOVE", 0)
+    monkeypatch.setattr(quiclistener, "RETRY_ABOVE", 0)
     client = await make(zero_rtt=True)
     for number in range(3):
         await client.send(f"quic://127.0.0.1:{port}", task(number), timeout=SLOW)
@@ -380,13 +381,13 @@ async def test_a_socket_opened_later_for_one_address_takes_nothing_from_those_wh
 ) -> None:
     """A listener on all addresses finds a new one of this host; a connection to it goes on."""
     real = udp.local_addresses
-    monkeypatch.setattr(quicdoor, "local_addresses", lambda family: set())
+    monkeypatch.setattr(quicports, "local_addresses", lambda family: set())
     t, box, port, door = await serving(make, host="0.0.0.0")
     good = await dial(port, Actor())
     await marker(good, box, "before")
-    monkeypatch.setattr(quicdoor, "local_addresses", real)
-    await door.look_around()
-    assert len(door._ports) > 1
+    monkeypatch.setattr(quicports, "local_addresses", real)
+    await door.ports.look_around()
+    assert len(door.ports.sockets) > 1
     await marker(good, box, "after")
     assert t.stats().active == 1
 
@@ -397,7 +398,7 @@ async def test_a_listener_on_all_addresses_answers_from_the_one_that_was_dialed(
     """127.0.0.2 stands for a second address of this host; what the system prefers is 127.0.0.1."""
     real = udp.local_addresses
     monkeypatch.setattr(
-        quicdoor,
+        quicports,
         "local_addresses",
         lambda family: {*real(family), *(["127.0.0.2"] if family == socket.AF_INET else [])},
     )

@@ -46,8 +46,8 @@ async def test_what_comes_behind_a_gap_is_paid_from_the_share_of_strangers(make:
     listener = await t.listen(0, host="127.0.0.1")
     client = await dial(listener.port, Actor())
     await eventually(lambda: t.stats().active == 1)
-    quic = link_of(t)._engine.quic
-    quic._core = Gapped(quic._core)
+    core = link_of(t)._engine.core
+    core._core = Gapped(core._core)
     pouring = asyncio.ensure_future(pour(client, 4 * MIB))
     await eventually(lambda: t.stats().strangers_cut == 1, 20.0)
     await eventually(lambda: t.stats().active == 0)
@@ -60,13 +60,13 @@ async def test_what_is_handed_over_is_not_counted(make: Make, dial: Dial) -> Non
     listener = await t.listen(0, host="127.0.0.1")
     client = await dial(listener.port, Actor())
     await eventually(lambda: t.stats().active == 1)
-    link = link_of(t)
+    incoming = link_of(t)._incoming
     client.write(client.track(1), header(BINARY, 2 * MIB))
     for _ in range(8):
         await pour_more(client, MIB // 4 - 1)
-    await eventually(lambda: link._held > 1.9 * MIB, 20.0)
-    assert link._behind == 0
-    assert link._unfinished.used < 2.2 * MIB
+    await eventually(lambda: incoming._held > 1.9 * MIB, 20.0)
+    assert incoming._kept == 0
+    assert incoming._unfinished.used < 2.2 * MIB
     assert t.stats().strangers_cut == 0
 
 

@@ -273,8 +273,8 @@ async def test_a_little_on_other_streams_waits_for_the_proof(make: Make, dial: D
     client.post(task("two", stream_id="b"), track=2)
     client.write(client.track(3), b"\x40")
     door = t._listeners[0]._acceptor._doors[1][1]
-    visit = next(iter(door.visits))  # type: ignore[attr-defined]
-    await eventually(lambda: len(visit._link._early) == 3)
+    visit = next(iter(door.handshakes))  # type: ignore[attr-defined]
+    await eventually(lambda: len(visit._link._incoming._early) == 3)
     assert not box
     client.prove()
     await client.welcomed()
@@ -326,9 +326,9 @@ async def test_many_tiny_pieces_before_the_proof_take_little_memory(make: Make, 
             bad.transmit()
             await asyncio.sleep(0)
     door = t._listeners[0]._acceptor._doors[1][1]
-    visit = next(iter(door.visits), None)  # type: ignore[attr-defined]
-    await eventually(lambda: visit is None or visit._over or visit._link._early_bytes >= 5900, SLOW)
-    assert visit is None or visit._over or len(visit._link._early) <= 1000
+    visit = next(iter(door.handshakes), None)  # type: ignore[attr-defined]
+    await eventually(lambda: visit is None or visit._over or visit._link._incoming._early_bytes >= 5900, SLOW)
+    assert visit is None or visit._over or len(visit._link._incoming._early) <= 1000
 
 
 async def test_a_proof_and_a_larger_control_frame_in_one_packet(make: Make, dial: Dial) -> None:
@@ -400,7 +400,7 @@ async def test_partial_units_on_all_tracks_are_bounded_together(make: Make, dial
         bad.write(bad.track(track), header(BINARY, size) + bytes(size - 1))
 
     def held() -> int:
-        return sum(len(reader._rest) for reader in connection.link._readers.values())  # type: ignore
+        return sum(len(reader._rest) for reader in connection.link._incoming._readers.values())  # type: ignore
 
     seen = 0
 

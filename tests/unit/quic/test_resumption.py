@@ -6,13 +6,13 @@ import time
 from typing import Any
 
 import pytest
-from qh3.quic import events
 from qh3.tls import SessionTicket
 
 import openline
+from openline.backends.quic.client_core import Qh3ClientCore
 from openline.backends.quic.framing import HELLO
 from openline.backends.quic.link import QuicLink
-from openline.backends.quic.listener import QuicDoor
+from openline.backends.quic.listener import QuicListener
 
 from ..transport.certificates import Certificate
 from ..transport.helpers import DEADLINE, Box, eventually, port_of, task
@@ -23,23 +23,23 @@ from .rawquic import RawQuic, client_configuration, unit
 SLOW = 4 * DEADLINE
 
 
-class Handshakes(list[events.HandshakeCompleted]):
-    """Those of dialers: whether they were resumed, and what went early."""
+class Handshakes(list[Qh3ClientCore]):
+    """The cores of dials whose handshake is over: whether they were resumed, and what went early."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
         original = QuicLink.on_handshake
 
-        def on_handshake(link: QuicLink, event: events.HandshakeCompleted) -> None:
-            if link.endpoint.direction == "outbound":
-                self.append(event)
-            original(link, event)
+        def on_handshake(link: QuicLink) -> None:
+            if isinstance(link._engine.core, Qh3ClientCore):
+                self.append(link._engine.core)
+            original(link)
 
         monkeypatch.setattr(QuicLink, "on_handshake", on_handshake)
 
     @property
     def resumed(self) -> list[bool]:
-        return [event.session_resumed for event in self]
+        return [core.session_resumed for core in self]
 
 
 @pytest.fixture
@@ -47,12 +47,12 @@ def handshakes(monkeypatch: pytest.MonkeyPatch) -> Handshakes:
     return Handshakes(monkeypatch)
 
 
-async def serving(make: Make, **config: Any) -> tuple[openline.Transport, Box, str, QuicDoor]:
+async def serving(make: Make, **config: Any) -> tuple[openline.Transport, Box, str, QuicListener]:
     t = await make("server", **config)
     box = Box(t)
     listener = await t.listen(config.pop("port", 0), host="127.0.0.1")
     door = next(door for backend, door in listener._acceptor._doors if backend.name == "quic")
-    assert isinstance(door, QuicDoor)
+    assert isinstance(door, QuicListener)
     return t, box, f"127.0.0.1:{listener.port}", door
 
 
@@ -145,7 +145,7 @@ async def test_the_server_forgets_tickets(make: Make, handshakes: Handshakes) ->
     client = await make(zero_rtt=True)
     await client.connect(address)
     await hang_up(client, server)
-    door.tickets._kept.clear()
+    door.ports.shown.tickets._kept.clear()
     await client.send(address, task("hi"), timeout=SLOW)
     assert handshakes.resumed == [False, False]
     assert box.payloads == ["hi"]
@@ -162,9 +162,9 @@ async def test_tickets_are_bounded_on_both_sides(make: Make, monkeypatch: pytest
         for scheme in ("", "quic://"):
             await client.connect(scheme + address)
             await hang_up(client, server)
-        assert len(door.tickets._kept) <= 3
+        assert len(door.ports.shown.tickets._kept) <= 3
     quic = next(backend for backend in client._node.backends.backends if backend.name == "quic")
-    assert len(quic.tickets._kept) == 2  # type: ignore[attr-defined]
+    assert len(quic._parts.tickets._kept) == 2  # type: ignore[attr-defined]
 
 
 # By hand --------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ async def test_early_datagrams_played_again_open_nothing(make: Make, dial: Dial)
     kind, answer = await client.read(0)
     assert kind == HELLO
     # A resumed connection shows no certificate; the proofs are bound to the one of before.
-    client.transcript = Transcript(mine, split_proof(answer.decode())[0], door.certificate)
+    client.transcript = Transcript(mine, split_proof(answer.decode())[0], door.ports.shown.certificate)
     assert not box
     client.prove()
     await client.welcomed()
@@ -234,7 +234,7 @@ async def test_early_datagrams_played_again_open_nothing(make: Make, dial: Dial)
     await eventually(lambda: "marker" in box.payloads)
     client.hang_up(1000)
     await eventually(lambda: server.stats().active == 0)
-    await eventually(lambda: not door.engines, SLOW)
+    await eventually(lambda: not door.ports.connections, SLOW)
     before = server.stats().malformed
     for data in recorded:  # and when nothing is known of it any more
         attacker.send(data)
@@ -258,7 +258,7 @@ async def test_a_hello_goes_early_and_nothing_else(make: Make, monkeypatch: pyte
 
     def write(link: QuicLink, kind: int, buffer: bytearray, track: int) -> None:
         if link.endpoint.direction == "outbound":
-            written.append((link._engine._established, kind))
+            written.append((link._engine.core.established, kind))
         original(link, kind, buffer, track)
 
     monkeypatch.setattr(QuicLink, "_write_unit", write)

@@ -12,9 +12,11 @@ import pytest
 
 import openline
 from openline.address import Address
-from openline.backends.quic.backend import QuicBackend, _Call
-from openline.backends.quic.datagram_size import MIN_DATAGRAM, datagram_size
-from openline.backends.quic.udp import TRANSIENT, Datagrams, _Transport
+from openline.backends.quic.backend import QuicBackend
+from openline.backends.quic.client import TRANSIENT, ClientPath
+from openline.backends.quic.limits import MIN_DATAGRAM
+from openline.backends.quic.parts import Inlet
+from openline.backends.quic.udp import Datagrams, _Transport
 from openline.backends.websocket import listener as acceptor
 
 from ..transport.helpers import eventually, task
@@ -27,16 +29,16 @@ def fail(number: int) -> OSError:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[_Call]:
-    """All QUIC dials."""
-    made: list[_Call] = []
-    begin = _Call.begin
+def paths(monkeypatch: pytest.MonkeyPatch) -> list[ClientPath[bytes]]:
+    """Those of all QUIC dials."""
+    made: list[ClientPath[bytes]] = []
+    begin = ClientPath.begin
 
-    async def noted(call: _Call, sock: socket.socket) -> None:
-        made.append(call)
-        await begin(call, sock)
+    async def noted(path: ClientPath[bytes]) -> None:
+        made.append(path)
+        await begin(path)
 
-    monkeypatch.setattr(_Call, "begin", noted)
+    monkeypatch.setattr(ClientPath, "begin", noted)
     return made
 
 
@@ -48,8 +50,8 @@ async def test_a_dial_goes_on_when_the_system_has_no_room_for_a_moment(
     client = await make(backends=("quic",))
     start = Datagrams.start
 
-    async def complaining(self: Datagrams, sock: socket.socket) -> None:
-        await start(self, sock)
+    async def complaining(self: Datagrams, inlet: Inlet[bytes]) -> None:
+        await start(self, inlet)
         self.error_received(fail(number))
 
     monkeypatch.setattr(Datagrams, "start", complaining)
@@ -60,13 +62,13 @@ async def test_a_dial_goes_on_when_the_system_has_no_room_for_a_moment(
 
 @pytest.mark.parametrize("number", sorted(set(errno.errorcode) - {errno.ECONNREFUSED}))
 async def test_no_error_of_a_socket_ends_a_connection_that_is_up(
-    make: Make, calls: list[_Call], number: int
+    make: Make, paths: list[ClientPath[bytes]], number: int
 ) -> None:
     _, box, address = await serving(make)
     client = await make(backends=("quic",))
     await client.send(f"quic://{address}", task(1))
     for _ in range(5):
-        calls[-1]._on_error(fail(number))
+        paths[-1].on_error(fail(number))
     await client.send(f"quic://{address}", task(2))
     assert box.payloads == [1, 2]
     assert client.stats().created == 1
@@ -76,8 +78,8 @@ async def test_no_error_of_a_socket_ends_a_connection_that_is_up(
 async def test_no_error_of_a_socket_ends_a_port_that_listens(make: Make, number: int) -> None:
     server, box, address = await serving(make)
     door: Any = next(d for backend, d in server._listeners[0]._acceptor._doors if backend.name == "quic")
-    for port in door._ports:
-        port._datagrams.error_received(fail(number))
+    for port in door.ports.sockets:
+        port.datagrams.error_received(fail(number))
     client = await make(backends=("quic",))
     await client.send(f"quic://{address}", task(1))
     assert box.payloads == [1]
@@ -123,18 +125,18 @@ async def test_a_listening_host_whose_own_mtu_is_too_small_says_so(
     assert "the MTU of this host's way to it is less than QUIC needs, 1228" in caplog.text
 
 
-async def test_larger_datagrams_leave_only_after_a_probe(make: Make, calls: list[_Call]) -> None:
+async def test_larger_datagrams_leave_only_after_a_probe(make: Make, paths: list[ClientPath[bytes]]) -> None:
     server, _, address = await serving(make)
     client = await make(backends=("quic",))
     await client.send(f"quic://{address}", task(1))
-    quic = calls[-1]._engine.quic
-    await eventually(lambda: datagram_size(quic) > MIN_DATAGRAM)
-    calls[-1]._engine.shrink("a test")
-    assert datagram_size(quic) == MIN_DATAGRAM
+    engine = paths[-1].engine
+    await eventually(lambda: engine.core.datagram_size > MIN_DATAGRAM)
+    engine.shrink("a test")
+    assert engine.core.datagram_size == MIN_DATAGRAM
     await client.send(f"quic://{address}", task("x" * 1_000_000))
-    assert datagram_size(quic) == MIN_DATAGRAM
+    assert engine.core.datagram_size == MIN_DATAGRAM
     door: Any = next(d for backend, d in server._listeners[0]._acceptor._doors if backend.name == "quic")
-    assert {datagram_size(engine.quic) for engine in door.live} == {MIN_DATAGRAM}
+    assert {each.core.datagram_size for each in door.live} == {MIN_DATAGRAM}
 
 
 # Which backend goes first, and TCP's listening socket

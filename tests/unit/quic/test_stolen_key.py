@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 import openline
-from openline.backends.quic import backend as quic
 from openline.backends.quic.framing import HELLO
+from openline.backends.race import Race
 from openline.core.handshake import Hello, with_proof
 
-from ..clock import elapse
 from ..transport.helpers import DEADLINE, Box, eventually, task
 from ..transport.proofs import between, nothing, signed
 from ..transport.thief import FORGED, Thief
@@ -99,18 +98,18 @@ async def test_a_thief_who_was_dialed_just_before_the_genuine_process_came(
     port = (await server.listen(0, host="127.0.0.1")).port
     process = Hello(genuine.node_id, "", instance=genuine._node.door.instance)
     thief, trap, gate = Thief(genuine._node.door.identity, process), listen(), asyncio.Event()
-    run = quic.Race.run
+    run = Race.run
 
     async def later(*arguments: Any) -> Any:
         result = await run(*arguments)
         await gate.wait()
         return result
 
-    monkeypatch.setattr(quic.Race, "run", later)
+    monkeypatch.setattr(Race, "run", later)
     sending = asyncio.ensure_future(server.send(trap.url, task("secret"), timeout=SLOW))
     end = await trap.end()
     await end.answer(thief, trap.certificate)
-    await elapse(0.1)
+    await asyncio.sleep(0.1)
     monkeypatch.undo()
     await genuine.send(f"quic://127.0.0.1:{port}", task("hello"), timeout=SLOW)
     gate.set()

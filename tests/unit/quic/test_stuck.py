@@ -27,8 +27,8 @@ async def test_another_connection_takes_over(make: Make) -> None:
     address = f"quic://127.0.0.1:{(await b.listen(0, host='127.0.0.1')).port}"
     await within(a.send(address, task("before")))
     [connection] = a._node.table.connections
-    quic: Any = connection.link._engine.quic  # type: ignore[attr-defined]
-    quic._core = Stuck(quic._core)
+    core: Any = connection.link._engine.core  # type: ignore[attr-defined]
+    core._core = Stuck(core._core)
     receipt = await within(a.send(address, task("after")))
     assert receipt.acked
     assert box.payloads == ["before", "after"]

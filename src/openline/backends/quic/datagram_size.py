@@ -7,37 +7,34 @@ once the handshake is over; that is in qh3, and so is that its server never does
 from __future__ import annotations
 
 import logging
+from functools import lru_cache
 from typing import Any
 
-from qh3.quic.connection import QuicConnection, QuicConnectionError
+from qh3._hazmat import QuicConnectionCore
+from qh3.quic.packet import QuicTransportParameters
+
+from .limits import MIN_DATAGRAM
 
 log = logging.getLogger("openline")
 
-# The largest datagram that leaves before a probe for larger ones has come through.
-MIN_DATAGRAM = 1200
 # Where the core's active path has the size of a datagram.
 _SIZE = 5
 # Defaults of transport parameters (RFC 9000 section 18.2), the second one in milliseconds.
 _ACK_DELAY_EXPONENT, _ACK_DELAY = 3, 25
 
-
-def datagram_size(quic: QuicConnection) -> int:
-    """The largest that leaves now, but for probes."""
-    core: Any = quic._core
-    return 0 if core is None else int(core.active_path[_SIZE])
+# What a peer has said of itself, as the core is told of it, up to the size of its datagrams.
+PeerLimits = tuple[int, int, int, int, int, int, int, float, float | None, int | None, None, int, bool]
 
 
-def shrink(quic: QuicConnection) -> bool:
-    """Back to the size that every path carries, for good; False where it is that already.
+@lru_cache(maxsize=64)
+def _shared(limits: PeerLimits) -> PeerLimits:
+    """Nearly all peers say the same."""
+    return limits
 
-    Nothing makes the core send smaller ones but a lower limit of the peer's (``max_udp_payload_size``):
-    so it is told once more what the peer has said of itself, with that limit.
-    """
-    core, theirs = quic._core, quic._applied_transport_parameters
-    if core is None or theirs is None or datagram_size(quic) <= MIN_DATAGRAM:
-        return False
-    try:
-        core.apply_peer_transport_parameters(
+
+def limits_of(theirs: QuicTransportParameters) -> PeerLimits:
+    return _shared(
+        (
             theirs.initial_max_data or 0,
             theirs.initial_max_stream_data_bidi_local or 0,
             theirs.initial_max_stream_data_bidi_remote or 0,
@@ -51,9 +48,27 @@ def shrink(quic: QuicConnection) -> bool:
             None,
             theirs.active_connection_id_limit or 2,
             bool(theirs.disable_active_migration),
-            MIN_DATAGRAM,
         )
-    except (QuicConnectionError, ValueError, RuntimeError) as error:
-        log.debug("datagrams stay of %d bytes: %s", datagram_size(quic), error)
+    )
+
+
+def size_of(core: QuicConnectionCore) -> int:
+    """The largest that leaves now, but for probes."""
+    path: tuple[Any, ...] = core.active_path
+    return int(path[_SIZE])
+
+
+def apply_smallest(core: QuicConnectionCore, limits: PeerLimits) -> bool:
+    """Back to the size that every path carries, for good; False where it is that already.
+
+    Nothing makes the core send smaller ones but a lower limit of the peer's (``max_udp_payload_size``):
+    so it is told once more what the peer has said of itself, with that limit.
+    """
+    if size_of(core) <= MIN_DATAGRAM:
+        return False
+    try:
+        core.apply_peer_transport_parameters(*limits, MIN_DATAGRAM)
+    except (ValueError, RuntimeError) as error:
+        log.debug("datagrams stay of %d bytes: %s", size_of(core), error)
         return False
     return True

@@ -36,7 +36,7 @@ from ...errors import Refused
 from ...identity import Identity
 from ..certificates import private_key_in
 from ..tls import check_pins, first_certificate
-from .datagram_size import MIN_DATAGRAM
+from .limits import MIN_DATAGRAM
 
 ALPN = "openline/1"
 # What a client that goes by the node's proof puts into SNI; it tells nobody whom it dials.

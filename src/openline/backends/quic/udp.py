@@ -9,16 +9,15 @@ import ipaddress
 import re
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from qh3.asyncio._transport import OptimizedDatagramTransport, enable_gro, has_gso
 
-from ..sockets import SockAddr, opened, prepare_udp
-from .datagram_size import MIN_DATAGRAM
+from ..sockets import SockAddr, ip_of, opened, prepare_udp
+from .parts import Addr, Inlet
 
-Addr = tuple[Any, ...]
 # Opens one connected, non-blocking UDP socket. Tests and the demo put faults in here.
 UdpOpener = Callable[[socket.AddressFamily, SockAddr], Awaitable[socket.socket]]
 
@@ -98,25 +97,19 @@ class _Transport(OptimizedDatagramTransport):
 
 
 class Datagrams(asyncio.DatagramProtocol):
-    """One UDP socket in use. ``on_datagrams(batch, addr)``, ``on_error(error)``, ``on_full(is_it)``."""
+    """One UDP socket in use, which is this object's to close. A ``ClientSocket``, and one of a port."""
 
-    def __init__(
-        self,
-        on_datagrams: Callable[[list[bytes], Addr], None],
-        on_error: Callable[[OSError], None],
-        on_full: Callable[[bool], None],
-    ) -> None:
-        self._on_datagrams = on_datagrams
-        self._on_error = on_error
-        # The system takes no more just now; and then it does again.
-        self._on_full = on_full
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self._inlet: Inlet[bytes] = _NOBODY
         self._transport: Any = None
         self._connected = False
         self._tells_size = False
 
-    async def start(self, sock: socket.socket) -> None:
-        """From now on it is this object's to close. Raises ``OSError``."""
-        loop = asyncio.get_running_loop()
+    async def start(self, inlet: Inlet[bytes]) -> None:
+        """Tell ``inlet`` what comes. Raises ``OSError``."""
+        self._inlet = inlet
+        loop, sock = asyncio.get_running_loop(), self.socket
         if sys.platform != "linux":
             with contextlib.suppress(OSError):
                 self._connected = bool(sock.getpeername())  # then BSD wants no address with what is sent
@@ -136,23 +129,23 @@ class Datagrams(asyncio.DatagramProtocol):
         self._transport = transport
 
     def datagram_received(self, data: bytes, addr: Addr) -> None:
-        self._on_datagrams([data], addr)
+        self._inlet.on_datagrams([data], addr)
 
     def datagrams_received(self, batch: list[bytes], addr: Addr) -> None:
-        self._on_datagrams(batch, addr)
+        self._inlet.on_datagrams(batch, addr)
 
     def error_received(self, exc: Exception) -> None:
         if isinstance(exc, OSError):
             # Its traceback holds the frame that holds it, and with that the socket.
-            self._on_error(exc.with_traceback(None))
+            self._inlet.on_error(exc.with_traceback(None))
 
     def pause_writing(self) -> None:
-        self._on_full(True)
+        self._inlet.on_full(True)
 
     def resume_writing(self) -> None:
-        self._on_full(False)
+        self._inlet.on_full(False)
 
-    def send(self, batch: Sequence[bytes], addr: Addr) -> int:
+    def send(self, batch: list[bytes], addr: Addr) -> int:
         """Returns the size of the largest datagram that is too large for this host's way there; else 0."""
         transport = self._transport
         if transport is None or transport.is_closing():
@@ -160,7 +153,7 @@ class Datagrams(asyncio.DatagramProtocol):
         if len(batch) == 1:
             transport.sendto(batch[0], None if self._connected else addr)
         elif hasattr(transport, "sendto_many"):
-            transport.sendto_many(list(batch), addr)
+            transport.sendto_many(batch, addr)
         else:
             for data in batch:
                 transport.sendto(data, None if self._connected else addr)
@@ -171,35 +164,34 @@ class Datagrams(asyncio.DatagramProtocol):
 
     def close(self) -> None:
         """What has been sent leaves all the same."""
-        if self._transport is not None and not self._transport.is_closing():
+        if self._transport is None:
+            self.socket.close()
+        elif not self._transport.is_closing():
             self._transport.close()
-        # Whom it tells may hold it.
-        self._on_datagrams, self._on_error, self._on_full = _ignore, _ignore, _ignore
+        self._inlet = _NOBODY  # whom it tells may hold it
 
     @property
-    def socket(self) -> socket.socket:
-        sock: socket.socket = self._transport.get_extra_info("socket")
-        return sock
+    def local_ip(self) -> str:
+        return ip_of(self.socket.getsockname())
+
+    def path_mtu(self) -> int | None:
+        return path_mtu(self.socket)
 
 
-def _ignore(*news: object) -> None:
+class _Nobody:
     """Of a socket that is closed."""
 
+    def on_datagrams(self, batch: list[bytes], addr: Addr) -> None: ...
+    def on_error(self, error: OSError) -> None: ...
+    def on_full(self, full: bool) -> None: ...
 
-# The far end, or what is in front of it, says that nobody listens there.
-REFUSED = (errno.ECONNREFUSED, *((10054,) if sys.platform == "win32" else ()))
 
-
-# This host has no room for a datagram just now.
-TRANSIENT = (errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN, errno.EINTR)
-
+_NOBODY: Inlet[bytes] = _Nobody()
 
 # The size of a path ------------------------------------------------------------------------------
 
 # Linux: what is known of the path that a connected socket's datagrams take.
 _IP_MTU, _IPV6_MTU = 14, 24
-# IP's and UDP's headers.
-_HEADERS = {socket.AF_INET: 28, socket.AF_INET6: 48}
 
 
 def path_mtu(sock: socket.socket) -> int | None:
@@ -213,11 +205,6 @@ def path_mtu(sock: socket.socket) -> int | None:
         return sock.getsockopt(level, name)
     except OSError:
         return None
-
-
-def least_mtu(family: int) -> int:
-    """What QUIC needs: its smallest datagrams, and their headers."""
-    return MIN_DATAGRAM + _HEADERS.get(socket.AddressFamily(family), 48)
 
 
 # Of this host ------------------------------------------------------------------------------------

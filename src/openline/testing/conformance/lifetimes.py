@@ -20,11 +20,14 @@ from picows.picows import WSProtocol, WSTransport  # type: ignore[attr-defined]
 from ...backends.base import Visitor
 from ...backends.memory import backend as memory
 from ...backends.memory import link as memlink
-from ...backends.quic import backend as quic
-from ...backends.quic import core as quiccore
-from ...backends.quic import engine as quicengine
-from ...backends.quic import link as quiclink
-from ...backends.quic import listener as quicdoor
+from ...backends.quic.client import ClientPath
+from ...backends.quic.core import Handshake, Qh3Core
+from ...backends.quic.dial import Dial
+from ...backends.quic.engine import Engine
+from ...backends.quic.incoming import Incoming
+from ...backends.quic.link import QuicLink
+from ...backends.quic.listener import PendingHandshake
+from ...backends.quic.ports import Ids
 from ...backends.websocket import link as wslink
 from ...backends.websocket import listener as acceptor
 from ...backends.websocket import reader as wsreader
@@ -43,11 +46,15 @@ KINDS: tuple[type[Any], ...] = (
     memlink.MemoryLink,
     memory._Visit,
     memory._Call,
-    quiclink.QuicLink,
-    quicengine.Engine,
-    quiccore.Quic,
-    quicdoor._Visit,
-    quic._Call,
+    QuicLink,
+    Incoming,
+    Engine,
+    Qh3Core,
+    Handshake,
+    PendingHandshake,
+    Ids,
+    ClientPath,
+    Dial,
 )
 POLL = 0.01
 

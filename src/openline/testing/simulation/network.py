@@ -38,6 +38,7 @@ from ...identity import Identity
 from ...transport import Transport, load_transport
 from .loop import Process
 from .path import NetworkClock, Path
+from .quicnet import simulated_quic
 from .trace import LINES, Trace
 from .udp import ANY, UdpStack
 from .wire import Socket, connected
@@ -291,9 +292,7 @@ class Host:
             if name == "memory":
                 made.append(MemoryBackend(config, door, on_bad, self))
             else:
-                from .quicnet import SimulatedQuic  # which needs qh3
-
-                made.append(SimulatedQuic(config, door, on_bad, self.udp))
+                made.append(simulated_quic(config, door, on_bad, self.udp))
         return made, {}
 
     def stopwatch(self) -> float:

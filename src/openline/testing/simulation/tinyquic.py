@@ -1,18 +1,21 @@
 """As much of QUIC as its users can tell apart from it: streams, loss, acknowledgements, credit. No sockets.
 
-Stands in for qh3's ``QuicConnection`` below ``backends.quic.engine.Engine``, which reads its private
-names. Packets are objects; nothing is encrypted, and nothing is left to any other chance than the
-network's, so that a run is the same for the same seed.
+A ``Core`` of the QUIC backend (``backends.quic.parts``), as qh3's connection is. Packets are objects;
+nothing is encrypted, and nothing is left to any other chance than the network's, so that a run is the
+same for the same seed.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from qh3.quic import events
+from ...address import Address
+from ...backends.quic.parts import Addr, CoreEvents, TakeData
+from ...core.doubt import Sending
 
 # Stream bytes in one packet; real ones have a third of that, and take three times as long to simulate.
 CHUNK = 4096
@@ -46,6 +49,10 @@ INITIAL, ANSWER, DATA, PING, GRANT, ACK, CLOSE, RESET = (
 )
 # Of all streams together, where a grant names none.
 ALL = -1
+# What both sides take for the server's.
+CERTIFICATE = b"a certificate"
+# What is to be handed over: data of a stream, the end of a handshake, of a ping, of the connection.
+_READ, _UP, _PONG, _END = range(4)
 
 
 class Packet:
@@ -99,30 +106,37 @@ class _In:
 
 
 class TinyQuic:
-    """One end of a connection. ``rate`` tells what the path carries, in bytes per second."""
+    """One end of a connection, a server's or a client's. ``rate`` tells what the path carries, in bytes
+    per second."""
 
-    _tls = None
     # Its packets have no size that a path could be too narrow for.
-    _applied_transport_parameters = None
-    sink: Any = None
-    # Streams that the other end lets this one open: both ways, and one way (as qh3 has it).
-    stream_limits = 100, 103
+    datagram_size = 0
+    burst = sys.maxsize
+    # It never says that it has had its share: what the simulation measures is not time.
+    resting = False
+    # What it keeps has a number in no frame, and nobody counts it.
+    kept = 0
+    # Unidirectional streams that the other end lets this one open (as qh3 has it).
+    stream_limit = 103
+    # That probes go unanswered is for liveness to find here.
+    unanswered = 0
+    peer_idle_timeout: float | None = None
+    # There are no tickets.
+    resumes = False
+    certificate = CERTIFICATE
 
     def __init__(self, link: int, client: bool, idle_timeout: float, rate: Callable[[], float]) -> None:
-        # What an engine looks at.
-        self._core = self.configuration = self
         self.idle_timeout = idle_timeout
-        self._events: deque[Any] = deque()
-        self._close_event: events.ConnectionTerminated | None = None
         self.holding = False
-        # It never says that it has had its share: what the simulation measures is not time.
-        self.resting = False
         self.state = "active"
         self.link = link
-        self._client = client
         self._rate = rate
+        self._far: Addr = ()
+        # How it has ended, until that is told; and has this side closed it?
+        self._end: tuple[int, bool, str] | None = None
+        self._closed = self._forgotten = False
         # When a packet last came; the end of closing or draining.
-        self.heard = 0.0
+        self._heard = 0.0
         self._end_at = math.inf
         self._farewell: Packet | None = None
         # Sending.
@@ -135,30 +149,31 @@ class TinyQuic:
         self._numbers = self._orders = 0
         self._rtt = FIRST_RTT
         self._backoff = 0
-        # As an engine looks at them: packets that were sent again; and the round trip, which real ones know
-        # of what is sent again, too.
-        self.loss_total = self.pto_total = 0
-        self.smoothed_rtt = 0.0
-        # Receiving; ``_ready`` is what has not been handed over.
+        # Packets that were sent again; and the round trip, which real ones know of what is sent again, too.
+        self._again_total = 0
+        self._smoothed_rtt = 0.0
+        # Receiving; ``_ready`` has come, and there is credit for what is ``_waiting`` to be handed over.
         self._in: dict[int, _In] = {}
         self._seen: set[int] = set()
         self._to_ack: list[int] = []
         self._acked: deque[int] = deque(maxlen=ACKED_AGAIN)
-        self._ready: deque[Any] = deque()
+        self._ready: deque[tuple[Any, ...]] = deque()
+        self._waiting: deque[tuple[Any, ...]] = deque()
         self._granted = CREDIT
         self._consumed = 0
-        self._established = not client
+        self.established = not client
 
-    # What its user does --------------------------------------------------------------------------
+    # What its engine does ------------------------------------------------------------------------
 
-    def begin(self, now: float) -> None:
+    def connect(self, addr: Addr, now: float) -> None:
         """A client's first packet."""
-        self.heard = now
+        self._far = addr
+        self._heard = now
         self._urge(INITIAL, None, LEAST_CHUNK)
 
-    def send_stream_data(self, stream: int, data: Any) -> None:
-        if self._close_event is not None:
-            raise ValueError("the connection is closed")
+    def write(self, stream: int, data: bytes | bytearray | memoryview) -> None:
+        if self._closed:
+            return
         out = self._out.get(stream)
         if out is None:
             out = self._out[stream] = _Out()
@@ -166,30 +181,49 @@ class TinyQuic:
             out.pieces.append(bytes(data))
             self._unsent += len(data)
 
-    send_stream = send_stream_data
-
-    def send_ping(self, uid: int) -> None:
-        if self._close_event is None:
+    def ping(self, uid: int) -> None:
+        if not self._closed:
             self._urge(PING, uid, 0)
 
-    def close(self, code: int, reason_phrase: str) -> None:
-        if self._close_event is None:
-            self._close_event = events.ConnectionTerminated(code, None, reason_phrase)
-            self._farewell = Packet(self.link, CLOSE, (code, reason_phrase), len(reason_phrase), None)
+    def close(self, code: int, reason: str) -> None:
+        if not self._closed:
+            self._closed = True
+            self._farewell = Packet(self.link, CLOSE, (code, reason), len(reason), None)
             self._urgent.clear()
             self._urgent.append(self._farewell)
             self._wind_up("closing")
 
-    def let_go(self) -> None:
-        """It is over: tell nobody any more."""
-        self.sink = None
-        self.on_share = lambda: None
+    def entered(self) -> None:
+        """Nobody is counted as a stranger here."""
 
-    def change_connection_id(self) -> None:
+    def check(self, address: Address) -> None:
+        """There is one certificate, and everybody's."""
+
+    def trust_it(self) -> None:
+        """There are no tickets."""
+
+    def let_go(self) -> None:
+        """It keeps nobody."""
+
+    def change_id(self) -> None:
         """Nobody looks at it here."""
 
-    def get_send_buffer_size(self, stream: int | None) -> int:
-        return 0 if self._close_event is not None else self._unsent
+    def shrink(self) -> bool:
+        return False
+
+    def waiting(self, stream: int | None = None) -> int:
+        return 0 if self._closed else self._unsent
+
+    def sending(self, stream: int) -> Sending:
+        return Sending(-self.waiting(), self._again_total, self._smoothed_rtt)
+
+    @property
+    def place(self) -> Addr:
+        return self._far
+
+    @property
+    def over(self) -> bool:
+        return self.state in ("draining", "terminated")
 
     def _urge(self, kind: str, content: Any, size: int) -> None:
         self._numbers += 1
@@ -197,14 +231,20 @@ class TinyQuic:
 
     def _wind_up(self, state: str) -> None:
         self.state = state
-        self._end_at = self.heard + 3 * self._probe_time
+        self._end_at = self._heard + 3 * self._probe_time
         self._flying.clear()
         self._out.clear()
         self._unsent = 0
 
     # Sending -------------------------------------------------------------------------------------
 
-    def poll(self, now: float) -> Packet | None:
+    def poll(self, now: float) -> list[tuple[Packet, Addr]]:
+        found: list[tuple[Packet, Addr]] = []
+        while (packet := self._next(now)) is not None:
+            found.append((packet, self._far))
+        return found
+
+    def _next(self, now: float) -> Packet | None:
         """The next packet that may leave."""
         if self._to_ack:
             numbers = tuple(self._to_ack)
@@ -237,7 +277,7 @@ class TinyQuic:
     def _next_chunk(self) -> Packet | None:
         """Of the stream whose turn it is, where congestion and credit allow it."""
         rate = self._rate()
-        if not self._established or self._in_flight >= min(self._window, max(rate * AHEAD_SECONDS, 1)):
+        if not self.established or self._in_flight >= min(self._window, max(rate * AHEAD_SECONDS, 1)):
             return None
         most = min(CHUNK, max(LEAST_CHUNK, int(min(rate, 1e9) * PART_SECONDS)), self._credit - self._sent)
         if most <= 0:
@@ -268,15 +308,21 @@ class TinyQuic:
 
     # Receiving -----------------------------------------------------------------------------------
 
-    def receive(self, packet: Packet, now: float) -> bool:
-        """Was it one of this connection's, at a time when it counts?"""
+    def receive(self, batch: list[Packet], addr: Addr, now: float) -> bool:
+        """Were they this connection's, at a time when it counts?"""
+        self._far = self._far or addr
+        alive = [self._receive(packet, now) for packet in batch]
+        self._drain()
+        return any(alive)
+
+    def _receive(self, packet: Packet, now: float) -> bool:
         if self.state == "closing":
             if packet.kind != CLOSE and self._farewell is not None:
                 self._urgent.append(self._farewell)
             return False
         if self.state != "active":
             return False
-        self.heard = now
+        self._heard = now
         if packet.number is not None:
             self._to_ack.append(packet.number)
             if packet.number in self._seen:
@@ -300,8 +346,8 @@ class TinyQuic:
         elif kind == INITIAL:
             self._urge(ANSWER, None, LEAST_CHUNK)
         elif kind == ANSWER:
-            self._established = True
-            self._ready.append(events.HandshakeCompleted("", False, False))
+            self.established = True
+            self._ready.append((_UP,))
         elif kind in (CLOSE, RESET):
             code, reason = content
             self._over(code, reason, kind == CLOSE)
@@ -313,11 +359,10 @@ class TinyQuic:
         into.waiting[offset] = data
         while (piece := into.waiting.pop(into.offset, None)) is not None:
             into.offset += len(piece)
-            self._ready.append(events.StreamDataReceived(piece, False, stream))
+            self._ready.append((_READ, stream, piece))
 
     def _over(self, code: int, reason: str, by_program: bool) -> None:
-        event = events.ConnectionTerminated(code, None if by_program else 0, reason)
-        self._ready.append(event)
+        self._ready.append((_END, code, by_program, reason))
         self._wind_up("draining")
 
     # Acknowledgements and time -------------------------------------------------------------------
@@ -331,11 +376,11 @@ class TinyQuic:
             newest = max(newest, flight.order)
             self._in_flight -= flight.size
             self._window = min(MAX_WINDOW, self._window + flight.size)
-            self.smoothed_rtt += (now - flight.began - self.smoothed_rtt) / 8
+            self._smoothed_rtt += (now - flight.began - self._smoothed_rtt) / 8
             if flight.tries == 1:
                 self._rtt += (now - flight.at - self._rtt) / (8 if self._rtt != FIRST_RTT else 1)
             if flight.packet.kind == PING and flight.packet.content:
-                self._ready.append(events.PingAcknowledged(flight.packet.content))
+                self._ready.append((_PONG, flight.packet.content))
         if newest:
             self._backoff = 0
             for flight in [f for f in self._flying.values() if f.order <= newest - REORDERING]:
@@ -344,19 +389,20 @@ class TinyQuic:
     def _again(self, flight: _Flight) -> None:
         if flight.packet not in self._urgent:
             self._urgent.append(flight.packet)
-            self.loss_total += 1
+            self._again_total += 1
             flight.order = self._orders + 1
 
     @property
     def _probe_time(self) -> float:
         return float(max(2 * self._rtt, LEAST_PROBE) * 2**self._backoff)
 
-    def get_timer(self) -> float | None:
+    @property
+    def timer(self) -> float | None:
         if self.state == "terminated":
             return None
         if self.state != "active":
             return self._end_at
-        idle = self.heard + self.idle_timeout
+        idle = self._heard + self.idle_timeout
         if not self._flying:
             return idle
         return float(min(idle, min(flight.at for flight in self._flying.values()) + self._probe_time))
@@ -365,12 +411,13 @@ class TinyQuic:
         if self.state != "active":
             if now >= self._end_at and self.state != "terminated":
                 self.state = "terminated"
-                self._ready.append(events.ConnectionTerminated(0, 0, ""))
-        elif now >= self.heard + self.idle_timeout:
+                self._ready.append((_END, 0, False, ""))
+                self._forgotten = True
+        elif now >= self._heard + self.idle_timeout:
             self._over(1, "Idle timeout", False)
         else:
             self._probe(now)
-        self._drain_core()
+        self._drain()
 
     def _probe(self, now: float) -> None:
         due = now - self._probe_time
@@ -385,22 +432,34 @@ class TinyQuic:
 
     # Handing over --------------------------------------------------------------------------------
 
-    def _drain_core(self) -> None:
-        """Hand over what has come, and give credit for it; not while somebody holds it back."""
-        if self.holding:
-            return
-        while self._ready:
+    def _drain(self) -> None:
+        """Give credit for what has come; not while somebody holds it back."""
+        while self._ready and not self.holding:
             event = self._ready.popleft()
-            if type(event) is events.StreamDataReceived:
-                self._grant(event.stream_id, len(event.data))
-                self._events.append(event)
-            elif type(event) is events.ConnectionTerminated:
-                if self._close_event is None:
-                    self._close_event = event
-                if self.state == "terminated":
-                    self._events.append(event)
-            else:
-                self._events.append(event)
+            if event[0] != _END:
+                self._waiting.append(event)
+                if event[0] == _READ:
+                    self._grant(event[1], len(event[2]))
+            elif not self._closed:
+                self._closed = True
+                self._end = event[1:]
+
+    def deliver(self, take: TakeData, events: CoreEvents) -> None:
+        self._drain()
+        while self._waiting and not self.holding:
+            event = self._waiting.popleft()
+            if event[0] == _READ:
+                take(event[1], event[2], False)
+            elif event[0] == _PONG:
+                events.on_pong(event[1])
+            elif event[0] == _UP:
+                events.on_handshake()
+        if self._end is not None and not self.holding:
+            end, self._end = self._end, None
+            events.on_end(*end)
+        if self._forgotten and not self.holding:
+            self._forgotten = False
+            events.on_forgotten()
 
     def _grant(self, stream: int, size: int) -> None:
         into = self._in[stream]

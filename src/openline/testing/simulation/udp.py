@@ -46,7 +46,7 @@ class _Nobody:
     def on_error(self, error: OSError) -> None: ...
 
 
-_NOBODY: UdpUser = _Nobody()
+NOBODY: UdpUser = _Nobody()
 
 
 class Flow(Protocol):
@@ -94,7 +94,7 @@ class UdpSocket:
             self.open = False
             self._buffer.clear()
             self.stack.forget(self)
-            self.user = _NOBODY  # who was told may hold this
+            self.user = NOBODY  # who was told may hold this
 
     # The kernel's side ---------------------------------------------------------------------------
 

@@ -120,7 +120,8 @@ class SimulatedSocket:
     def __init__(self, udp: UdpSocket, flow: SimulatedFlow) -> None:
         self._udp = udp
         self._flow = flow
-        self._inlet: Inlet[Packet]
+        # None before the start, and once it is closed: no circle keeps the connection.
+        self._inlet: Inlet[Packet] | None = None
 
     @property
     def local_ip(self) -> str:
@@ -143,13 +144,16 @@ class SimulatedSocket:
     def close(self) -> None:
         self._flow.end()
         self._udp.close()  # which tells nobody any more
+        self._inlet = None
 
     def on_datagram(self, packet: Packet, source: Place, to: Place) -> None:
         self._flow.heard = self._udp.now
-        self._inlet.on_datagrams([packet], source)
+        if self._inlet is not None:
+            self._inlet.on_datagrams([packet], source)
 
     def on_error(self, error: OSError) -> None:
-        self._inlet.on_error(error)
+        if self._inlet is not None:
+            self._inlet.on_error(error)
 
 
 class SimulatedParts:

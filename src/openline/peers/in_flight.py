@@ -63,25 +63,31 @@ class InFlight(Numbered, InlineFuture[T]):
         self.attempts += 1
 
     def unconfirmed(self, why: str) -> NotConfirmed:
-        messages = self.messages
+        """What its sender is told: whether they have arrived is not known."""
+        acked = max(0, self.out.acked - self.first) if self.out is not None else 0
+        return self._not_confirmed(self.messages, why, acked)
+
+    def _not_confirmed(self, messages: list[Message], why: str, acked: int) -> NotConfirmed:
         what = f"message {messages[0].id!r}"
         if len(messages) > 1:
             what += f" and {len(messages) - 1} more"
         where = self.address or "the peer"
         ways = "one connection" if self.attempts == 1 else f"{self.attempts} connections in turn"
-        return NotConfirmed(
-            f"{what} to {where}: written to {ways}, then {why}; the peer may have it or get it yet",
-            attempts=self.attempts,
-            acked=max(0, self.out.acked - self.first) if self.out is not None else 0,
-        )
+        text = f"{what} to {where}: written to {ways}, then {why}; the peer may have it or get it yet"
+        return NotConfirmed(text, attempts=self.attempts, acked=acked)
 
 
 class Send(InFlight[Receipt]):
-    """Waits for the acknowledgement. Messages that are sent right behind it may share its way."""
+    """Waits for the acknowledgement. Messages that are sent right behind it may share its way.
 
-    # Who waits for each message but the first, and the receipts of the connection that they went over.
+    Whoever sent them knows nothing of each other: each has a future, and an error, of its own.
+    """
+
+    # Who waits for the last ones of ``messages``, in order; and the receipts of their connection.
     _joined: list[asyncio.Future[Receipt]] | None = None
     _receipts: Receipts
+    # Why nothing will confirm them.
+    _why = ""
 
     def join(self, message: Message, receipts: Receipts) -> asyncio.Future[Receipt]:
         """A message that has been written behind these, in the same frame."""
@@ -108,22 +114,39 @@ class Send(InFlight[Receipt]):
         """Nobody waits any longer."""
         self.fail(self.unconfirmed(f"no acknowledgement within {self.limit:g} s"))
 
+    def unconfirmed(self, why: str) -> NotConfirmed:
+        if self._joined is None:
+            return super().unconfirmed(why)
+        self._why = why
+        return self._not_confirmed(self.messages[:1], why, 0)
+
     def fail(self, error: BaseException) -> None:
-        joined = self._joined
-        if joined is not None:
-            self.confirm_first(max(0, self.out.acked - self.first) if self.out is not None else 0)
+        if self._joined is None:
+            super().fail(error)
+            return
+        self.confirm_first(max(0, self.out.acked - self.first) if self.out is not None else 0)
         super().fail(error)
-        for future in joined or ():
+        messages = self.messages[len(self.messages) - len(self._joined) :]
+        for message, future in zip(messages, self._joined, strict=True):
             if not future.done():
-                future.set_exception(error)
+                future.set_exception(self._error_of(message, error))
+
+    def _error_of(self, message: Message, error: BaseException) -> BaseException:
+        if isinstance(error, NotConfirmed):
+            return self._not_confirmed([message], self._why, 0)
+        return type(error)(*error.args)
 
     def confirm_first(self, count: int) -> None:
         """The peer has so many of the messages, though not all."""
-        if count and self._joined is not None:
-            receipt = self._receipts.after(self.attempts, self.matched)
+        joined = self._joined
+        if not count or joined is None:
+            return
+        receipt = self._receipts.after(self.attempts, self.matched)
+        own = len(self.messages) - len(joined)  # one, until it has been confirmed and taken off
+        if own:
             self.settle(receipt)
-            _settle(self._joined[: count - 1], receipt)
-            del self._joined[: count - 1]
+        _settle(joined[: count - own], receipt)
+        del joined[: count - own]
 
 
 def _settle(futures: list[asyncio.Future[Receipt]], receipt: Receipt) -> None:

@@ -96,14 +96,14 @@ class Sender:
             if remote.paths.carrier is not connection:
                 return await self._send(target, message, timeout)
             shares = timeout is None and not self._exact
-            if shares and connection.writer.gathering:
-                future = outstanding.join(message, target, connection)
-                if future is not None:
-                    self._counters.reuses += 1
-                    return await future
             limit = self._limit if timeout is None else timeout
-            send = Send(self._loop, [message], target, limit, self._context.now + limit, matched)
             try:
+                if shares and connection.writer.gathering:
+                    future = outstanding.join(message, target, connection)
+                    if future is not None:
+                        self._counters.reuses += 1
+                        return await future
+                send = Send(self._loop, [message], target, limit, self._context.now + limit, matched)
                 written = outstanding.post(send, connection)
             except Blocked:
                 return await self._send(target, message, timeout)
@@ -306,7 +306,7 @@ class Sender:
     ) -> list[Receipt]:
         target = self._target(address)
         waiting = list(messages)
-        sent: list[tuple[Send, RemoteConnection, int]] = []
+        sent: list[tuple[Send, int, RemoteConnection, int]] = []
         count, size = 0, FIRST_CHUNK
         while count < len(waiting):
             chunk = _one_stream_at_a_time(waiting, count, size)
@@ -324,22 +324,22 @@ class Sender:
             except TimeoutError as error:
                 text = f"{error}; {count} of {len(waiting)} messages were handed over before"
                 raise TimeoutError(text) from None
-            sent.append((send, connection, attempts))
+            sent.append((send, len(send.messages), connection, attempts))
             count += len(send.messages)
             taken = max(1, self._counters.bytes_sent - before)
             size = max(1, len(send.messages) * FRAME_BYTES // taken)
             await asyncio.sleep(0)
         return await self._receipts(sent)
 
-    async def _receipts(self, sent: list[tuple[Send, RemoteConnection, int]]) -> list[Receipt]:
+    async def _receipts(self, sent: list[tuple[Send, int, RemoteConnection, int]]) -> list[Receipt]:
         receipts: list[Receipt] = []
-        for send, connection, attempts in sent:
+        for send, count, connection, attempts in sent:
             try:
                 receipt = await self._confirmed(send, connection, attempts)
             except NotConfirmed as error:
                 error.acked += len(receipts)
                 raise
-            receipts += [receipt] * len(send.messages)
+            receipts += [receipt] * count
         return receipts
 
     # Requests ------------------------------------------------------------------------------------

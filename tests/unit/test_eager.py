@@ -14,25 +14,12 @@ import pytest
 
 from openline.runtime.eager import MAX_PARKED, Runner
 
+from .callbacks import in_callback
+
 T = TypeVar("T")
 Steps = Coroutine[Any, Any, Any]
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="untouched")
-
-
-async def in_callback(function: Callable[[], T]) -> T:
-    """Call ``function`` the way a socket callback is called: by the loop, in no task."""
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[T] = loop.create_future()
-
-    def call() -> None:
-        try:
-            answer.set_result(function())
-        except BaseException as error:
-            answer.set_exception(error)
-
-    loop.call_soon(call, context=contextvars.Context())
-    return await answer
 
 
 def as_it_is(steps: Steps) -> Steps:

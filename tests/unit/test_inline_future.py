@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from openline.runtime.eager import MAX_PARKED, Runner
 from openline.runtime.inline_future import InlineFuture
 
+from .callbacks import in_callback
+
 T = TypeVar("T")
 Steps = Coroutine[Any, Any, Any]
 
@@ -26,21 +28,6 @@ variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", defau
 
 def waiter() -> InlineFuture[Any]:
     return InlineFuture(loop=asyncio.get_running_loop())
-
-
-async def in_callback(function: Callable[[], T]) -> T:
-    """Call ``function`` the way a socket callback is called: by the loop, in no task."""
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[T] = loop.create_future()
-
-    def call() -> None:
-        try:
-            answer.set_result(function())
-        except BaseException as error:
-            answer.set_exception(error)
-
-    loop.call_soon(call, context=contextvars.Context())
-    return await answer
 
 
 def settle(news: asyncio.Future[Any], result: Any) -> None:

@@ -317,14 +317,10 @@ class Batch:
 
     def seal(self, notes: EncodedNotes | None = None) -> bytearray:
         """The frame, with ``HEADROOM`` bytes free in front; the batch is empty afterwards."""
-        buffer = self.buffer
-        if self.count != 1:
-            buffer[BATCH_START - 4 : BATCH_START] = self.count.to_bytes(4, "big")
+        frame = self.seal_with({}, None)
         if notes is not None:
-            append_notes(buffer, notes)
-        self.buffer = bytearray(_EMPTY_BATCH)
-        self.count = 0
-        return buffer
+            append_notes(frame, notes)
+        return frame
 
 
 # Array header of the frame that carries them, and the notes.

@@ -70,20 +70,23 @@ class Outgoing(Generic[P]):
         # Bytes not acknowledged.
         self.size = 0
 
-    def add(self, sent: P, size: int) -> None:
-        """Number messages that are being sent, of ``size`` bytes."""
+    def add(self, sent: P, size: int) -> bool:
+        """Number messages that are being sent, of ``size`` bytes. True where the window is full by that."""
         sent.first = self.next
         sent.out = self
         sent.size = size
         self.next = sent.end = sent.first + len(sent.messages)
         self.unacked.append(sent)
         self.size += size
+        # As ``full`` says, without its call: this is done for every message.
+        return self.size >= self.max_size or self.next - self.acked >= self.max_messages
 
-    def extend(self, sent: P, size: int) -> None:
-        """One more message, of ``size`` bytes, belongs to what was sent last."""
+    def extend(self, sent: P, size: int) -> bool:
+        """One more message, of ``size`` bytes, belongs to what was sent last. True as for ``add``."""
         sent.size += size
         sent.end = self.next = self.next + 1
         self.size += size
+        return self.full
 
     def take_over(self, old: Outgoing[P], sent: list[P]) -> None:
         """Number what has been sent in another session, and goes on here."""

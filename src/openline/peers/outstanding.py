@@ -124,8 +124,7 @@ class Outstanding(Part):
             size = writer.write_many(stream_id, out, messages)
         if not self._noted:
             self.note()
-        out.add(sent, size)
-        if out.size >= out.max_size or out.next - out.acked >= out.max_messages:
+        if out.add(sent, size):
             self.gates.fill(stream_id)
         return True
 
@@ -145,7 +144,7 @@ class Outstanding(Part):
     def join(self, message: Message, target: Address, connection: RemoteConnection) -> Future[Receipt] | None:
         """Send one more message in the frame that gathers now; None where there is none, or another stream's.
 
-        Raises ``InvalidMessage``; then nothing has changed.
+        Raises ``Blocked`` and ``InvalidMessage``; then nothing has changed.
         """
         last, writer = self._last, connection.writer
         if last is None or writer.frames != self._last_frame or last.address is not target:
@@ -158,8 +157,7 @@ class Outstanding(Part):
             or out.unacked[-1] is not last
         ):
             return None
-        out.extend(last, writer.write(stream_id, out, message, False))
-        if out.size >= out.max_size or out.next - out.acked >= out.max_messages:
+        if out.extend(last, writer.write(stream_id, out, message, False)):
             self.gates.fill(stream_id)
         future: Future[Receipt] = last.join(message, connection.receipts)
         return future

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..address import Address, join
 from ..connection.connection import Connection
-from ..core.selection import Endpoint, best_of
+from ..core.selection import Endpoint
 from ..peer import Peer, Sends
 from .in_flight import InFlight
 from .mailbox import Owner as Consumers
@@ -150,9 +150,6 @@ class Remote:
         """A connection to it has ended, or is used no more."""
         if connection in self.paths.connections:
             self.paths.connections.remove(connection)
-
-    def best(self) -> RemoteConnection | None:
-        return best_of(self.connections)
 
     # Sending -------------------------------------------------------------------------------------
 

@@ -187,11 +187,11 @@ class _Pilot:
         except RuntimeError:  # another task is being run
             self.carry(coroutine, self._wrap(self._resume(coroutine, None, self._context)))
             return
-        error: BaseException | None = None
+        error: BaseException | None
         try:
             yielded = self._context.run(coroutine.send, None)
         except StopIteration:
-            pass
+            error = None
         except (Exception, asyncio.CancelledError) as raised:
             error = raised
         else:

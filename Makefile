@@ -4,7 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SEEDS  ?= 10000
 # Processes that share the tests: one for each core.
-WORKERS ?= auto
+# One more than there are cores: tests wait, too.
+WORKERS ?= $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)")
 
 .PHONY: demo test check bench simulate setup setup-bench clean
 

@@ -23,7 +23,7 @@ from openline.testing import Fault, Faults, Host, run
 
 from .fleet import FLAVOURS, PLAIN, Fleet, Undertaker
 
-SEEDS = int(os.environ.get("OPENLINE_SEEDS", "120"))
+SEEDS = int(os.environ.get("OPENLINE_SEEDS", "60"))
 ONE = os.environ.get("OPENLINE_SEED")
 # Virtual seconds: faults begin within this time; and what a run may take at most.
 FAULTY = 25.0

@@ -20,7 +20,7 @@ from .fleet import PLAIN, Fleet
 from .stage import Node, Puppet, Stage, eventually, simulated, task
 from .test_delivery import CONFIGS, LIMIT, play
 
-SEEDS = int(os.environ.get("OPENLINE_SEEDS", "120")) // 4
+SEEDS = int(os.environ.get("OPENLINE_SEEDS", "60")) // 4
 ONE = os.environ.get("OPENLINE_SEED")
 # What the strangers of these tests may make a node remember: enough for the honest peers of a fleet,
 # and a tenth of what the others ask for.

@@ -397,7 +397,7 @@ async def test_close_stops_the_timer_and_tells_who_waits(clock: Clock, deadlines
     waits, answered = waiting(ask("a")), waiting(ask("b"))
     deadlines.add(waits)
     deadlines.add(answered)
-    answered.set_result(answer())
+    answered.settle(answer())
     deadlines.close()
     assert clock.armed == []
     assert isinstance(waits.exception(), Closed)

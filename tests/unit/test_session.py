@@ -31,7 +31,8 @@ class Inbound:
 
     def take(self, *messages: Message, on: int = 1) -> dict[StreamId, int]:
         before = list(messages)
-        fresh, acks = self.session.accept(self.positions.setdefault(on, {}), list(messages))
+        acks: dict[StreamId, int] = {}
+        fresh = self.session.accept(self.positions.setdefault(on, {}), list(messages), acks)
         assert before == list(messages)
         self.got += [each.payload for each in fresh]
         return acks

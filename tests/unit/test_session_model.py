@@ -105,7 +105,8 @@ class Ends(RuleBasedStateMachine):
         for _ in range(min(frames, len(wire.there))):
             messages, opens = wire.there.popleft()
             self.receiver.open(wire.positions, opens)
-            fresh, acks = self.receiver.accept(wire.positions, messages)
+            acks: dict[StreamId, int] = {}
+            fresh = self.receiver.accept(wire.positions, messages, acks)
             for each in fresh:
                 self.got.setdefault(each.stream_id, []).append(each.payload)
             if acks and not wire.dead:

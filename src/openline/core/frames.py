@@ -273,7 +273,14 @@ class Batch:
             or type(message.id) not in _IDS
             or (
                 message.metadata is not None
-                and (type(message.metadata) is not dict or not set(map(type, message.metadata)) <= _KEYS)
+                and (
+                    type(message.metadata) is not dict
+                    # An answer's are seen at a glance.
+                    or (
+                        not ("replyTo" in message.metadata and len(message.metadata) == 1)
+                        and not set(map(type, message.metadata)) <= _KEYS
+                    )
+                )
             )
             or message.extra is not None
         ):

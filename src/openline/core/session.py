@@ -86,7 +86,7 @@ class Outgoing(Generic[P]):
         sent.size += size
         sent.end = self.next = self.next + 1
         self.size += size
-        return self.full
+        return self.size >= self.max_size or self.next - self.acked >= self.max_messages
 
     def take_over(self, old: Outgoing[P], sent: list[P]) -> None:
         """Number what has been sent in another session, and goes on here."""
@@ -257,9 +257,9 @@ class Session(Generic[P]):
         return forgotten
 
     def accept(
-        self, positions: dict[StreamId, int], messages: list[Message]
-    ) -> tuple[list[Message], dict[StreamId, int]]:
-        """Messages that came over one connection: those that are new, and what to acknowledge.
+        self, positions: dict[StreamId, int], messages: list[Message], acks: dict[StreamId, int]
+    ) -> list[Message]:
+        """Messages that came over one connection: those that are new. ``acks`` gets what to acknowledge.
 
         Raises ``Malformed`` for a stream that was not opened, or a gap.
         """
@@ -268,8 +268,8 @@ class Session(Generic[P]):
             stream_id = messages[0].stream_id
             number = positions.get(stream_id)
             if number is not None and expected.get(stream_id) == number:
-                positions[stream_id] = expected[stream_id] = number = number + 1
-                return messages, {stream_id: number}
+                positions[stream_id] = expected[stream_id] = acks[stream_id] = number + 1
+                return messages
         # Nothing is noted before all of it has been looked at: where the last one is bad, the first
         # ones come again over another connection.
         seen: dict[StreamId, list[int]] = {}
@@ -289,10 +289,10 @@ class Session(Generic[P]):
                 fresh.append(message)
             elif number > awaited:
                 raise Malformed(f"stream {str(stream_id)[:32]!r} jumps from {awaited} to {number}")
-        acks = {stream_id: awaited for stream_id, (_, awaited) in seen.items()}
-        expected.update(acks)
-        positions.update((stream_id, number) for stream_id, (number, _) in seen.items())
-        return fresh, acks
+        for stream_id, (number, awaited) in seen.items():
+            positions[stream_id] = number
+            expected[stream_id] = acks[stream_id] = awaited
+        return fresh
 
 
 def weight(stream_id: StreamId) -> int:

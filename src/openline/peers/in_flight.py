@@ -37,7 +37,7 @@ class InFlight(Numbered, InlineFuture[T]):
         deadline: float,
         matched: str = BY_NODE_ID,
     ) -> None:
-        asyncio.Future.__init__(self, loop=loop)
+        self._loop = loop
         self.messages = messages
         self.address = address
         self.limit = limit
@@ -92,7 +92,7 @@ class Send(InFlight[Receipt]):
     def join(self, message: Message, receipts: Receipts) -> asyncio.Future[Receipt]:
         """A message that has been written behind these, in the same frame."""
         self.messages.append(message)
-        future: asyncio.Future[Receipt] = self.get_loop().create_future()
+        future: asyncio.Future[Receipt] = self._loop.create_future()
         if self._joined is None:
             self._joined, self._receipts = [], receipts
         self._joined.append(future)
@@ -170,7 +170,7 @@ class Request(InFlight[Message]):
         to: object,
         limit: float,
     ) -> None:
-        asyncio.Future.__init__(self, loop=loop)
+        self._loop = loop
         self.messages = [message]
         self.address = address
         self.limit = limit

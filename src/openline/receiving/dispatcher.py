@@ -62,8 +62,7 @@ class Dispatcher:
                 assert session is not None
                 assert positions is not None
                 count = len(messages)
-                messages, acks = session.accept(positions, messages)
-                connection.writer.acks.update(acks)
+                messages = session.accept(positions, messages, connection.writer.acks)
                 if len(messages) != count:
                     counters.duplicates_suppressed += count - len(messages)
                 if remote.requests.out:

@@ -168,8 +168,6 @@ class _Pilot:
         if ended is not None and isinstance(yielded, InlineFuture) and not yielded.done():
             self._runner.busy.add(self.task)
             self._held, self._waiter = True, yielded
-            # It is taken off the task's hands: if it is waited for again, that is a new wait.
-            yielded._asyncio_future_blocking = False
             yielded.call(self._on_news)
         else:
             self.carry(coroutine, wrap(self._resume(coroutine, yielded, context)), yielded)

@@ -100,6 +100,51 @@ def idle(world: World) -> None:
             raise Violation(f"{side.counts[Action.PING]} pings on an idle link")
 
 
+def idle_and_near(world: World) -> None:
+    """About one ping in an interval, both sides together, most of them by the side that accepted.
+
+    An answer takes a tick or more in this world, so a ping is at times overtaken by the side that waits
+    for it. Where answers take less, none is: ``test_an_idle_pair_...`` in the unit tests.
+    """
+    for way in world.ways:
+        way.delay = 0.0, 0.0
+    world.run(END)
+    alive_and_well(world)
+    dialed, accepted = (side.counts[Action.PING] for side in world.sides)
+    if any(side.counts[Action.SUSPECT] for side in world.sides):
+        raise Violation("a peer that answers was suspected")
+    if not 0.9 <= accepted * INTERVAL / END <= 1.1 or dialed > accepted / 2:
+        raise Violation(f"{dialed} and {accepted} pings in {END / INTERVAL:g} intervals")
+
+
+def half_open_and_idle(world: World) -> None:
+    """As measured from outside: suspect within two intervals and dead within three, at both ends."""
+    world.slack = 0.0
+    distance(world, world.random.choice([0.4 * TICK, 0.2 * INTERVAL]))
+    cut(world, some_ways(world), (world.random.uniform(0, 10 * INTERVAL), FOREVER))
+    world.run(END)
+    for side in world.sides:
+        if not side.closed:
+            raise Violation(f"{side.name} has not found out")
+
+
+def alone(world: World) -> None:
+    """The other side only answers, as an old one might: whoever watches pings, and finds the cut in time."""
+    world.slack = 0.0
+    distance(world, 0.1 * INTERVAL)
+    watching, other = world.random.sample(world.sides, 2)
+    other.mute = True
+    cut_at = world.random.uniform(3, 10) * INTERVAL
+    cut(world, some_ways(world), (cut_at, FOREVER))
+    world.run(cut_at)
+    alive_and_well(world)
+    if not 0.7 * cut_at / INTERVAL - 1 <= watching.counts[Action.PING] <= 1.2 * cut_at / INTERVAL:
+        raise Violation(f"{watching.counts[Action.PING]} pings in {cut_at / INTERVAL:.1f} intervals")
+    world.run(END)
+    if not watching.closed:
+        raise Violation(f"{watching.name} has not found out")
+
+
 def saturated(world: World) -> None:
     """A link full of data, or a reader far behind, is busy and not dead."""
     distance(world, 0.2 * INTERVAL)
@@ -188,7 +233,18 @@ def everything(world: World) -> None:
     world.run(END)
 
 
-SCENARIOS = [idle, saturated, half_open, outages, freezes, stalls, everything]
+SCENARIOS = [
+    idle,
+    saturated,
+    half_open,
+    outages,
+    freezes,
+    stalls,
+    everything,
+    idle_and_near,
+    half_open_and_idle,
+    alone,
+]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)

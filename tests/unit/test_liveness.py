@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Sequence
 
@@ -28,8 +29,15 @@ def quiet(_: float) -> Progress | None:
 class Line:
     """One connection under watch. Units are known to the tick in which they came, as in the watch."""
 
-    def __init__(self, kernel: Kernel = quiet, cap: float = NO_CAP, *, accepted: bool = False) -> None:
-        self.liveness = Liveness(INTERVAL, 0.0, accepted=accepted)
+    def __init__(
+        self,
+        kernel: Kernel = quiet,
+        cap: float = NO_CAP,
+        *,
+        accepted: bool = False,
+        openline: bool = False,
+    ) -> None:
+        self.liveness = Liveness(INTERVAL, 0.0, accepted=accepted, openline=openline)
         self.kernel, self.cap = kernel, cap
         self.now, self.heard = 0.0, 0.0
         self.looks = 0
@@ -70,9 +78,12 @@ class Line:
 
 
 @pytest.mark.parametrize("last", [0.0, 0.1, 7.0, 7.5, 7.999])
+@pytest.mark.parametrize("openline", [True, False])
 @pytest.mark.parametrize("accepted", [True, False])
-def test_suspect_within_two_and_dead_within_three_intervals(last: float, accepted: bool) -> None:
-    line = Line(accepted=accepted)
+def test_suspect_within_two_and_dead_within_three_intervals(
+    last: float, accepted: bool, openline: bool
+) -> None:
+    line = Line(accepted=accepted, openline=openline)
     if last:
         line.unit(last)
     line.to(last + 4 * INTERVAL)
@@ -118,17 +129,104 @@ def test_a_peer_that_answers_is_pinged_once_per_interval_and_never_suspected(rtt
         assert line.looks <= len(line.actions)
 
 
-def test_on_an_idle_link_one_side_pings_and_the_ping_is_life_to_the_other() -> None:
-    dialed, accepted = Line(), Line(accepted=True)
-    while dialed.now < 20 * INTERVAL:
-        if dialed.tick(dialed.now + TICK) is PING:
-            accepted.unit(dialed.now)
-            accepted.tick(dialed.now)
-            dialed.unit(dialed.now)
-        elif accepted.now < dialed.now:
-            accepted.tick(dialed.now)
-    assert accepted.happened == []
-    assert len(dialed.actions) > 15
+def idle_pair(dialed: Line, accepted: Line, until: float) -> None:
+    """Both tick, the one that accepted first; a ping is life to the other, and its answer to the first."""
+    while dialed.now < until:
+        for line, other in ((accepted, dialed), (dialed, accepted)):
+            if line.tick(line.now + TICK) is PING:
+                other.heard, line.heard = other.now, line.now
+
+
+@pytest.mark.parametrize("openline", [True, False])
+def test_an_idle_link_carries_one_ping_in_an_interval(openline: bool) -> None:
+    """Between openline peers the side that accepted pings, else the one that dialed."""
+    dialed, accepted = Line(openline=openline), Line(accepted=True, openline=openline)
+    idle_pair(dialed, accepted, 20 * INTERVAL)
+    asks, waits = (accepted, dialed) if openline else (dialed, accepted)
+    assert waits.actions == ([PING] if openline else [])
+    assert 19 <= len(asks.actions) <= 22
+    assert set(asks.actions) == {PING}
+
+
+@given(
+    st.floats(0.0, 0.99),
+    st.floats(0.0, 0.3),
+    st.lists(st.floats(0.0, 0.3), min_size=2, max_size=20),
+)
+def test_an_idle_pair_whose_answers_come_within_a_tick_carries_exactly_one_ping_in_an_interval(
+    phase: float, way: float, lateness: list[float]
+) -> None:
+    """Each side ticks at times of its own, a little late; all in ticks, and a way is ``way`` of one."""
+    dialed, accepted = Line(openline=True), Line(accepted=True, openline=True)
+    ticks = [(1.0, 0), (1.0 + phase, 1)]  # when, and whose
+    arrivals: list[tuple[float, int, bool]] = []  # when, at whom, and is it a ping?
+    lines = dialed, accepted
+    for number in range(2 * 20 * TICKS_PER_INTERVAL):
+        due, whose = heapq.heappop(ticks)
+        heapq.heappush(ticks, (due + 1, whose))
+        now = due + lateness[number % len(lateness)]
+        while arrivals and arrivals[0][0] < now:
+            at, who, is_ping = heapq.heappop(arrivals)
+            lines[who].heard = lines[who].now
+            if is_ping:
+                heapq.heappush(arrivals, (at + way, 1 - who, False))
+        if lines[whose].tick(now * TICK) is PING:
+            heapq.heappush(arrivals, (now + way, 1 - whose, True))
+    assert dialed.actions == [PING]
+    assert set(accepted.actions) == {PING}
+    assert 19 <= len(accepted.actions) <= 21
+
+
+@pytest.mark.parametrize("openline", [True, False])
+def test_who_dialed_pings_first_to_learn_the_round_trip(openline: bool) -> None:
+    dialed, accepted = Line(openline=openline), Line(accepted=True, openline=openline)
+    dialed.to(INTERVAL)
+    accepted.to(INTERVAL)
+    assert dialed.when(PING) < accepted.when(PING) < INTERVAL
+
+
+def test_who_waits_for_pings_asks_soon_when_none_come() -> None:
+    """The other side may be an older one, that has no reason to ask."""
+    line = Line(openline=True)
+    line.to(0.9 * INTERVAL)
+    line.unit(line.now)
+    line.happened.clear()
+    line.to(line.heard + 3 * INTERVAL)
+    assert line.actions == [PING, SUSPECT, DEAD]
+    assert INTERVAL < line.when(PING) - line.heard <= 1.05 * INTERVAL
+    assert line.when(SUSPECT) - line.heard <= 2 * INTERVAL - TICK
+    assert line.when(DEAD) - line.heard <= 3 * INTERVAL - TICK
+
+
+@pytest.mark.parametrize("openline", [True, False])
+@pytest.mark.parametrize("accepted", [True, False])
+def test_a_tick_that_is_late_by_less_than_half_is_the_same_tick(accepted: bool, openline: bool) -> None:
+    late = Line(accepted=accepted, openline=openline)
+    for number in range(1, 80):
+        late.tick(number * TICK + 0.4 * TICK * (number % 2))
+        if DEAD in late.actions:
+            break
+    assert late.when(SUSPECT) <= 2 * INTERVAL
+    assert late.when(DEAD) <= 3 * INTERVAL
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_an_answer_in_time_spares_the_kernel(accepted: bool) -> None:
+    """Its counters are a system call for each ping otherwise."""
+    line = Line(accepted=accepted, openline=True)
+    while line.actions.count(PING) < 1:
+        line.tick(line.now + TICK)
+    line.heard = line.now
+    line.tick(line.now + TICK)
+    assert line.looks == 0
+
+
+def test_a_ping_in_the_queue_alone_is_not_data_in_front_of_itself() -> None:
+    """Its own acknowledgement shows a kernel and no program, also where it comes after the first look."""
+    line = Line(lambda now: Progress(1000, 0, pending=11) if now < 10.0 else Progress(1011, 0, pending=0))
+    line.to(3 * INTERVAL)
+    assert line.actions == [PING, SUSPECT, DEAD]
+    assert line.when(SUSPECT) <= 2 * INTERVAL
 
 
 def test_a_late_answer_ends_the_suspicion_and_all_begins_anew() -> None:
@@ -333,11 +431,11 @@ def test_the_answer_to_that_probe_settles_it() -> None:
     assert line.actions == [PING, SUSPECT, PING, RECOVERED]
 
 
-@given(st.floats(0.02, 3600.0), st.floats(0.0, 1e9), st.booleans())
+@given(st.floats(0.02, 3600.0), st.floats(0.0, 1e9), st.booleans(), st.booleans())
 def test_the_probe_leaves_at_once_whatever_the_clock_shows(
-    interval: float, now: float, accepted: bool
+    interval: float, now: float, accepted: bool, openline: bool
 ) -> None:
-    liveness = Liveness(interval, 0.0, accepted=accepted)
+    liveness = Liveness(interval, 0.0, accepted=accepted, openline=openline)
     liveness.wait_for_probe(now)
     assert liveness.check(now, 0.0, lambda: None, NO_CAP) is PING
 

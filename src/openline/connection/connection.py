@@ -113,7 +113,8 @@ class Connection(Generic[R]):
         self.positions: dict[StreamId, int] | None = None
         self.state = State.LIVE
         accepted = link.endpoint.direction == "inbound"
-        self.liveness = Liveness(context.config.ping_interval, context.loop.time(), accepted=accepted)
+        interval, now = context.config.ping_interval, context.loop.time()
+        self.liveness = Liveness(interval, now, accepted=accepted, openline=not self.plain)
         # The last inbound unit, to the tick of the liveness clock; and the messages written before it:
         # the rest is in doubt if it dies.
         self.heard = context.loop.time()
@@ -289,7 +290,8 @@ class Connection(Generic[R]):
     def _hear(self) -> None:
         self.heard = self._context.now
         self.tx_heard = self.writer.tx
-        self.writer.heard()
+        if self.plain:
+            self.writer.heard()
 
     def on_alive(self) -> None:
         self.heard = self._context.now
@@ -360,26 +362,29 @@ class Connection(Generic[R]):
 
     def on_ping(self, payload: bytes) -> None:
         self._hear()
-        if not self.allows():
+        now, link = self._context.now, self.link
+        # One in a tick of the clock is no rate worth counting.
+        first = self._answered_at != now and not link.congested
+        if not first and not self.allows():
             # Of several pings only the last needs an answer (RFC 6455 section 5.5.3).
             self._unanswered = payload
             self._listeners.later.add(self)
             return
-        if self.link.congested and (self._answered_at == self._context.now or not self._may_pong()):
+        if link.congested and (self._answered_at == now or not self._may_pong()):
             # A peer that pings and does not read: one answer per tick of the clock.
             self._unanswered = payload
             self.fall_behind()
             return
-        self._answered_at = self._context.now
-        self.link.pong(payload)
+        self._answered_at = now
+        link.pong(payload)
 
     def on_pong(self, payload: bytes) -> None:
         self._hear()
-        self.allows()
-        if payload == PROBE and self._probed_at:
+        if payload == PROBE and self._probed_at:  # what we have asked for is not counted
             self.receipts.measured(self._context.stopwatch() - self._probed_at)
             self._probed_at = 0.0
             return
+        self.allows()
         if payload == CHALLENGE:
             self._listeners.lifecycle.on_challenge_met(self)
             return

@@ -6,9 +6,11 @@ peers satisfied that watch us.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Generic
 
@@ -28,6 +30,10 @@ MIN_TICK = 0.02
 PONG_EVERY = 0.5
 # A stall of this part of an interval calls for a fresh probe.
 LONG_STALL = 0.25
+# Checks in one turn of the loop, each with a ping at the most: a few milliseconds.
+CHECKS_PER_TURN = 200
+# A part of a tick. Timers may fire early by their grain, which is a millisecond in uvloop.
+EARLY = 0.1
 
 
 class Heartbeat(Generic[R]):
@@ -47,6 +53,9 @@ class Heartbeat(Generic[R]):
         self._plain: dict[Connection[R], None] = {}
         # What is due in which tick, counted from the start.
         self._buckets: dict[int, dict[Connection[R], None]] = {}
+        # What was due and has not had its turn; and that turn, if it is to come.
+        self._checks: deque[Connection[R]] = deque()
+        self._turn: asyncio.Handle | None = None
         self._start = context.loop.time()
         self._tick_number = 0
         self._pong_every = min(PONG_EVERY, self._interval / 2)
@@ -56,7 +65,7 @@ class Heartbeat(Generic[R]):
         # Those that are not being read.
         self._not_read: dict[Connection[R], None] = {}
         self._patience = max(1, int(context.config.progress_cap / self._tick_length))
-        self._schedule()
+        self._schedule(self._start, self._wall_clock())
 
     def add(self, connection: Connection[R]) -> None:
         if connection.plain:
@@ -85,18 +94,24 @@ class Heartbeat(Generic[R]):
 
     def stop(self) -> None:
         self._timer.cancel()
+        if self._turn is not None:
+            self._turn.cancel()
 
     def _enter(self, connection: Connection[R]) -> None:
         number = self._connections[connection] = self._number(connection.liveness.due)
-        self._buckets.setdefault(number, {})[connection] = None
+        bucket = self._buckets.get(number)
+        if bucket is None:
+            bucket = self._buckets[number] = {}
+        bucket[connection] = None
 
     def _number(self, due: float) -> int:
         """The tick in which something is due; the next one where that has passed."""
         return max(math.ceil((due - self._start) / self._tick_length), self._tick_number + 1)
 
-    def _schedule(self) -> None:
-        self._due = self._context.loop.time() + self._tick_length
-        self._wall_due = self._wall_clock() + self._tick_length
+    def _schedule(self, now: float, wall: float) -> None:
+        """The next tick, of a clock: by how much this one is late is not carried on."""
+        self._due = self._start + (self._tick_number + 1) * self._tick_length
+        self._wall_due = wall + self._due - now
         self._timer = self._context.loop.call_at(self._due, self._tick)
 
     def _tick(self) -> None:
@@ -105,15 +120,9 @@ class Heartbeat(Generic[R]):
         late = max(now - self._due, wall - self._wall_due)
         if late > self._tick_length:
             self._forgive(now, late)
-        for connection in self._take_due(now):
-            if connection not in self._connections:
-                continue  # gone by what was done to another one in this tick
-            if connection.reading_paused:
-                connection.liveness.hold(now)
-            else:
-                self._check(connection, now)
-            if connection.state is not State.CLOSED:
-                self._enter(connection)
+        self._take_due(now)
+        if self._turn is None:
+            self._check_some()
         for connection, unread in list(self._unread.items()):
             self._look_at(connection, unread, now)
         if now >= self._pong_due:
@@ -122,7 +131,22 @@ class Heartbeat(Generic[R]):
         self._on_tick(now, wall)
         self._context.log.tick(now)
         process_log.tick(time.monotonic())
-        self._schedule()
+        self._schedule(now, wall)
+
+    def _check_some(self) -> None:
+        """As many as one turn of the loop may take; the rest in the next ones, so that nobody has to wait."""
+        now, checks = self._context.now, self._checks
+        for _ in range(min(len(checks), CHECKS_PER_TURN)):
+            connection = checks.popleft()
+            if connection not in self._connections:
+                continue  # gone by what was done to another one
+            if connection.reading_paused:
+                connection.liveness.hold(now)
+            else:
+                self._check(connection, now)
+            if connection.state is not State.CLOSED:
+                self._enter(connection)
+        self._turn = self._context.loop.call_soon(self._check_some) if checks else None
 
     def _look_at(self, connection: Connection[R], unread: Unread, now: float) -> None:
         """Does its peer take what it is owed?"""
@@ -140,13 +164,11 @@ class Heartbeat(Generic[R]):
         elif verdict is Verdict.CUT:
             self._bury(connection, f"it has not read for {self._patience * self._tick_length:g} s")
 
-    def _take_due(self, now: float) -> list[Connection[R]]:
-        due: list[Connection[R]] = []
-        last = int((now - self._start) / self._tick_length)
+    def _take_due(self, now: float) -> None:
+        last = int((now - self._start) / self._tick_length + EARLY)
         while self._tick_number < last:
             self._tick_number += 1
-            due += self._buckets.pop(self._tick_number, ())
-        return due
+            self._checks += self._buckets.pop(self._tick_number, ())
 
     def _forgive(self, now: float, late: float) -> None:
         """Our loop stalled, or the machine slept: what has arrived since is still unread.
@@ -164,11 +186,14 @@ class Heartbeat(Generic[R]):
         number = self._number(now)
         self._connections = dict.fromkeys(self._connections, number)
         self._buckets = {number: dict.fromkeys(self._connections)}
+        self._checks.clear()
 
     def _check(self, connection: Connection[R], now: float) -> None:
         progress, cap = connection.link.progress, self._context.config.progress_cap
         action = connection.liveness.check(now, connection.heard, progress, cap)
         counters = self._context.counters
+        if action is Action.NONE:
+            return
         if action is Action.PING:
             connection.probe()
         elif action is Action.SUSPECT:

@@ -65,8 +65,8 @@ class RealEnvironment:
 
         return quic_backend(config, door, on_bad, self._udp_opener or open_udp, files)
 
-    def stopwatch(self) -> float:
-        return time.perf_counter()
+    # Called for each ping: the function itself, not one more around it.
+    stopwatch = staticmethod(time.perf_counter)
 
     def wall_clock(self) -> float:
         """A clock that goes on while the machine sleeps, and that nobody can set."""

@@ -315,12 +315,14 @@ class WebSocketLink(WSListener, Link):
             self.congested = True
 
     def ping(self, payload: bytes) -> None:
-        if not self.closing:
-            self._ws.send_ping(payload)
+        ws = self._ws  # ``closing`` spelled out: these two are what an idle link costs
+        if not (self._is_closing() or ws.is_close_frame_sent):
+            ws.send_ping(payload)
 
     def pong(self, payload: bytes) -> None:
-        if not self.closing:
-            self._ws.send_pong(payload)
+        ws = self._ws
+        if not (self._is_closing() or ws.is_close_frame_sent):
+            ws.send_pong(payload)
 
     def close(self, code: int, reason: str) -> None:
         self._how = self._how or End.by_us(code)

@@ -68,7 +68,7 @@ class Attempt(Generic[D]):
         hello = self._doorkeeper.hello(named and config.certified)
         sock, core = await parts.dial(address, family, sockaddr)
         path = ClientPath(parts, sock, family, sockaddr)
-        engine = path.engine = Engine(core, sock, path, parts.now)
+        engine = path.engine = Engine(core, sock, path, parts.clock)
         ip, port = ip_of(sockaddr), sockaddr[1]
         endpoint = Endpoint("outbound", ip, port, target=address, secure=True, backend="quic")
         link = path.link = QuicLink(engine, endpoint, config, True, self._doorkeeper.unfinished)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import math
 from typing import Generic
 
 from ...core.doubt import Sending
 from ...core.text import printable
+from .clock import LOOKS, STALL, Clock
 from .limits import MIN_DATAGRAM
 from .parts import Addr, Broken, Core, D, Outlet, Owner
 from .user import NO_OUTLET, NO_OWNER, NO_READER, NO_USER, Reader, User
@@ -30,17 +31,13 @@ NARROWED = 3
 SILENCE = 1.0
 # What a core says of a connection on which nothing came for too long.
 IDLE = "Idle timeout"
-# Timers are not early by more than this, and a timer that is due so soon is due.
-SLACK = 0.0005
-# A loop that is later than this has stalled. That is nobody's silence, so for the core it has not
-# happened: no idle time-out, and no round trip of such a length (rule 3.2).
-STALL = 0.1
-# Parts of the idle time-out in which the clock is looked at, so that a stall is seen as one.
-_LOOKS = 20
+# Timers are not early by more than this, as some loops count in it; one that is due so soon is due
+# (RFC 9002 section 6.1.2 has it as the granularity of timers).
+SLACK = 0.001
 
 
 class Engine(Generic[D]):
-    """One connection, client or server. ``clock`` is that of its host, ``outlet`` takes its datagrams."""
+    """One connection, client or server. ``clock`` is that of its backend, ``outlet`` takes its datagrams."""
 
     __slots__ = (
         "__weakref__",
@@ -72,7 +69,7 @@ class Engine(Generic[D]):
         "user",
     )
 
-    def __init__(self, core: Core[D], outlet: Outlet[D], owner: Owner, clock: Callable[[], float]) -> None:
+    def __init__(self, core: Core[D], outlet: Outlet[D], owner: Owner, clock: Clock) -> None:
         self.core = core
         self.outlet = outlet
         self.owner = owner
@@ -81,10 +78,12 @@ class Engine(Generic[D]):
         self.over = self.blocked = False
         self._loop = asyncio.get_running_loop()
         self._clock = clock
+        clock.join()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        self._horizon = core.idle_timeout / _LOOKS
-        # Seconds that our own loop has stood still.
+        # How far a timer is set ahead at most: for an idle time-out that the clock does not look after.
+        self._horizon = math.inf
+        # Seconds that our own loop has stood still, and that the clock has not seen.
         self._stalled = 0.0
         self._last = self._heard_at = 0.0
         # The far end's address as of the last packet that left, and where it has been found to be.
@@ -171,8 +170,8 @@ class Engine(Generic[D]):
 
     def on_handshake(self) -> None:
         theirs = self.core.peer_idle_timeout
-        if theirs is not None:  # the shorter one counts (RFC 9000 section 10.1)
-            self._horizon = min(self._horizon, theirs / _LOOKS)
+        if theirs is not None and theirs / LOOKS < self._clock.period:
+            self._horizon = max(STALL, theirs / LOOKS)  # the shorter one counts (RFC 9000 section 10.1)
         if not self.over:
             self.user.on_handshake()
 
@@ -352,7 +351,9 @@ class Engine(Generic[D]):
 
     def stop(self) -> None:
         """No time passes for it any more."""
-        self._stopped = True
+        if not self._stopped:
+            self._stopped = True
+            self._clock.leave()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -370,11 +371,18 @@ class Engine(Generic[D]):
             self.user.on_silent()
 
     def _now(self) -> float:
-        now = self._clock() - self._stalled
+        """A stall of our own loop has not happened: no idle time-out, no round trip of such a length."""
+        clock = self._clock
+        now = clock.read() - clock.stalled
+        if now > clock.limit:
+            now = clock.past(now)
+        now -= self._stalled
         if self._timer is not None and now > self._timer_at + STALL:
             self._stalled += now - self._timer_at
             now = self._timer_at
-        self._last = now = max(now, self._last)  # what the core has been told never goes back
+        if now <= self._last:
+            return self._last  # what the core has been told never goes back
+        self._last = now
         return now
 
     def _arm(self, now: float) -> None:

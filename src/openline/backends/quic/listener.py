@@ -82,7 +82,7 @@ class QuicListener(Generic[D]):
     def accept(
         self, core: Core[D], outlet: Outlet[D], owner: Owner, addr: Addr, certificate: bytes
     ) -> Engine[D]:
-        engine = Engine(core, outlet, owner, self._parts.now)
+        engine = Engine(core, outlet, owner, self._parts.clock)
         self.live[engine] = None
         PendingHandshake(self, engine, addr, certificate)
         return engine

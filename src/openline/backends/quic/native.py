@@ -17,6 +17,7 @@ from ..certificates import TlsFiles
 from ..sockets import SockAddr, opened
 from .backend import QuicBackend
 from .client_core import Qh3ClientCore
+from .clock import Clock
 from .core import Handshake
 from .parts import Accepts
 from .ports import UdpPorts
@@ -29,15 +30,13 @@ class NativeParts:
 
     def __init__(self, config: Config, identity: Identity, opener: UdpOpener, files: TlsFiles) -> None:
         self.files: TlsFiles | None = files
+        self.clock = Clock(time.monotonic, config.max_idle_timeout)
         self.tickets = ClientTickets()
         self._config = config
         self._opener = opener
         self._trust = files.trusted.use(lambda contents: Trust(config.tls, contents))
         X25519KeyExchange()  # the first one of a process takes 30 ms, which the first dial would wait for
         self._shown = files.shown.use(lambda contents: shown_by(config, identity, contents))
-
-    def now(self) -> float:
-        return time.monotonic()
 
     async def dial(
         self, address: Address, family: socket.AddressFamily, sockaddr: SockAddr

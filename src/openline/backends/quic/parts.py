@@ -17,6 +17,7 @@ from ...core.doubt import Sending
 from ..binding import Where
 from ..certificates import TlsFiles
 from ..sockets import SockAddr
+from .clock import Clock
 
 D = TypeVar("D")
 
@@ -302,9 +303,8 @@ class Parts(Protocol[D]):
     # Certificates that may be renewed while a transport runs, if any.
     files: TlsFiles | None
 
-    def now(self) -> float:
-        """Seconds, by a clock that nobody sets."""
-        ...
+    # Seconds, by a clock that nobody sets.
+    clock: Clock
 
     async def dial(
         self, address: Address, family: socket.AddressFamily, sockaddr: SockAddr

@@ -15,6 +15,7 @@ from ...backends.base import Doorkeeper, OnBad
 from ...backends.binding import Where
 from ...backends.certificates import TlsFiles
 from ...backends.quic.backend import QuicBackend
+from ...backends.quic.clock import Clock
 from ...backends.quic.parts import Accepted, Accepts, Addr, Inlet
 from ...backends.sockets import SockAddr
 from ...config import Config
@@ -164,10 +165,7 @@ class SimulatedParts:
     def __init__(self, config: Config, stack: UdpStack) -> None:
         self._config = config
         self._stack = stack
-        self._loop = asyncio.get_running_loop()
-
-    def now(self) -> float:
-        return self._loop.time()
+        self.clock = Clock(asyncio.get_running_loop().time, config.max_idle_timeout)
 
     async def dial(
         self, address: Address, family: AddressFamily, sockaddr: SockAddr

@@ -17,7 +17,7 @@ LOOKS = 20
 
 
 class Clock:
-    """``read`` is that of the host; who uses this takes ``stalled`` off, and asks ``past`` beyond ``limit``."""
+    """``read`` is the host's. Who is in a hurry does by itself what ``now`` does."""
 
     __slots__ = ("_loop", "_timer", "_users", "limit", "period", "read", "stalled")
 

@@ -40,6 +40,8 @@ PACKET_BYTES = 48
 SENT_TWICE = 5
 # So much may wait unnoticed.
 MUCH = 64 * 1024
+# What its timer is called when an acknowledgement is due.
+_ACK_DUE = "ack_application"
 # Positions in what qh3 reports of received datagrams, and in what it says of its active path.
 _AUTHENTIC, _PEER = 2, 2
 
@@ -163,7 +165,7 @@ class Qh3Core:
         self._core = self._quic._core
 
     def receive(self, batch: list[bytes], addr: Addr, now: float) -> bool:
-        size = sum(map(len, batch))
+        size = len(batch[0]) if len(batch) == 1 else sum(map(len, batch))
         if not self._entered:
             self._early += size
         try:
@@ -204,6 +206,7 @@ class Qh3Core:
     def _deliver_rest(self, take: TakeData, events: CoreEvents) -> None:
         core = self._core
         began, left = time.perf_counter(), FIRST if self._portion is None else self._portion.size
+        quiet = True
         while not self.holding and core is not None and core is self._core:
             event = core.next_event()
             if event is None:
@@ -212,6 +215,7 @@ class Qh3Core:
                 data = event[2]
                 size = len(data)
                 left -= size
+                quiet = False
                 self._unhanded -= size + (size >> SENT_TWICE)
                 take(event[1], data, event[3])
                 if left < 0:
@@ -219,7 +223,22 @@ class Qh3Core:
                     break
             else:
                 self._on_event(core, event, take, events)
-        self._weigh()
+        if quiet:
+            self._acknowledge()
+        if self._unhanded >= MUCH or self.kept or not self._entered:
+            self._weigh()
+        elif self._unhanded < 0:
+            self._unhanded = 0
+
+    def _acknowledge(self) -> None:
+        """Nothing has come that would be answered, so nothing that the acknowledgement could ride on: it
+        leaves with the next ``poll``, where qh3 would wait a millisecond for company. An idle connection
+        that is pinged needs no timer then (RFC 9000 section 13.2.1 lets it be sooner, not later)."""
+        core = self._core
+        timer = core.get_timer() if core is not None else None
+        if timer is not None and timer[0] == _ACK_DUE:
+            assert core is not None
+            core.handle_timer(timer[1])
 
     def _rest(self, seconds: float) -> None:
         """There is more than one turn's share: the rest waits in the core, whose windows bound it, and
@@ -327,8 +346,10 @@ class Qh3Core:
             return found
         poll = core.poll_transmit
         try:
-            while len(found) < BURST and (datagram := poll(now)) is not None:
+            while (datagram := poll(now)) is not None:
                 found.append(datagram)
+                if len(found) == BURST:
+                    break
         except RuntimeError as error:
             # What was made for larger datagrams than the path takes by now does not always fit in smaller
             # ones, and then nothing leaves any more.

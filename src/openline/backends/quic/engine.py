@@ -60,6 +60,7 @@ class Engine(Generic[D]):
         "_stopped",
         "_timer",
         "_timer_at",
+        "_unsent",
         "blocked",
         "core",
         "outlet",
@@ -94,6 +95,8 @@ class Engine(Generic[D]):
         self._kept = 0
         # In a callback of the core's; whatever is written there leaves at its end.
         self._busy = False
+        # The user has written, and has not been told since that all of it has left.
+        self._unsent = False
         # Something has left in this loop turn; and what has been written since waits for its end.
         self._soon = self._more = False
         self._resting = False
@@ -217,6 +220,7 @@ class Engine(Generic[D]):
     def write(self, stream: int, data: bytes | bytearray | memoryview) -> None:
         """Queue bytes of a stream. The first of a loop turn leave at once, all others together."""
         self.core.write(stream, data)
+        self._unsent = True
         if not self._busy:
             self.touch()
 
@@ -245,16 +249,21 @@ class Engine(Generic[D]):
         if self._more:
             self._more = False
             self.transmit()
-        elif not self.over:
-            self.user.on_sent(self.core.waiting())
+        elif self._unsent and not self.over:
+            self._tell_what_left()
 
     def transmit(self) -> None:
         """Let leave what may; only from callbacks of the loop."""
         self._transmit()
-        if not self.over:
-            if self._moved:
-                self._look_where_it_is()
-            self.user.on_sent(self.core.waiting())
+        if self._moved and not self.over:
+            self._look_where_it_is()
+        if self._unsent and not self.over:
+            self._tell_what_left()
+
+    def _tell_what_left(self) -> None:
+        waiting = self.core.waiting()
+        self._unsent = waiting > 0
+        self.user.on_sent(waiting)
 
     def _look_where_it_is(self) -> None:
         """While a new path is being validated packets go both ways; only the active one counts."""
@@ -276,16 +285,19 @@ class Engine(Generic[D]):
         except Broken as error:
             self._give_up(str(error))
             return
-        if found:
+        if len(found) == 1 and found[0][1] == self._remote:  # which is what an answer is
+            if too_large := self.outlet.send([found[0][0]], self._remote):
+                self._on_too_large(too_large)
+        elif found:
             self._send_all(found)
-            if len(found) >= self.core.burst:
-                self._more = True
-                if not self._soon:
-                    self._soon = True
-                    self._loop.call_soon(self._end_of_turn)
         self._arm(now)
 
     def _send_all(self, found: list[tuple[D, Addr]]) -> None:
+        if len(found) >= self.core.burst:
+            self._more = True
+            if not self._soon:
+                self._soon = True
+                self._loop.call_soon(self._end_of_turn)
         batch: list[D] = []
         for datagram in found:
             if datagram[1] != self._remote:
@@ -303,10 +315,15 @@ class Engine(Generic[D]):
         else:
             # One by one: where they are too large, a batch costs all who use the socket its batches.
             too_large = max(self.outlet.send([datagram], self._remote) for datagram in batch)
+        if too_large:
+            self._on_too_large(too_large)
+
+    def _on_too_large(self, too_large: int) -> None:
+        """This host would not send a datagram of that size."""
         if too_large > MIN_DATAGRAM:
             if too_large <= self.core.datagram_size:  # else it was a probe, which has found its limit
                 self.shrink("this host's way there takes no larger ones")
-        elif too_large and not self.over:
+        elif not self.over:
             self._loop.call_soon(self._tell_too_small)
 
     def _tell_too_small(self) -> None:
@@ -386,8 +403,11 @@ class Engine(Generic[D]):
         return now
 
     def _arm(self, now: float) -> None:
-        """A timer that is set too early only looks again; so it is rarely set anew."""
-        when = None if self._stopped else self.core.timer
+        """A timer that is set too early only looks again; so it is rarely set anew. One that is about to be
+        due looks anyway."""
+        if self._stopped or (self._timer is not None and self._timer_at <= now + SLACK):
+            return
+        when = self.core.timer
         if when is None:
             return
         if self._timer is not None:

@@ -29,19 +29,16 @@ def header(kind: int, size: int) -> bytes:
 class UnitReader:
     """Takes one stream's bytes as they come, and hands out whole units."""
 
-    __slots__ = ("_need", "_rest", "limit")
+    __slots__ = ("_need", "_rest", "held", "limit")
 
     def __init__(self) -> None:
         # Of the unit that is looked at next; what ``take`` is given may change it.
         self.limit = 0
+        # Bytes of a unit that has not come whole.
+        self.held = 0
         self._rest = bytearray()
         # Bytes until it is worth while to look again.
         self._need = 1
-
-    @property
-    def held(self) -> int:
-        """Bytes of a unit that has not come whole."""
-        return len(self._rest)
 
     def feed(self, data: bytes, limit: int, take: Take) -> None:
         """Call ``take(kind, content)`` for every unit that is complete; the content is valid only then.
@@ -53,10 +50,11 @@ class UnitReader:
         rest = self._rest
         if rest:
             rest += data
-            if len(rest) < self._need:
+            self.held = len(rest)
+            if self.held < self._need:
                 return
             # A new one for what is left, as the content of the last unit may still be looked at.
-            data, self._rest = bytes(rest), bytearray()
+            data, self._rest, self.held = bytes(rest), bytearray(), 0
         view = memoryview(data)
         at, end = 0, len(data)
         while at < end:
@@ -65,7 +63,10 @@ class UnitReader:
             start = at + width
             if start > end:
                 break
-            value = first & 0x3F if width == 1 else int.from_bytes(view[at:start], "big") & _MASK[width]
+            if width == 2:  # as that of nearly all
+                value = (first & 0x3F) << 8 | view[at + 1]
+            else:
+                value = int.from_bytes(view[at:start], "big") & _MASK[width]
             size = value >> 2
             if size > self.limit:
                 raise TooBig(f"a unit of {size} bytes, more than {self.limit}")
@@ -79,6 +80,7 @@ class UnitReader:
     def _keep(self, view: memoryview) -> None:
         """The beginning of a unit: wait for its end."""
         self._rest += view
+        self.held = len(self._rest)
         width = 1 << (view[0] >> 6)
         if len(view) < width:
             self._need = width

@@ -86,7 +86,7 @@ class Incoming:
         self._early_bytes = 0
         self._count()
         for stream, data in (early or {}).items():
-            self._take(stream, bytes(data))
+            self.take(stream, bytes(data), False)
 
     def end(self) -> None:
         self.over = True
@@ -103,27 +103,9 @@ class Incoming:
     def take(self, stream: int, data: bytes, end: bool) -> None:
         if self.over:
             return
-        if end or stream & 3 != self._theirs:
-            self._link.fail(PROTOCOL_ERROR, "a stream that is none of this protocol's, or that ends")
-        else:
-            self._take(stream, data)
-
-    def on_kept(self, size: int) -> None:
-        if self.over:
-            return
-        if self._early is None:
-            self._kept = size
-            self._count()
-        elif size > FREE:
-            self._early_bytes = max(self._early_bytes, size)
-            self._count()
-            if size > EARLY_DATAGRAMS:
-                self._link.fail(PROTOCOL_ERROR, "too much before the proof")
-
-    def _take(self, stream: int, data: bytes) -> None:
-        if self.over:
-            return
         try:
+            if end or stream & 3 != self._theirs:
+                raise Malformed("a stream that is none of this protocol's, or that ends")
             reader = self._readers.get(stream)
             if self._early is not None and stream != self._theirs:
                 self._keep(stream, data)
@@ -140,6 +122,18 @@ class Incoming:
             text, remote = "%s fails on what it has received; cutting it", self._link.endpoint.remote
             process_log.line("quic", True, logging.ERROR, text, remote, exc_info=True)
             self._link.abort()
+
+    def on_kept(self, size: int) -> None:
+        if self.over:
+            return
+        if self._early is None:
+            self._kept = size
+            self._count()
+        elif size > FREE:
+            self._early_bytes = max(self._early_bytes, size)
+            self._count()
+            if size > EARLY_DATAGRAMS:
+                self._link.fail(PROTOCOL_ERROR, "too much before the proof")
 
     def _keep(self, stream: int, data: bytes) -> None:
         assert self._early is not None

@@ -56,10 +56,11 @@ class QuicLink(ReadLink):
     backend = "quic"
     multiplexed = True
     answers_pings = True
+    # Read on every send, so an attribute.
+    closing: bool
 
     __slots__ = (
         "_answered",
-        "_closing",
         "_code",
         "_ended",
         "_engine",
@@ -81,6 +82,7 @@ class QuicLink(ReadLink):
         "_unsent",
         "_up",
         "backlog",
+        "closing",
         "congested",
         "endpoint",
         "events",
@@ -116,7 +118,7 @@ class QuicLink(ReadLink):
         self._farewell: tuple[int, int, str] | None = None
         self._answered = False
         self._timer: asyncio.TimerHandle | None = None
-        self._closing = self._ended = False
+        self.closing = self._ended = False
         # How it ends, from when that is certain; and what the goodbye said.
         self._how: End | None = None
         self._code, self._reason = CUT, ""
@@ -179,7 +181,7 @@ class QuicLink(ReadLink):
 
     def _on_goodbye(self, code: int, count: int, reason: str) -> None:
         answer, code = code & ANSWER, code & ~ANSWER
-        if self._answered or (answer and not self._closing) or (not answer and self._farewell is not None):
+        if self._answered or (answer and not self.closing) or (not answer and self._farewell is not None):
             raise Malformed("a goodbye out of place")
         if count < self._incoming.received:
             raise Malformed("more came than the goodbye says")
@@ -264,8 +266,8 @@ class QuicLink(ReadLink):
     def _say_goodbye(self, code: int, reason: str, answer: int = 0) -> None:
         unit = goodbye(code | answer, self._sent, reason)
         self._write_unit(GOODBYE, bytearray(HEADROOM) + unit, 0)
-        if not self._closing:
-            self._closing = True
+        if not self.closing:
+            self.closing = True
             self._code, self._reason = code, reason
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(GOODBYE_WAIT, self._hang_up, code)
@@ -296,7 +298,7 @@ class QuicLink(ReadLink):
     def _end(self) -> None:
         if self._ended:
             return
-        self._ended = self._closing = True
+        self._ended = self.closing = True
         self._outbox = None
         self._incoming.end()
         if self._timer is not None:
@@ -318,18 +320,18 @@ class QuicLink(ReadLink):
 
     # Writing -------------------------------------------------------------------------------------
 
-    @property
-    def closing(self) -> bool:
-        return self._closing
-
     def write_text(self, data: bytes) -> None:
         self._write(TEXT, bytearray(HEADROOM) + data, 0)
 
     def write_binary(self, buffer: bytearray, track: int = 0) -> None:
-        self._write(BINARY, buffer, track)
+        if self._outbox or len(buffer) > LARGE or self.closing:
+            self._write(BINARY, buffer, track)
+        else:
+            self._sent += 1
+            self._write_unit(BINARY, buffer, track)
 
     def _write(self, kind: int, buffer: bytearray, track: int) -> None:
-        if self._closing:
+        if self.closing:
             return
         self._sent += 1
         if self._outbox or len(buffer) > LARGE:
@@ -393,7 +395,7 @@ class QuicLink(ReadLink):
         return stream
 
     def ping(self, payload: bytes) -> None:
-        if not self._closing:
+        if not self.closing:
             uid, self._next_ping = self._next_ping, self._next_ping + 1
             if self._pings is None:
                 self._pings = {}
@@ -402,12 +404,12 @@ class QuicLink(ReadLink):
 
     def pong(self, payload: bytes) -> None:
         """Pings answer themselves; this one is a sign of life, which asks for an acknowledgement."""
-        if not self._closing:
+        if not self.closing:
             self._engine.ping(0)
 
     def close(self, code: int, reason: str) -> None:
         self._how = self._how or End.by_us(code)
-        if not self._closing:
+        if not self.closing:
             self._say_goodbye(code, reason)
 
     def abort(self) -> None:

@@ -187,7 +187,11 @@ class ListeningSocket:
     def on_datagrams(self, batch: list[bytes], addr: Addr) -> None:
         """Nearly always all are one connection's."""
         if len(batch) == 1:
-            only = self._find(batch[0], addr)
+            data = batch[0]
+            if data and not data[0] & _LONG_HEADER:
+                only = self._ports.connections.get(data[1 : 1 + CID_BYTES])
+            else:
+                only = self._find(data, addr)
             if only is not None:
                 only.outlet = self.datagrams
                 only.received(batch, addr)

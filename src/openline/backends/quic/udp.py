@@ -44,8 +44,14 @@ class _Transport(OptimizedDatagramTransport):
 
     # Bytes of the largest datagram that this host would not send, since that was last looked at.
     too_large = 0
+    # Told of what comes with no step between, as long as this is open.
+    inlet: Inlet[bytes]
 
-    def _recv_rust(self, state: Any) -> None:
+    def _on_readable(self) -> None:
+        state = self._udp_state
+        if state is None or self._closing or self._paused:
+            super()._on_readable()
+            return
         try:
             received = state.recv()
         except (BlockingIOError, InterruptedError):
@@ -53,17 +59,24 @@ class _Transport(OptimizedDatagramTransport):
         except OSError as error:
             self._report_error(error)
             return
-        protocol: Any = self._protocol
+        if len(received) == 1:
+            data, sender = received[0]
+            self.inlet.on_datagrams([data], sender)
+        else:
+            self._hand_out(received)
+
+    def _hand_out(self, received: list[tuple[bytes, Addr]]) -> None:
+        """One call for each run of datagrams from one address."""
         batch: list[bytes] = []
-        sender: Any = None
+        sender: Addr = ()
         for data, addr in received:
             if addr != sender and batch:
-                protocol.datagrams_received(batch, sender)
+                self.inlet.on_datagrams(batch, sender)
                 batch = []
             sender = addr
             batch.append(data)
-        if batch and not self._closing:
-            protocol.datagrams_received(batch, sender)
+        if batch:
+            self.inlet.on_datagrams(batch, sender)
 
     def sendto(self, data: Any, addr: Any = None) -> None:
         if self._closing or not self._write_ready or self._send_queue:
@@ -117,6 +130,7 @@ class Datagrams(asyncio.DatagramProtocol):
             return
         self._tells_size = True
         transport = _Transport(loop, sock, self, None, enable_gro(sock), has_gso(sock), GRO_SEGMENT)
+        transport.inlet = inlet
         started = loop.create_future()
         transport._start(started)
         try:
@@ -148,7 +162,7 @@ class Datagrams(asyncio.DatagramProtocol):
     def send(self, batch: list[bytes], addr: Addr) -> int:
         """Returns the size of the largest datagram that is too large for this host's way there; else 0."""
         transport = self._transport
-        if transport is None or transport.is_closing():
+        if transport is None:
             return 0
         if len(batch) == 1:
             transport.sendto(batch[0], None if self._connected else addr)
@@ -169,6 +183,8 @@ class Datagrams(asyncio.DatagramProtocol):
         elif not self._transport.is_closing():
             self._transport.close()
         self._inlet = _NOBODY  # whom it tells may hold it
+        if self._tells_size and self._transport is not None:
+            self._transport.inlet = _NOBODY
 
     @property
     def local_ip(self) -> str:

@@ -31,9 +31,11 @@ NARROWED = 3
 SILENCE = 1.0
 # What a core says of a connection on which nothing came for too long.
 IDLE = "Idle timeout"
-# Timers are not early by more than this, as some loops count in it; one that is due so soon is due
-# (RFC 9002 section 6.1.2 has it as the granularity of timers).
-SLACK = 0.001
+# Timers are not early by more than this, and a timer that is due so soon is due. Not more: qh3 waits a
+# millisecond for something that an acknowledgement could ride with, and would not get it.
+SLACK = 0.0005
+# A timer that fires so soon is not set anew (RFC 9002 section 6.1.2 has it as the granularity of timers).
+SOON = 0.001
 
 
 class Engine(Generic[D]):
@@ -405,7 +407,7 @@ class Engine(Generic[D]):
     def _arm(self, now: float) -> None:
         """A timer that is set too early only looks again; so it is rarely set anew. One that is about to be
         due looks anyway."""
-        if self._stopped or (self._timer is not None and self._timer_at <= now + SLACK):
+        if self._stopped or (self._timer is not None and self._timer_at <= now + SOON):
             return
         when = self.core.timer
         if when is None:

@@ -40,6 +40,9 @@ PACKET_BYTES = 48
 SENT_TWICE = 5
 # So much may wait unnoticed.
 MUCH = 64 * 1024
+# Datagrams that may come with nothing sent in between that is itself acknowledged: qh3 keeps 300 bytes for
+# each acknowledgement that left alone, until one of this side's packets is acknowledged.
+ALONE = 8
 # What its timer is called when an acknowledgement is due.
 _ACK_DUE = "ack_application"
 # Positions in what qh3 reports of received datagrams, and in what it says of its active path.
@@ -123,6 +126,7 @@ class Qh3Core:
         "_early",
         "_end",
         "_entered",
+        "_heard",
         "_limits",
         "_portion",
         "_quic",
@@ -152,6 +156,8 @@ class Qh3Core:
         # Bytes that have come in a handshake; and then, until the far end is in.
         self._early = 0
         self._entered = False
+        # Datagrams that have come since this side has sent what the far end acknowledges.
+        self._heard = 0
         # Bytes of streams that have come and are not handed over, about.
         self._unhanded = 0
         self._portion: Portion | None = None
@@ -173,6 +179,7 @@ class Qh3Core:
                 self._receive_handshake(batch, addr, now)
                 return True
             assert self._core is not None
+            self._heard += len(batch)
             self._unhanded += size - PACKET_BYTES * len(batch)
             return self._core.receive_many_datagrams(batch, addr, now)[_AUTHENTIC] > 0
         except BaseException as error:
@@ -223,6 +230,8 @@ class Qh3Core:
                     break
             else:
                 self._on_event(core, event, take, events)
+        if self._heard >= ALONE:
+            self.ping(0)
         if quiet:
             self._acknowledge()
         if self._unhanded >= MUCH or self.kept or not self._entered:
@@ -375,6 +384,7 @@ class Qh3Core:
     def write(self, stream: int, data: bytes | bytearray | memoryview) -> None:
         try:
             if self.established and self._core is not None:
+                self._heard = 0
                 self._core.send_stream(stream, data)
             elif self._quic is not None:
                 self._quic.send_stream_data(stream, data)
@@ -383,6 +393,8 @@ class Qh3Core:
             log.debug("cannot write: %s", error)
 
     def ping(self, uid: int) -> None:
+        """Also now and then where this side only listens (RFC 9000 section 13.2.4)."""
+        self._heard = 0
         if self._core is not None:
             self._ask(self._core.send_ping, uid)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 
 import pytest
 
@@ -47,8 +48,12 @@ class Shared:
 
     async def ends(self) -> list[object]:
         """ "acked", the id that an error names, or what else became of each."""
-        results = await asyncio.gather(*self.waiting, return_exceptions=True)
+        results = await asyncio.gather(*map(_outcome, self.waiting), return_exceptions=True)
         return [_end(result) for result in results]
+
+
+async def _outcome(future: Awaitable[Receipt]) -> Receipt:
+    return await future
 
 
 def _end(result: Receipt | BaseException) -> object:

@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 SEEDS  ?= 10000
-# Processes that share the tests: one more than there are cores, as tests also wait.
-WORKERS ?= $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)")
+# Processes that share the tests: one for each core.
+WORKERS ?= auto
 
 .PHONY: demo test check bench simulate setup setup-bench clean
 

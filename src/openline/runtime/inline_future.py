@@ -76,6 +76,8 @@ class InlineFuture(Generic[T]):
         if not self._done:
             self._asyncio_future_blocking = True
             yield self
+        if self._error is None and self._done and not self._cancelled:
+            return self._result
         return self.result()
 
     # What a task asks of a future ----------------------------------------------------------------

@@ -24,7 +24,7 @@ import msgspec
 TICKS_PER_INTERVAL = 20
 _TICK = 1 / TICKS_PER_INTERVAL
 PING_AFTER = 17.5 * _TICK
-# The side that accepted waits a tick longer, so that an idle link carries one ping and not two.
+# The side that accepted waits a tick longer: where both would ping, as on a new link, one ping serves.
 PING_AFTER_ACCEPTED = 18.5 * _TICK
 # The side that waits for pings: two ticks longer still. One is for a ping on its way, as each side knows
 # life to a tick of its own; one is for a ping that is late.

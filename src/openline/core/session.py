@@ -86,7 +86,7 @@ class Outgoing(Generic[P]):
         sent.size += size
         sent.end = self.next = self.next + 1
         self.size += size
-        return self.size >= self.max_size or self.next - self.acked >= self.max_messages
+        return self.full
 
     def take_over(self, old: Outgoing[P], sent: list[P]) -> None:
         """Number what has been sent in another session, and goes on here."""

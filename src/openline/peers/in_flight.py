@@ -37,7 +37,7 @@ class InFlight(Numbered, InlineFuture[T]):
         deadline: float,
         matched: str = BY_NODE_ID,
     ) -> None:
-        self._loop = loop
+        self._loop = loop  # as its base does, without the call: one is made for every message
         self.messages = messages
         self.address = address
         self.limit = limit

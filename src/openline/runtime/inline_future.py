@@ -77,7 +77,7 @@ class InlineFuture(Generic[T]):
             self._asyncio_future_blocking = True
             yield self
         if self._error is None and self._done and not self._cancelled:
-            return self._result
+            return self._result  # as ``result`` does, which is one call more for every message
         return self.result()
 
     # What a task asks of a future ----------------------------------------------------------------

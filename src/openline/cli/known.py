@@ -13,7 +13,7 @@ import typer
 import openline
 from openline.address import is_node_id
 from openline.known_peers.file import KnownFile, Unusable
-from openline.known_peers.lines import Document, Entry, place_of
+from openline.known_peers.lines import Document, Entry, place_of, read_place
 
 from .common import (
     FAILED,
@@ -238,9 +238,7 @@ def _file(given: Path | None) -> KnownFile:
 
 def _place(text: str) -> str:
     """Of an address, or of what ``list`` shows: a path without a scheme."""
-    scheme = "" if "://" in text or "/" not in text else "ws://"
-    address = openline.Address.parse(scheme + text)
-    return place_of(address)
+    return place_of(openline.Address.parse(text)) if "://" in text else read_place(text)
 
 
 def _usable(work: Callable[[], T]) -> T:

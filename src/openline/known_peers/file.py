@@ -70,12 +70,14 @@ class KnownFile:
             return Document()
         except OSError as error:
             raise Unusable(f"{self.path} cannot be read: {error.strerror}") from None
-        with os.fdopen(handle, "rb") as stream:
+        try:
             self._look_at(os.fstat(handle))
-            try:
+            with os.fdopen(handle, "rb", closefd=False) as stream:
                 return Document(stream.read().decode())
-            except (OSError, UnicodeDecodeError) as error:
-                raise Unusable(f"{self.path} cannot be read: {error}; correct it or remove it") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise Unusable(f"{self.path} cannot be read: {error}; correct it or remove it") from None
+        finally:
+            os.close(handle)
 
     def _look_at(self, found: os.stat_result) -> None:
         if not stat.S_ISREG(found.st_mode):

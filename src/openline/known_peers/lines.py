@@ -65,6 +65,13 @@ def place_of(address: Address) -> str:
     return address.netloc + ("" if address.path == "/" or address.scheme == "quic" else address.path)
 
 
+def read_place(text: str) -> str:
+    """The same of what a line begins with. Raises ``InvalidAddress``, also where the port is missing."""
+    if Address.parse(text.partition("/")[0]).node_id is not None:
+        raise InvalidAddress(f"{text[:80]!r} has a node id where host:port should be")
+    return place_of(Address.parse(f"ws://{text}"))
+
+
 class Document:
     """All lines, in their order. Of two lines for one address neither counts."""
 
@@ -133,7 +140,7 @@ def _parse(text: str) -> Line:
     if not words or words[0].startswith("#"):
         return Line(text)
     try:
-        place = place_of(Address.parse(f"ws://{words[0]}"))
+        place = read_place(words[0])
     except InvalidAddress:
         return Line(text, wrong=f"{words[0][:80]!r} is not host:port")
     try:

@@ -245,7 +245,7 @@ def default_identity() -> Path:
 
 
 def known_file(given: Path | None) -> str | None:
-    """Which file of known peers that option means; None for none. A file named ``off`` is ``./off``."""
+    """Which file of known peers that option means; None for none."""
     if given == OFF:
         return None
     if given is None and (given := default_file()) is None:

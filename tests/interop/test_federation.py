@@ -226,6 +226,28 @@ async def test_their_signature_covers_payloads_of_every_kind(both: Both) -> None
         await until(lambda: "ruflo" in agent.heard)
 
 
+async def test_what_their_signature_leaves_open(both: Both) -> None:
+    """As docs/howto.md says: their code accepts a payload that was changed, and one that comes twice."""
+    agent, transport, node = await joined(both)
+    names = {"sourceNodeId": agent.node_id}
+    message = Message(type="status-broadcast", payload={"payload": {"n": 1}}, metadata=names)
+    names["signature"] = agent._identity.sign(signed_form(message)).hex()
+    for n in (1, 2, 2):
+        message.payload["payload"]["n"] = n
+        await transport.send(agent.peers["ruflo"]["endpoint"], message)
+        assert (await inbound(node, "status-broadcast"))["envelope"]["payload"] == {"n": n}
+
+
+async def test_what_the_plugin_takes_for_personal_data(both: Both) -> None:
+    agent, _, node = await joined(both)
+    sent = await node.call("send", to=agent.node_id, type="status-broadcast", payload={"n": 2**53 - 1})
+    assert (sent["success"], sent["error"]) == (False, "Message blocked by PII policy")
+    payload = {"at": "10.0.0.5", "n": "2147483648"}
+    await node.call("send", to=agent.node_id, type="status-broadcast", payload=payload)
+    await until(lambda: "ruflo" in agent.status)
+    assert agent.status["ruflo"] == {"at": "[HASH:ip_address:hash-sal]", "n": "[REDACTED:phone]"}
+
+
 async def test_answers_ride_the_line_that_the_plugin_opened(both: Both) -> None:
     agent, transport, node = await joined(both)
     await node.call("send", to=agent.node_id, type="task-assignment", payload={"taskId": "t", "n": 1})

@@ -23,7 +23,7 @@ from openline.identity import Identity
 from openline.known_peers import file as files
 from openline.known_peers import memory
 from openline.known_peers.file import KnownFile, Unusable
-from openline.known_peers.lines import Document, Entry, place_of
+from openline.known_peers.lines import Broken, Document, Entry, place_of
 from openline.known_peers.memory import UNREADABLE, KnownPeers
 from openline.known_peers.place import default_file
 
@@ -131,11 +131,13 @@ def test_a_line_by_hand_needs_an_address_and_a_node_id_only() -> None:
 def test_a_broken_line_costs_its_address_and_no_other(line: str, why: str) -> None:
     document = Document(f"{line}\nb.example:1 {BOB}\n")
     assert list(document.entries) == ["b.example:1"]
-    number, said = document.broken["10.0.0.5:8770"]
-    assert why in said
-    assert document.complaints == [f"line {number}: {said}"]
+    with pytest.raises(Broken) as broken:
+        document.get("10.0.0.5:8770")
+    assert why in broken.value.why
+    assert document.complaints == [f"line {broken.value.number}: {broken.value.why}"]
     document.put(entry())
-    assert (document.broken, document.complaints, len(document.text.splitlines())) == ({}, [], 2)
+    assert (document.get("10.0.0.5:8770"), document.complaints) == (entry(), [])
+    assert len(document.text.splitlines()) == 2
 
 
 def test_a_line_without_an_address_is_told() -> None:
@@ -418,11 +420,10 @@ async def test_a_broken_file_refuses_everything_until_it_is_right(file: KnownFil
     assert known.node_at(THERE) == ALICE
 
 
-async def test_a_broken_line_refuses_its_address(file: KnownFile, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_broken_line_refuses_its_address(file: KnownFile) -> None:
     file.merge([entry("b:1", BOB)])
     file.path.write_text(f"{file.path.read_text()}10.0.0.5:8770 {ALICE[:-3]}\n")
     known = KnownPeers(file.path, Clock())
-    assert "line 2: " in caplog.text
     assert known.node_at(THERE) == UNREADABLE
     with pytest.raises(Refused, match=r"line 2 of .* cannot be used .*openline known forget 10.0.0.5:8770"):
         known.check(THERE, ALICE)
@@ -431,6 +432,17 @@ async def test_a_broken_line_refuses_its_address(file: KnownFile, caplog: pytest
 
 def read_only(self: KnownFile, text: str) -> None:
     raise OSError(30, "Read-only file system")
+
+
+async def test_a_line_for_no_address_is_warned_of_once(
+    file: KnownFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    file.merge([entry()])
+    file.path.write_text(f"{file.path.read_text()}nonsense\n")
+    known = KnownPeers(file.path, Clock())
+    file.merge([entry("c:1")])
+    known.check(Address.parse("c:1"), ALICE)
+    assert caplog.text.count("line 2: 'nonsense' is not host:port") == 1
 
 
 async def test_what_cannot_be_written_is_kept_in_memory_and_said_once(

@@ -216,7 +216,7 @@ def _put(file: KnownFile, place: str, node_id: str, name: str) -> str:
     before: list[str] = []
 
     def change(document: Document) -> None:
-        known = document.entries.get(place)
+        known = document.entries.get(place)  # one that is broken is replaced
         now = int(time.time())
         if known is not None and known.node_id == node_id:
             before.append(f"{place}: {node_id} was known there already")

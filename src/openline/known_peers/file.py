@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import stat
 import sys
 import tempfile
@@ -14,21 +15,24 @@ from pathlib import Path
 import msgspec
 
 from ..identity import FilePath
-from .lines import Document, Entry
+from .lines import Broken, Document, Entry
 
 if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
 
-# Addresses that one file remembers: more than a fleet of a few hundred machines has, and read in some 20 ms.
+# Addresses that one file remembers: more than a fleet of a few hundred machines has, and read in some 10 ms.
 # Those that were seen longest ago go first.
 MAX_PLACES = 4096
+# How much room is made at a time: to see which are oldest, every line has to be understood.
+ROOM = 16
 # A line has a hundred and fifty bytes, and up to two thousand with a long name.
 MAX_BYTES = 4 * 1024 * 1024
-# Others hold the lock for as long as it takes to read and write such a file; two tries in three seconds of
-# Config.close_timeout.
-LOCK_WAIT = 2.0
+# Others hold the lock for as long as it takes to read and write such a file, some 10 ms. A fleet's worth of
+# them may start at once; and nobody waits for longer who holds up a program's end.
+LOCK_WAIT = 5.0
+# Between two looks, by chance: as many look, none shall always come too late.
 _LOCK_POLL = 0.01
 # When a file was changed is told in steps of up to two seconds (FAT); a size alone may stay the same.
 Signature = tuple[int, int, int, int] | None
@@ -110,15 +114,20 @@ class KnownFile:
 
         def change(document: Document) -> None:
             for entry in entries:
-                known = document.entries.get(entry.place)
-                if entry.place in document.broken or (known and known.node_id != entry.node_id):
+                try:
+                    known = document.get(entry.place)
+                except Broken:
+                    refused.append(entry)
+                    continue
+                if known is not None and known.node_id != entry.node_id:
                     refused.append(entry)
                 elif known is not None:
                     last = max(known.last or 0, entry.last or 0)
                     document.put(msgspec.structs.replace(known, last=last, name=entry.name))
                 elif entry.first == entry.last:
                     document.put(entry)
-            dropped.extend(document.shrink(MAX_PLACES))
+            if len(document) > MAX_PLACES:
+                dropped.extend(document.shrink(MAX_PLACES - MAX_PLACES // ROOM))
 
         return Merged(self.update(change), refused, dropped)
 
@@ -130,12 +139,12 @@ class KnownFile:
                 stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
+            # The folder is not synced: a new name that a loss of power undoes is met as new again.
             os.replace(draft, self.path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(draft)
             raise
-        _sync_folder(self.path.parent)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -147,7 +156,7 @@ class KnownFile:
             while not _try_lock(handle):
                 if time.monotonic() >= until:
                     raise Unusable(f"another process has held {place} for more than {LOCK_WAIT:g} s")
-                time.sleep(_LOCK_POLL)
+                time.sleep(random.uniform(0.0, _LOCK_POLL))
             yield
         finally:
             os.close(handle)  # that gives it up
@@ -162,14 +171,3 @@ def _try_lock(handle: int) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that the new name outlives a loss of power; where folders can be opened."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

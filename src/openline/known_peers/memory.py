@@ -13,7 +13,7 @@ from ..address import Address
 from ..errors import Refused
 from ..identity import FilePath
 from .file import MAX_PLACES, KnownFile, Merged, Unusable
-from .lines import Document, Entry, place_of
+from .lines import Broken, Document, Entry, place_of
 from .place import default_file
 
 log = logging.getLogger("openline")
@@ -63,23 +63,28 @@ class KnownPeers:
     def _take(self, document: Document, signature: object) -> None:
         before, self._document = self._document, document
         self._unusable, self._read = "", signature
-        if before.entries != document.entries or before.broken != document.broken:
-            for complaint in document.complaints:
-                log.warning("known peers: %s: %s", self._file and self._file.path, complaint)
+        if before.strays != document.strays:
+            for stray in document.strays:
+                log.warning("known peers: %s: %s", self._file and self._file.path, stray)
+        if before.text != document.text:
             self._changed()
 
     def node_at(self, address: Address) -> str | None:
         """Who alone may get what is for that address, if that is known; ``UNREADABLE`` where it is nobody."""
         if self._file is None or address.node_id is not None:
             return None
-        if self._unusable or place_of(address) in self._document.broken:
+        try:
+            entry = self._entry(address)
+        except Broken:
             return UNREADABLE
-        entry = self._entry(address)
+        if self._unusable:
+            return UNREADABLE
         return entry.node_id if entry is not None else None
 
     def _entry(self, address: Address) -> Entry | None:
+        """Raises ``Broken``."""
         place = place_of(address)
-        return self._document.entries.get(place) or self._unwritten.get(place)
+        return self._document.get(place) or self._unwritten.get(place)
 
     # A dial --------------------------------------------------------------------------------------
 
@@ -92,13 +97,12 @@ class KnownPeers:
             raise Refused(
                 f"{address}: who answered there before cannot be told: {self._unusable}; {_NOTHING}"
             )
-        place, path = place_of(address), self._file.path
-        if place in self._document.broken:
-            number, why = self._document.broken[place]
+        try:
+            entry = self._entry(address)
+        except Broken as broken:
             command = self._command("forget", address)
-            text = f"line {number} of {path} cannot be used ({why}): correct it, or  {command}"
-            raise Refused(f"{address}: {_NOTHING}: {text}")
-        entry = self._entry(address)
+            where = f"line {broken.number} of {self._file.path} cannot be used ({broken.why})"
+            raise Refused(f"{address}: {_NOTHING}: {where}: correct it, or  {command}") from None
         if entry is not None and entry.node_id != node_id:
             raise Refused(self._other(address, entry, node_id))
 

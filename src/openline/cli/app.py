@@ -148,6 +148,7 @@ def _listen(
 
     Examples:
       openline listen
+      openline listen --identity alice.pem      (the same node after each start)
       openline listen 8770 --backend websocket
       openline listen 8770 --json --peer 10.0.0.2:8770 --name alice
 

@@ -38,11 +38,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def line(self) -> str:
         name = quote(self.name, safe="", errors="replace")
-        fields = {
-            "first": _stamp(self.first),
-            "last": _stamp(self.last),
-            "name": name,
-        }
+        fields = {"first": _stamp(self.first), "last": _stamp(self.last), "name": name}
         written = [f"{key}={value}" for key, value in fields.items() if value]
         return " ".join((self.place, self.node_id, *written, *self.more))
 

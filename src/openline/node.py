@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -25,6 +26,7 @@ from .core.origin import origin
 from .core.selection import Endpoint
 from .errors import IdentityConflict, NotConfirmed, Refused, Unreachable
 from .identity import Identity
+from .known_peers.memory import KnownPeers
 from .message import Message
 from .peer import Peer
 from .peers.conflicts import Conflicts
@@ -69,6 +71,7 @@ class Node:
         self.conflicts = Conflicts(context, self._knows, self._is_process)
         self.services = Services(context, self.sessions, self.conflicts, self)
         self.limits = Limits(context, lambda: self.inbox.full_of_strangers)
+        self.known_peers = KnownPeers(config.known_peers, time.time, self._others_known)
         self.door = Admission(
             config,
             identity,
@@ -79,6 +82,7 @@ class Node:
             self._is_process,
             self.conflicts.on_copy,
             self.limits.crowded,
+            self.known_peers,
         )
         self.backends = Choice(
             *environment.backends(config, self.door, self._on_bad_handshake),
@@ -88,7 +92,7 @@ class Node:
         self.table = Table(self._make_remote, self.door.is_own)
         self.limits.bind(self.table)
         self.dialer = Dialer(self._dial, self._try_out)
-        self.router = Router(context, self.table, self.dialer, self.backends)
+        self.router = Router(context, self.table, self.dialer, self.backends, self.known_peers)
         chance = environment.random
         self.recovery = Recovery(context, self.home, self.router, chance)
         low, high = config.backoff_min, config.backoff_max
@@ -126,6 +130,9 @@ class Node:
         """For whatever the child's copy of the loop still runs: it neither dials nor takes anything in."""
         self.dialer.stop()
         self.heartbeat.stop()
+
+    def _others_known(self) -> None:
+        self.table.changed()
 
     # Peers ---------------------------------------------------------------------------------------
 
@@ -365,6 +372,7 @@ class Node:
         self.home.enter(Phase.LEAVING)
         try:
             async with asyncio.timeout(self.config.close_timeout):
+                await self.known_peers.close()
                 await self._finish()
                 self.home.enter(Phase.CLOSED)
                 await self._say_goodbye()

@@ -22,6 +22,7 @@ LONGEST_FILE = {"src": 500, "tests": 1000}
 # From the bottom to the top. A room may name those above it in this list, and itself.
 ROOMS = (
     ("leaves", "errors message address config identity signing stats capabilities peer"),
+    ("known peers", "known_peers"),
     ("core", "core"),
     ("runtime", "runtime"),
     ("backends, what they share", "backends"),

@@ -66,7 +66,7 @@ PEER_MEMBERS = {
 IGNORED = {
     ("backends/quic/core.py", "assignment"): "qh3's core with ours in front of it",
     ("backends/quic/core.py", "method-assign"): "qh3's bridge to its native part, of which one call is ours",
-    ("backends/quic/tls.py", "arg-type"): "an Ed25519 key where cryptography's types list all kinds",
+    ("backends/tls.py", "arg-type"): "an Ed25519 key where cryptography's types list all kinds",
     ("backends/sockets.py", "misc"): "getaddrinfo's stub has addresses of other families, too",
     ("backends/websocket/backend.py", "attr-defined"): "picows' stub leaves out its protocol class",
     ("backends/websocket/backend.py", "misc"): "a class derived from it",

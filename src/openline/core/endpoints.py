@@ -149,6 +149,10 @@ class Endpoint:
         self.certified = False
         self.downgraded = False
 
+    def was_encrypted(self) -> None:
+        """Its node has been reached encrypted, by this connection or another one."""
+        self.downgraded = not self.secure
+
     def listens_on(self, ports: tuple[int, ...]) -> None:
         """It has other ports than its hello said."""
         if self.hello is not None:

@@ -309,7 +309,7 @@ class Router:
         others = [other.endpoint for other in connection.remote.connections]
         if self._backends.sealed_node(node_id) or any(other.secure for other in others):
             for each in (*others, end):
-                each.downgraded = not each.secure
+                each.was_encrypted()
 
     def told(self, connection: RemoteConnection) -> None:
         """It has said where it listens."""

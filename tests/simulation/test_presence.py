@@ -1,0 +1,142 @@
+"""What programs are told of peers, on whole transports: seeded faults, and scenarios written out.
+
+``OPENLINE_SEEDS`` says how many seeds, ``OPENLINE_SEED`` replays one. One in three is of a fleet without
+QUIC, of one with nothing else, and of one whose hosts have both or not. The seeds of ``test_delivery`` are
+held to the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+from contextlib import suppress
+from random import Random
+
+import pytest
+
+from openline import Config, Error, Message, Peer, PeerEvent
+from openline.testing import Faults, Host, run
+
+from .fleet import FLAVOURS, PLAIN, Fleet, Program
+from .presence import PRESENT
+from .stage import Node, Stage, eventually, same_one, simulated
+from .test_delivery import Broken, upgrade
+
+SEEDS = int(os.environ.get("OPENLINE_SEEDS", "60"))
+ONE = os.environ.get("OPENLINE_SEED")
+# Virtual seconds: faults begin within this time; what follows the last of them; a run at most.
+FAULTY, QUIET, LIMIT = 15.0, 12.0, 1000.0
+LOOK = 0.25
+PARTS = 4
+
+QUICK = Config(max_idle_timeout=6.0, resume_timeout=20.0, send_timeout=4.0, dial_timeout=2.0)
+# Sessions end before their peers come back.
+FORGETFUL = Config(max_idle_timeout=6.0, resume_timeout=1.0, send_timeout=2.0, dial_timeout=1.0)
+CONFIGS = ([QUICK], [QUICK], [FORGETFUL], [QUICK, FORGETFUL])
+
+
+# Seeds ----------------------------------------------------------------------------------------------
+
+
+async def talk(program: Program, until: float) -> None:
+    """A message now and then to anybody, by any of its names."""
+    others = [seat for seat in program.fleet.seats if seat is not program.seat]
+    while program.fleet.network.now < until and not program.transport._node.home.closing:
+        target = program.random.choice(others)
+        with suppress(Error, TimeoutError):
+            await program.transport.send(program.random.choice(target.addresses()), Message())
+        await asyncio.sleep(program.random.choice([0.05, 0.5, 2.0]))
+
+
+async def wander(fleet: Fleet, random: Random) -> None:
+    """Clients of QUIC go on from other ports, now and then."""
+    for _ in iter(int, 1):
+        await asyncio.sleep(random.uniform(0.5, 5.0))
+        program = random.choice(list(fleet.programs.values()))
+        if not program.host.process.running or not hasattr(program, "transport"):
+            continue
+        found = [c for c in program.transport._table.connections if c.link.multiplexed]
+        for connection in [c for c in found if c.endpoint.direction == "inbound"][:1]:
+            connection.on_moved(connection.endpoint.ip, random.randint(50_000, 60_000))
+
+
+async def watch(fleet: Fleet) -> None:
+    for _ in iter(int, 1):
+        await asyncio.sleep(LOOK)
+        for auditor in fleet.auditors:
+            auditor.look()
+
+
+def alike(fleet: Fleet) -> list[str]:
+    """After quiet, both of two nodes are told that the other one is there, or neither is."""
+    pairs = {
+        (program.transport.node_id, peer.node_id)
+        for program in fleet.programs.values()
+        for peer in program.transport.peers()
+    }
+    return [f"{a} has {b}, which does not have it" for a, b in pairs if (b, a) not in pairs]
+
+
+async def play(fleet: Fleet, random: Random) -> None:
+    fleet.audited = True
+
+    async def begin(host: Host) -> None:
+        for program in await fleet.start(host):
+            program.flows.append(host.spawn(talk(program, FAULTY + 10.0)))
+
+    kinds = [kind for kind in Faults.KINDS if fleet.flavour != PLAIN or kind not in Faults.DATAGRAMS]
+    few = random.choice([[], random.sample(kinds, 1), random.sample(kinds, 3), kinds])
+    faults = Faults(fleet.network, random.getrandbits(32), kinds=few, restarted=begin)
+    plan = faults.plan(FAULTY, random.choice([1, 3, 8, 20])) if few else []
+    plan += [upgrade(fleet, faults, random) for _ in range(random.choice([0, 0, 1, 3]))]
+    for fault in plan:
+        fleet.network.trace.note("plan", "%s", fault)
+    for host in fleet.network.hosts:
+        await begin(host)
+    watching = [asyncio.ensure_future(watch(fleet)), asyncio.ensure_future(wander(fleet, random))]
+    await faults.play(plan)
+    await fleet.finish_flows()
+    await asyncio.sleep(QUIET)
+    for task in watching:
+        task.cancel()
+    broken = alike(fleet)
+    for auditor in fleet.auditors:
+        auditor.look()
+        auditor.look_at_peers()
+    await fleet.close()
+    await asyncio.sleep(1.0)
+    for auditor in fleet.auditors:
+        auditor.over()
+    broken += fleet.mistold
+    broken += failed(fleet)
+    if broken:
+        raise Broken("\n".join(broken[:20]))
+
+
+def failed(fleet: Fleet) -> list[str]:
+    errors = {seat.name: each.transport.stats().handler_errors for seat, each in fleet.programs.items()}
+    return [f"{name} has {count} handler errors" for name, count in errors.items() if count]
+
+
+async def simulate(seed: int) -> None:
+    random = Random(f"presence {seed}")
+    fleet = Fleet(seed, random.choice([2, 2, 3]), random.choice(CONFIGS), FLAVOURS[seed % len(FLAVOURS)])
+    try:
+        with fleet.trace.logged(level=logging.INFO):
+            await play(fleet, random)
+    except BaseException as error:
+        error.add_note("\n".join(str(fleet.network.trace).splitlines()[-80:]))
+        error.add_note(f"replay: OPENLINE_SEED={seed} python -m pytest tests/simulation/test_presence.py")
+        raise
+
+
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_seeds(part: int) -> None:
+    seeds = range(SEEDS) if ONE is None else [int(ONE)]
+    for seed in seeds:
+        if seed % PARTS == part:
+            run(simulate(seed), seed=seed, limit=LIMIT)
+            gc.collect()

@@ -49,6 +49,8 @@ class Auditor:
         # By the remote node: what was told last, and of which process.
         self._last: dict[object, str] = {}
         self._process: dict[object, str] = {}
+        # And what it may be reached by, as told: backends and addresses.
+        self._ways: dict[object, set[tuple[str, str]]] = {}
         # What was told, when, and of whom.
         self._told: list[tuple[str, Peer, float]] = []
         self._told_by_then = 0
@@ -83,8 +85,13 @@ class Auditor:
         self._claim(kind in FOLLOWS[last], f"{kind} after {last} of {remote!r}")
         self._claim(bool(why), f"{kind} of {remote!r} and no reason")
         good, doubted, process = facts(remote)
+        if kind == "moved":
+            stayed = len(self._ways[key]) == 1 and self._ways[key] <= good
+            self._claim(not stayed, f"moved, and {good} reach {remote!r} as {self._ways[key]} did")
+        if kind in ("connected", "moved"):
+            self._ways[key] = good
         if kind in ("connected", "recovered", "moved"):
-            self._claim(good, f"{kind} and nothing good reaches {remote!r}")
+            self._claim(bool(good), f"{kind} and nothing good reaches {remote!r}")
         elif kind == "suspect":
             self._claim(doubted and not good, f"suspect, and {remote.connections} reach {remote!r}")
         else:
@@ -115,6 +122,9 @@ class Auditor:
             self._claim(not (good and last == "suspect"), f"suspect was last told of {remote!r}")
             self._claim(good or not doubted or last == "suspect", f"{last} was last told of {remote!r}")
             self._claim(process == self._process[key], f"told of another process of {remote!r}")
+            if good:
+                self._ways[key] &= good
+                self._claim(bool(self._ways[key]), f"{good} reach {remote!r}, and moved was not told")
 
     def look_at_peers(self) -> None:
         """The names that programs have say the same."""
@@ -160,10 +170,11 @@ def _briefly(events: list[PeerEvent]) -> list[tuple[str, Peer, float]]:
     return [(event.kind, event.peer, event.at) for event in events]
 
 
-def facts(remote: Any) -> tuple[bool, bool, str]:
-    """Is there a good connection to the process that the session is with; is there one in doubt; and which
-    process that is."""
+def facts(remote: Any) -> tuple[set[tuple[str, str]], bool, str]:
+    """What good connections there are to the process that the session is with; is there one in doubt; and
+    which process that is."""
     session = remote.outstanding.session
-    states = {c.state for c in remote.connections if c.session is session}
+    mine = [c for c in remote.connections if c.session is session]
+    good = {(c.link.backend, c.endpoint.remote) for c in mine if c.state is State.LIVE}
     process = session.process if session is not None else ""
-    return State.LIVE in states, State.SUSPECT in states, process
+    return good, any(c.state is State.SUSPECT for c in mine), process

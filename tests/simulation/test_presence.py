@@ -16,12 +16,10 @@ from random import Random
 
 import pytest
 
-from openline import Config, Error, Message, Peer, PeerEvent
+from openline import Config, Error, Message
 from openline.testing import Faults, Host, run
 
 from .fleet import FLAVOURS, PLAIN, Fleet, Program
-from .presence import PRESENT
-from .stage import Node, Stage, eventually, same_one, simulated
 from .test_delivery import Broken, upgrade
 
 SEEDS = int(os.environ.get("OPENLINE_SEEDS", "60"))

@@ -2,7 +2,8 @@
 
 Beyond the bound an event is not told but noted: in which state the consumer has its peer, and in which it
 is. When there is room again, the shortest way from one to the other is told, which is nothing where
-a peer has come and gone meanwhile. So what is left out cancels out, and nobody has to begin anew.
+a peer has come and gone meanwhile. So what is left out cancels out, and nobody has to begin anew. That a
+peer was gone in between, and perhaps is another process now, is told all the same.
 
 What is noted is bounded by who is connected: an entry ends with its peer, unless the consumer has heard, or
 is going to hear, that it is there.
@@ -14,7 +15,7 @@ from collections import deque
 
 import msgspec
 
-from ..peer import Peer, PeerEvent
+from ..peer import Peer, PeerEvent, PeerEventKind
 from .presence import NEXT, SHORTEST, Presence
 
 # The part of the bound that strangers share: whoever comes and goes must not hide what peers do that the
@@ -25,18 +26,32 @@ STRANGERS_PART = 4
 class _PutOff:
     """Events of one peer that were not told."""
 
-    __slots__ = ("count", "last", "state", "view")
+    __slots__ = ("_was_gone", "count", "last", "state", "view")
 
     def __init__(self, view: Presence) -> None:
         # In which state the consumer has the peer, and in which it is.
         self.view = self.state = view
         self.count = 0
         self.last: PeerEvent
+        self._was_gone = False
 
     def add(self, event: PeerEvent) -> None:
         self.count += 1
         self.state = NEXT[self.state][event.kind]
         self.last = event
+        self._was_gone |= event.kind == "gone"
+
+    @property
+    def void(self) -> bool:
+        """Has it come and gone without the consumer having heard of it?"""
+        return self.state is self.view is Presence.ABSENT
+
+    @property
+    def kinds(self) -> tuple[PeerEventKind, ...]:
+        """What is to be told of it."""
+        if self._was_gone and self.view is not Presence.ABSENT:
+            return ("gone", *SHORTEST.get((Presence.ABSENT, self.state), ()))
+        return SHORTEST.get((self.view, self.state), ())
 
 
 class Backlog:
@@ -84,7 +99,7 @@ class Backlog:
                 return
             put_off = waiting[peer] = _PutOff(before)
         put_off.add(event)
-        if put_off.state is put_off.view is Presence.ABSENT:
+        if put_off.void:
             del waiting[peer]
             self._drop(put_off.count)
 
@@ -120,9 +135,8 @@ class Backlog:
         """Half of the room is for what happens from now on."""
         while waiting and self._has_room(known, self._limit // 2):
             put_off = waiting.pop(next(iter(waiting)))
-            kinds = SHORTEST.get((put_off.view, put_off.state), ())
-            self._drop(put_off.count - len(kinds))
-            for kind in kinds:
+            self._drop(put_off.count - len(put_off.kinds))
+            for kind in put_off.kinds:
                 self._append(msgspec.structs.replace(put_off.last, kind=kind), known)
 
     def _has_room(self, known: bool, limit: int) -> bool:

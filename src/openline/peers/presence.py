@@ -53,7 +53,7 @@ class PeerPresence(Part):
         session, carrier = remote.outstanding.session, remote.paths.carrier
         good: list[str] = []
         doubted: list[str] = []
-        for connection in remote.paths.connections:
+        for connection in remote.connections:
             # One of another session is an older process's, or somebody's who only says that he is this one.
             if connection.session is not session:
                 continue
@@ -73,12 +73,18 @@ class PeerPresence(Part):
             return f"{self._ended}; {self._doubt()}" if self._ended else self._doubt()
         if kind == "moved":
             return f"reached by {way} now, by {before} before"
+        if kind == "connected":
+            return f"{'dialed' if self._dialed(way) else 'it came in'}: {way}"
         return f"reached by {way}"
 
+    def _dialed(self, way: str) -> bool:
+        return any(_way(c) == way and c.endpoint.direction == "outbound" for c in self.remote.connections)
+
     def _doubt(self) -> str:
-        doubted = [c for c in self.remote.paths.connections if c.state is State.SUSPECT]
-        if any(connection.stuck for connection in doubted):
-            return f"what is sent by {_way(doubted[0])} does not get through"
+        doubted = [c for c in self.remote.connections if c.state is State.SUSPECT]
+        stuck = next((_way(connection) for connection in doubted if connection.stuck), None)
+        if stuck is not None:
+            return f"what is sent by {stuck} does not get through"
         return f"no answer by {_way(doubted[0])}"
 
 

@@ -150,8 +150,9 @@ class _Handling:
         self.handler = handler
         self.backlog = backlog
         self.name = getattr(handler, "__qualname__", repr(handler))
-        # Is one of its coroutines under way? Is it to be called in a turn to come?
+        # Is one of its coroutines under way, and about what? Is it to be called in a turn to come?
         self.at_work = False
+        self._event: PeerEvent | None = None
         self.due = False
         self._ended = False
 
@@ -196,27 +197,31 @@ class _Handling:
         steps = self._call(event)
         if steps is None:
             return
-        self.at_work = True
-
-        def go_on(rest: Steps) -> Steps:
-            return self._go_on(event, rest)
-
+        self.at_work, self._event = True, event
         try:
-            self.at_work = not self._watchers.runner.run(steps, go_on)
+            self.at_work = not self._watchers.runner.run(steps, self._go_on)
         except (Exception, asyncio.CancelledError) as error:
             self.at_work = False
             self._watchers.failed(self.name, event, error)
+        if not self.at_work:
+            self._event = None
 
-    async def _go_on(self, event: PeerEvent, rest: Steps) -> None:
+    async def _go_on(self, rest: Steps) -> None:
         """In a task: finish with one event, then with those that have come meanwhile."""
+        event, self._event = self._event, None
+        steps: Steps | None = rest
         try:
-            await self._guard(event, rest)
-            while (following := self._next()) is not None:
-                steps = self._call(following)
+            while event is not None:
                 if steps is not None:
-                    await self._guard(following, self._watchers.runner.isolated(steps))
+                    await self._guard(event, steps)
+                event = self._next()
+                steps = self._isolated(event) if event is not None else None
         finally:
             self.at_work = False
+
+    def _isolated(self, event: PeerEvent) -> Steps | None:
+        steps = self._call(event)
+        return self._watchers.runner.isolated(steps) if steps is not None else None
 
     async def _guard(self, event: PeerEvent, steps: Steps) -> None:
         try:

@@ -16,10 +16,11 @@ from random import Random
 
 import pytest
 
-from openline import Config, Error, Message
+from openline import Config, Error, Message, PeerEvent
 from openline.testing import Faults, Host, run
 
 from .fleet import FLAVOURS, PLAIN, Fleet, Program
+from .stage import Node, Stage, eventually, same_one, simulated
 from .test_delivery import Broken, upgrade
 
 SEEDS = int(os.environ.get("OPENLINE_SEEDS", "60"))
@@ -138,3 +139,119 @@ def test_seeds(part: int) -> None:
         if seed % PARTS == part:
             run(simulate(seed), seed=seed, limit=LIMIT)
             gc.collect()
+
+
+# Written out ----------------------------------------------------------------------------------------
+
+
+class Told(list[str]):
+    """What a node's handler has been told, and of whom."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        self.events: list[PeerEvent] = []
+        node.transport.on_peer(self._on_peer)
+
+    def _on_peer(self, event: PeerEvent) -> None:
+        self.events.append(event)
+        self.append(event.kind)
+
+
+@simulated
+async def test_a_cut_is_suspect_and_recovered_on_both_sides(stage: Stage) -> None:
+    a, b = await stage.two(max_idle_timeout=6.0)
+    both = Told(a), Told(b)
+    await a.send(b, 1)
+    stage.network.cut(stage.a, stage.b)
+    await eventually(lambda: all(told == ["connected", "suspect"] for told in both))
+    stage.network.heal()
+    await eventually(lambda: all(told[:3] == ["connected", "suspect", "recovered"] for told in both))
+    assert "no answer" in both[0].events[1].why
+    at = [event.at for event in both[0].events]
+    assert at == sorted(at)
+    assert stage.a.unix_time() - 20.0 < at[0]
+
+
+@simulated
+async def test_a_long_cut_is_gone_and_what_comes_back_is_connected(stage: Stage) -> None:
+    a, b = await stage.two(max_idle_timeout=6.0)
+    told = Told(a)
+    await a.send(b, 1)
+    stage.network.cut(stage.a, stage.b)
+    await eventually(lambda: told == ["connected", "suspect", "gone"])
+    stage.network.heal()
+    await a.send(b, 2)
+    await eventually(lambda: told == ["connected", "suspect", "gone", "connected"])
+    assert len({event.peer for event in told.events}) == 1
+
+
+@simulated
+async def test_what_is_dialed_in_place_of_a_suspect_one_recovers_the_peer(stage: Stage) -> None:
+    a, b = await stage.two(max_idle_timeout=6.0)
+    told = Told(b)
+    await a.send(b, 1)
+    stage.network.silence(stage.a, stage.b)
+    await eventually(lambda: told == ["connected", "suspect"])
+    await a.send(b, 2)
+    await eventually(lambda: told == ["connected", "suspect", "recovered", "moved"])
+    await asyncio.sleep(20.0)
+    assert len(told) == 4
+
+
+@pytest.mark.parametrize("first", ["quic", "memory"])
+@simulated
+async def test_two_that_dial_each_other_at_once_are_connected_once(stage: Stage, first: str) -> None:
+    stage.a.offers = stage.b.offers = (first, "memory") if first == "quic" else ("memory",)
+    a, b = await stage.two()
+    both = Told(a), Told(b)
+    await asyncio.gather(a.send(b, 1), b.send(a, 1))
+    await asyncio.sleep(10.0)
+    assert same_one(a, b)
+    for told in both:
+        assert told[0] == "connected"
+        assert set(told[1:]) <= {"moved"}
+        assert len(told) <= 2
+
+
+@simulated
+async def test_a_restart_is_gone_and_connected(stage: Stage) -> None:
+    a, b = await stage.two(max_idle_timeout=6.0)
+    told = Told(b)
+    await a.send(b, 1)
+    stage.network.cut(stage.a, stage.b)
+    stage.a.power_off()
+    stage.network.heal()
+    again = await stage.restart(stage.a, kill=False, max_idle_timeout=6.0)
+    await again.send(b, 2)
+    await eventually(lambda: told == ["connected", "gone", "connected"])
+    assert told.events[1].why == "its process is another one than before"
+
+
+@simulated
+async def test_a_client_of_quic_that_goes_on_from_elsewhere_has_moved(stage: Stage) -> None:
+    stage.a.offers = stage.b.offers = ("quic",)
+    a, b = await stage.two()
+    told = Told(b)
+    await a.send(b, 1)
+    [connection] = b.connections()
+    before = connection.endpoint.remote
+
+    async def migrate() -> None:
+        connection.on_moved("10.0.7.7", 4321)
+
+    await b.do(migrate())
+    await eventually(lambda: told == ["connected", "moved"])
+    assert told.events[1].why == f"reached by quic 10.0.7.7:4321 now, by quic {before} before"
+
+
+@simulated
+async def test_two_processes_with_one_key_are_gone(stage: Stage) -> None:
+    a, b = await stage.start(stage.a), await stage.start(stage.b)
+    told = Told(b)
+    await a.send(b, 1)
+    other = await stage.start(stage.c, identity=stage.a.identity)
+    await other.send(b, 2)
+    await asyncio.sleep(5.0)
+    assert told[:3] == ["connected", "gone", "connected"]
+    assert told[-1] == "gone"
+    assert not b.transport.peers()

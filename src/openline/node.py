@@ -329,7 +329,7 @@ class Node:
                 f"the connection to {remote.address} was lost before the answer came: {end.text}"
             )
             remote.requests.fail(connection, error)
-        remote.presence.lost(connection, end)
+        remote.presence.lost(connection, end.text)
         if not remote.connections:
             self.inbox.peer_gone(remote)
             for stream_id in list(remote.outstanding.gates):

@@ -153,17 +153,19 @@ class Auditor:
 
     def _complete(self, *more: str) -> None:
         """Has everybody had everything, in one order?"""
-        missed = self._transport.stats().peer_events_missed
-        self._claim(not missed, f"{missed} events were left out")
         for name in ("handler", *more):
             got = _briefly(self._got[name])
             self._claim(got == self._told, f"the {name} got {got}, and told was {self._told}")
+        missed = self._transport.stats().peer_events_missed
+        left = 0
         if self._slow is not None:
             # What is at work when close_timeout is over is cut, and hears no more.
             got = _briefly(self._got["slow handler"])
+            left = len(self._told) - len(got)
             rest = {kind for kind, _, _ in self._told[len(got) :]}
             fits = got == self._told[: len(got)] and rest <= {"gone"}
             self._claim(fits, f"the slow handler got {got}, and told was {self._told}")
+        self._claim(missed == left, f"{missed} events were left out, and {left} not told")
 
 
 def _briefly(events: list[PeerEvent]) -> list[tuple[str, Peer, float]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..backends.base import End
 from ..core.lifecycle import State
 from ..core.presence import CONNECTED, NEXT, Look, Standing
 from ..peer import PeerEventKind
@@ -27,11 +26,11 @@ class PeerPresence(Part):
         # How what last reached it has ended, if nothing else is good since.
         self._ended = ""
 
-    def lost(self, connection: RemoteConnection, end: End) -> None:
-        """A connection to it has ended."""
+    def lost(self, connection: RemoteConnection, why: str) -> None:
+        """A connection to it has ended, or is used no more."""
         if _way(connection) == self._standing.way:
-            self._ended = end.text
-        self.look(end.text)
+            self._ended = why
+        self.look(why)
 
     def look(self, ended: str = "") -> None:
         """Connections to it have come, changed or ended (how: ``ended``)."""

@@ -114,17 +114,26 @@ class Auditor:
         """Is what was told what there is? Nothing is missing."""
         there = {remote.key: remote for remote in self._transport._table if remote.connections}
         present = {key for key, kind in self._last.items() if kind in PRESENT}
-        self._claim(present == set(there), f"told of {present}, and there are {set(there)}")
-        for key in present & set(there):
-            remote = there[key]
-            good, doubted, process = facts(remote)
-            last = self._last[key]
-            self._claim(not (good and last == "suspect"), f"suspect was last told of {remote!r}")
-            self._claim(good or not doubted or last == "suspect", f"{last} was last told of {remote!r}")
-            self._claim(process == self._process[key], f"told of another process of {remote!r}")
-            if good:
-                self._ways[key] &= good
-                self._claim(bool(self._ways[key]), f"{good} reach {remote!r}, and moved was not told")
+        if present != there.keys():
+            self._claim(False, f"told of {present}, and there are {set(there)}")
+        for key in present & there.keys():
+            wrong = self._wrong(key, there[key])
+            if wrong:
+                self._claim(False, f"{wrong} of {there[key]!r}, which has {there[key].connections}")
+
+    def _wrong(self, key: object, remote: Any) -> str:
+        """What is wrong with what was told last of a peer that is there."""
+        good, doubted, process = facts(remote)
+        last = self._last[key]
+        if process != self._process[key]:
+            return "told of another process"
+        if (good and last == "suspect") or (doubted and not good and last != "suspect"):
+            return f"{last} was told last"
+        if good:
+            self._ways[key] &= good
+            if not self._ways[key]:
+                return "moved was not told"
+        return ""
 
     def look_at_peers(self) -> None:
         """The names that programs have say the same."""

@@ -133,7 +133,7 @@ class Backlog:
 
     def _catch_up(self, waiting: dict[Peer, _PutOff], *, known: bool) -> None:
         """Half of the room is for what happens from now on."""
-        while waiting and self._has_room(known, self._limit // 2):
+        while waiting and self._has_room(known, max(1, self._limit // 2)):
             put_off = waiting.pop(next(iter(waiting)))
             self._drop(put_off.count - len(put_off.kinds))
             for kind in put_off.kinds:

@@ -67,7 +67,9 @@ class PeerPresence(Part):
         """A text for people. ``before``: what reached it until now."""
         way = self._standing.way
         if kind == "gone":
-            return "its process is another one than before" if other_process else self._ended or ended or "lost"
+            return (
+                "its process is another one than before" if other_process else self._ended or ended or "lost"
+            )
         if kind == "suspect":
             return f"{self._ended}; {self._doubt()}" if self._ended else self._doubt()
         if kind == "moved":

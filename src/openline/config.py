@@ -164,6 +164,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     strangers_inbox_bytes: Count = 64 * 1024 * 1024
     # Streams of one peer with something waiting; idle ones are forgotten.
     max_streams: Count = 1024
+    # Events of peers that wait for one ``on_peer`` handler or ``peer_events()``: some for each of a few
+    # hundred peers, as when a network is cut. A quarter of it for all strangers together. What is beyond is
+    # told when there is room, as far as it has not become void.
+    peer_events: Count = 4096
 
     def __post_init__(self) -> None:
         """msgspec checks ranges when it converts; a ``Config(...)`` in code is checked here."""

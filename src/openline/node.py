@@ -41,6 +41,7 @@ from .peers.table import Table
 from .receiving.dispatcher import Dispatcher
 from .receiving.flow_control import regulate
 from .receiving.inbox import Inbox
+from .receiving.watchers import Watchers
 from .routing.dialer import Dialer
 from .routing.redial import Kept, Recovery
 from .routing.router import Router
@@ -113,7 +114,10 @@ class Node:
         context.bind(self.dispatcher)
         self.heartbeat: Heartbeat[Remote] = Heartbeat(context, environment.wall_clock, self._tick)
         self.doubts = Doubts(context, self.heartbeat, self.backends.distrust)
-        self.services.bind(self.table, self.doubts, self.recovery)
+        self.watchers = Watchers(
+            config, self.counters, self.runner, self.log, self.home, environment.unix_time
+        )
+        self.services.bind(self.table, self.doubts, self.recovery, self.watchers)
         self.listeners: Listeners[Remote] = Listeners(
             self.dispatcher, self, self.heartbeat, Postponed(self.loop, self.changed)
         )
@@ -243,6 +247,7 @@ class Node:
             if inbound:
                 link.write_binary(encode_welcome(self._lost_to(remote.node_id or "")))
             remote.paths.joined(connection, lost)
+        remote.presence.look()
         if inbound:
             self._settle_dials(connection)
         for mailbox in remote.mailboxes.by_stream.values():
@@ -275,6 +280,7 @@ class Node:
         self.table.moved(connection, ip, port)
         self.counters.migrations += 1
         self.log.about(connection.remote, logging.INFO, "moved: %r was at %s", connection, before)
+        connection.remote.presence.look()
         self.router.told(connection)
 
     def changed(self) -> None:
@@ -283,6 +289,10 @@ class Node:
         self.inbox.rebind()
 
     def on_state(self, connection: RemoteConnection) -> None:
+        self._on_state(connection)
+        connection.remote.presence.look()
+
+    def _on_state(self, connection: RemoteConnection) -> None:
         self.changed()
         paths = connection.remote.paths
         if connection.plain:
@@ -328,6 +338,7 @@ class Node:
                 f"the connection to {remote.address} was lost before the answer came: {end.text}"
             )
             remote.requests.fail(connection, error)
+        remote.presence.lost(connection, end.text)
         if not remote.connections:
             self.inbox.peer_gone(remote)
             for stream_id in list(remote.outstanding.gates):
@@ -376,6 +387,7 @@ class Node:
                 await self._finish()
                 self.home.enter(Phase.CLOSED)
                 await self._say_goodbye()
+                await self.watchers.idle()
         except TimeoutError:
             count = len(self.table.connections)
             log.warning("close: close_timeout is over; cutting handlers, and connections: %d", count)
@@ -383,10 +395,12 @@ class Node:
         for connection in list(self.table.connections):
             connection.link.abort()
             connection.on_closed(End.lost("cut at close"))
+        await self.watchers.settle()
         self.sessions.close()
         self.heartbeat.stop()
         self.sender.close()
         self.inbox.close()
+        self.watchers.close()
         await self.runner.close()
         self.log.close()
         await asyncio.sleep(0)  # let aborted sockets go

@@ -88,6 +88,7 @@ COUNTS = [
     "inbox_messages",
     "inbox_bytes",
     "max_streams",
+    "peer_events",
 ]
 
 

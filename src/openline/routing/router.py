@@ -262,6 +262,7 @@ class Router:
         connection.set_state(State.DRAINING)
         self.went(connection)
         self._table.remove(connection)
+        connection.remote.presence.lost(connection, "the connection was found dead when it was used")
 
     def explain(self, address: Address) -> Explanation:
         try:

@@ -100,6 +100,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     # by the next where that has not answered within 250 ms. Those that cannot be used here are
     # left out (``capabilities()`` says why).
     backends: tuple[BackendName, ...] = ("quic", "websocket")
+    # Sites whose pages may connect, as browsers write them ("https://example.org"), or "*". Pages from the
+    # same IP, or localhost, and from the disk may anyway; programs are not asked.
+    origins: tuple[str, ...] = ()
     # Where a bare host:port may be talked to in plain text (rule 3.8): with plain peers that speak no TLS,
     # or with anybody ("allow"). With "never" nothing is, not even by ws://, and nobody may come that way.
     plaintext: Plaintext = "plain-peers"
@@ -183,6 +186,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             raise ValueError("known_peers must be the path of a file, or None")
         if isinstance(self.allow, str):
             raise ValueError("allow must be a tuple of node ids, not one text")
+        if isinstance(self.origins, str):
+            raise ValueError("origins must be a tuple of sites, not one text")
         for node_id in self.allow or ():
             if not is_node_id(node_id):
                 raise ValueError(f"allow: {node_id!r} is not a node id (52 characters of a-z and 2-7)")

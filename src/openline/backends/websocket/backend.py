@@ -24,7 +24,7 @@ from ...config import Config
 from ...core.frames import FRAME_BYTES, Malformed
 from ...core.handshake import HEADER, REFUSED_HEADER
 from ...core.selection import Endpoint
-from ...core.text import printable_lines
+from ...core.text import printable, printable_lines
 from ...errors import Error, IdentityConflict, Refused, Unreachable
 from ...runtime.ratelog import process_log
 from .. import tls
@@ -37,6 +37,7 @@ from . import deflate
 from .bare import BareDial, WhyNotPlain
 from .link import WebSocketLink
 from .listener import Acceptor, Done
+from .origins import may_connect
 from .reader import BoundedReader
 from .tunnel import READ_SIZE, Tunnel
 
@@ -214,6 +215,10 @@ class WebSocketBackend:
             return _turn_away(426, "This port speaks WebSocket (openline).\n")
         if headers.get("sec-websocket-version") != "13":
             return _turn_away(426, "This port speaks WebSocket version 13 (RFC 6455).\n")
+        origin = headers.get("origin")
+        if not may_connect(origin, headers.get("host"), self._config.origins):
+            self._turned_away(protocol, f"a page from {printable(origin or '')!r}")
+            return _turn_away(403, "Pages from that site may not connect here (Config.origins).\n")
         # Firefox sends "keep-alive, Upgrade", which RFC 6455 section 4.2.1 allows and picows does not.
         if "upgrade" in (token.strip().lower() for token in headers.get("connection", "").split(",")):
             headers["Connection"] = "upgrade"
@@ -223,9 +228,7 @@ class WebSocketBackend:
         except Malformed as error:
             return _turn_away(400, f"{error}\n")
         except Error as error:
-            self._on_bad(join(*_peername(protocol)), str(error))
-            protocol.done(True)
-            protocol.done = _told
+            self._turned_away(protocol, str(error))
             status = 409 if isinstance(error, IdentityConflict) else 403
             return _turn_away(status, f"{error}\n", [(REFUSED_HEADER, "1")])
         ip, port = _peername(protocol)
@@ -254,6 +257,11 @@ class WebSocketBackend:
         return WSUpgradeResponseWithListener(
             WSUpgradeResponse.create_101_response(answer), self._make_link(endpoint, up, window)
         )
+
+    def _turned_away(self, protocol: _ServerProtocol, reason: str) -> None:
+        self._on_bad(join(*_peername(protocol)), reason)
+        protocol.done(True)
+        protocol.done = _told
 
     # Dialing -------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from ..backends.base import Backend, Doorkeeper, OnBad
 from ..backends.certificates import TlsFiles
 from ..backends.sockets import Opener, open_socket
 from ..backends.websocket.backend import WebSocketBackend
-from ..capabilities import why_no_quic
+from ..usable import why_no_quic
 from ..config import Config
 
 if TYPE_CHECKING:

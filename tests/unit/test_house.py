@@ -34,6 +34,7 @@ ROOMS = (
     ("sending", "sending"),
     ("node", "node"),
     ("transport", "transport"),
+    ("sync", "sync"),
     ("openline", ""),
     ("testing", "testing"),
     ("cli", "cli"),

@@ -1,7 +1,7 @@
 """The event loop of all synchronous transports, in a thread, and calls to it from any other thread.
 
-A call is handed over with ``call_soon_threadsafe`` and waits for a lock that the loop releases: two changes of
-thread and little else. A wait for a lock is what Ctrl-C interrupts in Python: the call is cancelled on the
+A call is handed over with ``call_soon_threadsafe`` and waits for a lock that the loop releases: two changes
+of thread and little else. A wait for a lock is what Ctrl-C interrupts in Python: the call is cancelled on the
 loop then, and whoever waited goes on at once.
 """
 
@@ -12,7 +12,6 @@ import atexit
 import contextlib
 import os
 import threading
-import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from threading import get_ident
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
@@ -43,7 +42,11 @@ class Background:
     """The loop and its thread. They begin with the first user and end with the last one."""
 
     def __init__(self) -> None:
-        self.loop = _new_loop()
+        # Made in the thread: where the making is interrupted here, nothing is left open.
+        self.loop: asyncio.AbstractEventLoop
+        self._ready = threading.Event()
+        self._failure: Exception | None = None
+        self._unwanted = False
         # Why it takes no more calls.
         self._over: str | None = None
         self.foreign = False
@@ -51,8 +54,19 @@ class Background:
         self._users: set[User] = set()
         self._calls: set[_Call[Any]] = set()
         self.thread = threading.Thread(target=self._run, name="openline.sync", daemon=True)
-        _all.add(self)
-        self.thread.start()
+
+    def start(self) -> None:
+        """Begin to run. Raises ``OSError`` where there can be no loop. Interrupted, no thread goes on."""
+        try:
+            self.thread.start()
+            self._ready.wait()
+        except BaseException:
+            self._unwanted = True
+            if self._ready.is_set():
+                self.post(self.loop.stop)
+            raise
+        if self._failure is not None:
+            raise self._failure
 
     # Users ---------------------------------------------------------------------------------------
 
@@ -61,16 +75,24 @@ class Background:
         """The loop that runs now, or a new one."""
         global _current, _at_exit_known
         with _lock:
-            if _current is None:
-                _current = Background()
             if not _at_exit_known:
                 _at_exit_known = True
                 atexit.register(_at_exit)
+            if _current is None:
+                fresh = Background()
+                fresh.start()
+                _current = fresh
             _current._users.add(user)
             return _current
 
+    @staticmethod
+    def withdraw(user: User) -> None:
+        """``enter`` was interrupted, or what had to follow."""
+        if _current is not None and user in _current._users:
+            _current.leave(user)
+
     def leave(self, user: User) -> None:
-        """On the loop, or instead of it. The last one ends it."""
+        """The last one ends the loop."""
         global _current
         with _lock:
             self._users.discard(user)
@@ -148,10 +170,19 @@ class Background:
     # The thread ----------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self.loop = _new_loop()
+        except Exception as error:
+            self._failure = error
+            return
+        finally:
+            self._ready.set()
         self._ident = get_ident()
+        _running.add(self)
         asyncio.set_event_loop(self.loop)
         try:
-            self.loop.run_forever()
+            if not self._unwanted:
+                self.loop.run_forever()
             self._over = "the transport is closed"
             self.loop.run_until_complete(self._wind_up())
         finally:
@@ -160,6 +191,7 @@ class Background:
             self.loop.close()
             for call in list(self._calls):
                 call.fail(Closed(self._over))
+            _running.discard(self)
 
     async def _wind_up(self) -> None:
         own = asyncio.current_task()
@@ -292,9 +324,8 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 _current: Background | None = None
 _lock = threading.Lock()
 _at_exit_known = False
-# Those of the parent are kept in a child for ever: to free a loop closes what is the parent's.
-_all: weakref.WeakSet[Background] = weakref.WeakSet()
-_parents: list[Background] = []
+# In a child those of its parent stay in it for ever: to free a loop would close what is the parent's.
+_running: set[Background] = set()
 
 
 def _at_exit() -> None:
@@ -307,9 +338,8 @@ def _at_exit() -> None:
 def _in_child() -> None:
     global _current, _lock
     _current, _lock = None, threading.Lock()
-    for background in list(_all):
+    for background in list(_running):
         background.disown()
-        _parents.append(background)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork

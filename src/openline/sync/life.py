@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 
 from ..config import Config
 from ..errors import Closed
@@ -19,13 +20,20 @@ class Life:
         self._transport: Transport | None = None
         self._closing: asyncio.Task[None] | None = None
         self._closed = False
-        self.background = Background.enter(self)
-        self.workers = Workers(self.background, workers)
+        self._in_use = False
+        try:
+            self.background = Background.enter(self)
+            self.workers = Workers(self.background, workers)
+        except BaseException:
+            Background.withdraw(self)
+            raise
 
     def begin(self) -> Transport:
         """Make it. Whatever interrupts that, nothing is left of it."""
         try:
-            return self.background.ask(self._make)
+            transport = self.background.ask(self._make)
+            self._in_use = True
+            return transport
         except BaseException:
             self.background.post(self.begin_closing)
             raise
@@ -40,12 +48,22 @@ class Life:
         if self._closed and not background.foreign:
             return
         self.workers.let_go()
+        background.post(self.begin_closing)  # not undone by what interrupts the wait
         try:
             background.call(self._close)
         except Closed:
             if background.foreign or not self._closed:
                 raise
         background.join()
+
+    def drop(self) -> None:
+        """Nobody can close it any more."""
+        if self._in_use and not self._closed and not self.background.foreign:
+            self.background.post(self.begin_closing)
+            text = (
+                "a transport of openline.sync was dropped without close(); use  with load_transport(...) as t"
+            )
+            warnings.warn(text, ResourceWarning, stacklevel=3)
 
     # On the loop ---------------------------------------------------------------------------------
 
@@ -62,7 +80,7 @@ class Life:
     async def _close(self) -> None:
         self.begin_closing()
         assert self._closing is not None
-        await asyncio.shield(self._closing)  # Ctrl-C in close() interrupts the wait, not the closing
+        await asyncio.shield(self._closing)
 
     async def _end(self) -> None:
         try:

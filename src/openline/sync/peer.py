@@ -13,6 +13,7 @@ class Peer:
     """A remote node, as seen from here. Handlers get one; ``Transport.peers()`` lists them.
 
     Two that stand for the same node are equal, and good as keys of a dict. Any thread may use it.
+    Times are seconds.
     """
 
     __slots__ = ("_background", "_peer")
@@ -70,9 +71,9 @@ class Peer:
         return self._background.call(self._peer.send, message)
 
     def request(self, message: Message, timeout: float | None = None) -> Message:
-        """Send and wait for the answer, ``timeout`` seconds. Raises as ``Transport.request`` does."""
+        """Send and wait for the answer. Raises as ``Transport.request`` does."""
         return self._background.call(self._peer.request, message, timeout)
 
     def reply(self, message: Message, payload: Any = None, *, type: str = "result") -> Receipt:
-        """Answer ``message``: same stream, ``metadata.replyTo`` set to its id. Raises as ``send`` does."""
+        """Answer ``message``: same stream, ``metadata.replyTo`` set to its id. Raises as ``Transport.send`` does."""
         return self._background.call(self._peer.reply, message, payload, type=type)

@@ -71,7 +71,7 @@ class Transport:
     Each call waits until it is done; any thread may call, also several at a time, also inside a running
     event loop, which stands still meanwhile. Ctrl-C interrupts a call that waits: it is cancelled, and the
     transport goes on. Handlers run in threads, so they may block and call all of this. In a child that came
-    by fork every call raises ``Closed``.
+    by fork every call raises ``Closed``. Times are seconds, sizes bytes.
 
     - Listening and connecting: ``listen``, ``connect``, ``ping``, ``reload_tls``
     - Sending: ``send``, ``send_batch``, ``request``
@@ -119,8 +119,8 @@ class Transport:
 
         With ``keep`` it stays so until ``close()``: whenever it is lost, it is dialed again with
         exponential backoff and full jitter, with a fresh look-up and socket each time. Then a
-        failure of the first attempt is not raised but returned as None. Without it raises
-        ``Unreachable`` or ``Refused``.
+        failure of the first attempt is not raised but returned as None. Raises ``Unreachable`` and
+        ``Refused`` where it is not kept, ``InvalidAddress`` and ``Closed``.
         """
         peer = self._background.call(self._transport.connect, address, keep=keep)
         return self._peer(peer) if peer is not None else None
@@ -138,7 +138,7 @@ class Transport:
     def send(self, address: str | Address, message: Message, *, timeout: float | None = None) -> Receipt:
         """Send one message; returns when an openline peer has it, or a plain peer's socket does.
 
-        ``timeout`` (seconds, default ``Config.send_timeout``) bounds all of it: waiting for a connection, for
+        ``timeout`` (default ``Config.send_timeout``) bounds all of it: waiting for a connection, for
         room on it, and for the acknowledgement. Raises ``Unreachable``, ``TimeoutError``,
         ``Refused``, ``IdentityConflict``, ``InvalidMessage``, ``MessageTooLarge`` and ``Closed``,
         none of which has let a byte leave; and ``NotConfirmed``. Do not change the message meanwhile.
@@ -199,9 +199,10 @@ class Transport:
         was given up unacknowledged, when it was out of reach for ``Config.resume_timeout``. Counted as
         ``stats().in_doubt`` in any case.
         """
-        tell = self._workers.in_order(handler)
+        tell, background = self._workers.in_order(handler), self._background
         self._background.ask(
-            self._transport.on_undelivered, lambda peer, message, why: tell(self._peer(peer), message, why)
+            self._transport.on_undelivered,
+            lambda peer, message, why: tell(Peer(peer, background), message, why),
         )
         return handler
 
@@ -235,7 +236,10 @@ class Transport:
         return [self._peer(peer) for peer in self._transport.peers()]
 
     def explain(self, address: str | Address) -> Explanation:
-        """Which connection a send to ``address`` would take, and why not the others. Sends nothing."""
+        """Which connection a send to ``address`` would take, and why not the others. Sends nothing.
+
+        Raises ``InvalidAddress``.
+        """
         return self._background.ask(self._transport.explain, address)
 
     # Closing -------------------------------------------------------------------------------------
@@ -248,6 +252,10 @@ class Transport:
         fork.
         """
         self._life.end()
+
+    def __del__(self) -> None:
+        if (life := getattr(self, "_life", None)) is not None:
+            life.drop()
 
     def __enter__(self) -> Transport:
         return self

@@ -105,6 +105,7 @@ class _Job:
                 self._error = error
             except BaseException as error:  # sys.exit() in a thread ends nothing but what it was called in
                 self._error = RuntimeError(f"a handler raised {error!r}")
+                self._error.__cause__ = error
         self.workers.post(self._done)
 
     def _done(self) -> None:

@@ -95,5 +95,8 @@ class Peer:
     def reply(
         self, message: Message, payload: Any = None, *, type: str = "result"
     ) -> Coroutine[Any, Any, Receipt]:
-        """Answer ``message``: same stream, ``metadata.replyTo`` set to its id. Raises as ``Transport.send`` does."""
+        """Answer ``message``: same stream, ``metadata.replyTo`` set to its id.
+
+        Raises as ``Transport.send`` does.
+        """
         return self._sends.send_to(self._remote, message.answer(payload, type))

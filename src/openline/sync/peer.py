@@ -75,5 +75,8 @@ class Peer:
         return self._background.call(self._peer.request, message, timeout)
 
     def reply(self, message: Message, payload: Any = None, *, type: str = "result") -> Receipt:
-        """Answer ``message``: same stream, ``metadata.replyTo`` set to its id. Raises as ``Transport.send`` does."""
+        """Answer ``message``: same stream, ``metadata.replyTo`` set to its id.
+
+        Raises as ``Transport.send`` does.
+        """
         return self._background.call(self._peer.reply, message, payload, type=type)

@@ -54,10 +54,18 @@ class Workers:
         self._busy += 1
         self._jobs.put(job)
         if self._threads < min(self._busy, self._limit):
-            self._threads += 1
-            name = f"openline.sync handler {self._threads}"
-            threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True).start()
+            self._one_more()
         return job
+
+    def _one_more(self) -> None:
+        name = f"openline.sync handler {self._threads + 1}"
+        try:
+            threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True).start()
+        except RuntimeError:  # the system has no more of them, or the process ends
+            if not self._threads:
+                raise
+        else:
+            self._threads += 1
 
     def done(self) -> None:
         """A job has left its thread."""

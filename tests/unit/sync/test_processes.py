@@ -22,7 +22,9 @@ pytestmark = pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def start(scenario: str, loop: str) -> subprocess.Popen[str]:
     # One whose making was interrupted at its very end is dropped, and says so.
     dropped = "ignore:a transport of openline.sync was dropped:ResourceWarning"
-    command = [sys.executable, "-W", "default", "-W", dropped, str(PROGRAMS), scenario, loop]
+    # Python 3.12 and later, of every program with threads that forks.
+    forked = "ignore:This process:DeprecationWarning"
+    command = [sys.executable, "-W", "default", "-W", dropped, "-W", forked, str(PROGRAMS), scenario, loop]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 

@@ -19,6 +19,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 from ..errors import Closed, WrongLoop
 
 P = ParamSpec("P")
+S = TypeVar("S")
 T = TypeVar("T")
 
 # At the end of the loop: for calls that have their outcome and return it, then for what is cancelled.
@@ -133,12 +134,12 @@ class Background:
         """Run a plain function on the loop and wait for its outcome. Raises as ``call`` does."""
         return self._wait(_Ask(self, function, args, kwargs))
 
-    def each(self, source: AsyncIterator[T]) -> Iterator[T]:
+    def each(self, source: AsyncIterator[S], convert: Callable[[S], T]) -> Iterator[T]:
         """Walk an asynchronous iterator; to leave this one, or drop it, closes that one."""
         walk = _Walk(source)
         try:
             while (item := self.call(walk.step)) is not _END:
-                yield cast(T, item)
+                yield convert(cast(S, item))
         finally:
             self.post(walk.close)
 
@@ -155,6 +156,8 @@ class Background:
             self._calls.add(call)  # before the look: the end of the loop looks the other way round
             if self._over is not None:
                 raise Closed(self._over)
+            if here.job is not None:
+                here.job.waits_for(call)
             self.loop.call_soon_threadsafe(call.start)
             call.ended.acquire()
         except BaseException:
@@ -162,6 +165,11 @@ class Background:
             self.post(call.cancel)
             raise
         return call.outcome()
+
+    @property
+    def running(self) -> bool:
+        """Does it take calls?"""
+        return self._over is None
 
     def ended(self, call: _Call[Any]) -> None:
         """It has its outcome."""
@@ -204,16 +212,42 @@ class Background:
         await self.loop.shutdown_asyncgens()
 
 
+class Cancels(Protocol):
+    """A call that somebody waits for."""
+
+    def cancel(self) -> None:
+        """On the loop: who waits gets ``CancelledError``."""
+
+
+class Job(Protocol):
+    """What a thread of handlers is at work on."""
+
+    def waits_for(self, call: Cancels) -> None:
+        """It begins to wait for that, which is cancelled with it."""
+
+
+class _Here(threading.local):
+    job: Job | None = None
+
+    def take(self, job: Job | None) -> None:
+        """This thread is at work on that now."""
+        self.job = job
+
+
+# Of each thread.
+here = _Here()
+
+
 class _Call(Generic[T]):
     """One call from another thread, and its outcome."""
 
     __slots__ = (
         "_args",
         "_background",
-        "_cancelled",
         "_error",
         "_function",
         "_kwargs",
+        "_over",
         "_task",
         "_value",
         "ended",
@@ -222,7 +256,7 @@ class _Call(Generic[T]):
     def __init__(self, background: Background, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
         self._background, self._function, self._args, self._kwargs = background, function, args, kwargs
         self._task: asyncio.Task[None] | None = None
-        self._cancelled = False
+        self._over = False
         self._error: BaseException | None = None
         self._value: T
         # Released at the end.
@@ -231,31 +265,33 @@ class _Call(Generic[T]):
 
     def start(self) -> None:
         """On the loop."""
-        if not self._cancelled:
+        if not self._over:
             self._task = self._background.loop.create_task(self._run())
 
     def cancel(self) -> None:
-        """On the loop: nobody waits for it any more."""
-        self._cancelled = True
+        """On the loop. Who waits for it, if anybody still does, gets ``CancelledError``."""
         if self._task is not None:
             self._task.cancel()
+        elif not self._over:
+            self.fail(asyncio.CancelledError())
 
     async def _run(self) -> None:
         try:
             self._value = await self._function(*self._args, **self._kwargs)
-        except asyncio.CancelledError:
-            self._error = Closed("the transport was closed meanwhile")
+        except asyncio.CancelledError as error:
+            self._error = error if self._background.running else Closed("the transport was closed meanwhile")
         except BaseException as error:
             self._error = error
         finally:
             self._end()
 
     def _end(self) -> None:
+        self._over = True
         self._background.ended(self)
         self.ended.release()
 
     def fail(self, error: BaseException) -> None:
-        """The loop has ended without it."""
+        """It comes to nothing."""
         self._error = error
         self._end()
 
@@ -275,7 +311,7 @@ class _Ask(_Call[T]):
     __slots__ = ()
 
     def start(self) -> None:
-        if self._cancelled:
+        if self._over:
             return
         try:
             self._value = self._function(*self._args, **self._kwargs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar, overload
 
@@ -14,9 +13,9 @@ from ..routing.router import Explanation
 from ..stats import Stats
 from ..transport import Listener as AsyncListener
 from .background import Background
+from .handlers import Handling, handling
 from .life import Life
 from .peer import Peer
-from .workers import Workers
 
 Handler = Callable[[Peer, Message], object]
 Undelivered = Callable[[Peer, Message, str], object]
@@ -182,8 +181,6 @@ class Transport:
             return lambda function: self.on_message(function, stream_id=stream_id)
         if not callable(handler):
             raise TypeError("on_message takes a function; use on_message(stream_id=...) for one stream")
-        if inspect.iscoroutinefunction(handler):
-            raise TypeError("a handler of openline.sync is a plain function, not an async one")
         self._background.ask(self._transport.on_message, self._handling(handler), stream_id=stream_id)
         return handler
 
@@ -222,8 +219,7 @@ class Transport:
         It begins with the first step. Each thread needs one of its own. Raises ``Closed`` where the transport
         is closed before it begins.
         """
-        for peer, message in self._background.each(self._transport.messages(stream_id)):
-            yield self._peer(peer), message
+        return self._background.each(self._transport.messages(stream_id), self._with_peer)
 
     # Looking at it -------------------------------------------------------------------------------
 
@@ -269,26 +265,12 @@ class Transport:
     def _peer(self, peer: AsyncPeer) -> Peer:
         return Peer(peer, self._background)
 
-    def _handling(self, handler: Handler) -> _Handling:
-        return _Handling(handler, self._workers, self._background)
+    def _with_peer(self, item: tuple[AsyncPeer, Message]) -> tuple[Peer, Message]:
+        return self._peer(item[0]), item[1]
 
-
-class _Handling:
-    """A handler, as the asynchronous transport calls it. Equal for equal handlers."""
-
-    def __init__(self, handler: Handler, workers: Workers, background: Background) -> None:
-        self._handler, self._workers, self._background = handler, workers, background
-        # For what is logged.
-        self.__qualname__ = getattr(handler, "__qualname__", repr(handler))
-
-    async def __call__(self, peer: AsyncPeer, message: Message) -> Any:
-        return await self._workers.run(self._handler, Peer(peer, self._background), message)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Handling) and other._handler == self._handler
-
-    def __hash__(self) -> int:
-        return hash(self._handler)
+    def _handling(self, handler: Handler) -> Handling:
+        background = self._background  # not self: a transport with a handler can still be dropped
+        return handling(handler, self._workers, lambda peer, message: (Peer(peer, background), message))
 
 
 def load_transport(config: Config | None = None, *, workers: int = WORKERS) -> Transport:

@@ -6,6 +6,7 @@ report of what a handler raises are the asynchronous transport's own.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections import deque
@@ -14,7 +15,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from ..runtime.inline_future import InlineFuture
-from .background import Background
+from .background import Background, Cancels, here
 
 log = logging.getLogger("openline")
 
@@ -38,8 +39,9 @@ class Workers:
         job = self._put(function, args)
         try:
             return await job.outcome
-        finally:
-            job.forget()
+        except asyncio.CancelledError:
+            job.cancel()
+            raise
 
     def start(self, function: Callable[..., Any], *args: object) -> InlineFuture[Any]:
         """Call ``function`` in a thread."""
@@ -76,8 +78,8 @@ class Workers:
 
     def let_go(self) -> None:
         """From a handler that closes its own transport: nothing is to wait for this handler."""
-        job = getattr(_here, "job", None)
-        if job is not None and job.workers is self:
+        job = here.job
+        if isinstance(job, _Job) and job.workers is self:
             self.post(job.let_go)
 
     def close(self) -> None:
@@ -90,7 +92,7 @@ class Workers:
 class _Job:
     """One call of a handler."""
 
-    __slots__ = ("_args", "_error", "_forgotten", "_function", "_value", "outcome", "workers")
+    __slots__ = ("_args", "_call", "_cancelled", "_error", "_function", "_value", "outcome", "workers")
 
     def __init__(
         self,
@@ -100,16 +102,18 @@ class _Job:
         args: tuple[Any, ...],
     ) -> None:
         self.workers, self.outcome, self._function, self._args = workers, outcome, function, args
-        self._forgotten = False
+        # What the handler waits for.
+        self._call: Cancels | None = None
+        self._cancelled = False
         self._value: Any = None
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
 
     def do(self) -> None:
         """In a thread."""
-        if not self._forgotten:
+        if not self._cancelled:
             try:
                 self._value = self._function(*self._args)
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
                 self._error = error
             except BaseException as error:  # sys.exit() in a thread ends nothing but what it was called in
                 self._error = RuntimeError(f"a handler raised {error!r}")
@@ -124,12 +128,20 @@ class _Job:
         else:
             self.outcome.fail(error)
 
+    def waits_for(self, call: Cancels) -> None:
+        """In its thread. Raises ``CancelledError`` where it has been cancelled."""
+        self._call = call  # before the look, as cancel() does it the other way round
+        if self._cancelled:
+            raise asyncio.CancelledError
+
+    def cancel(self) -> None:
+        """Nobody waits for it: it need not begin any more, and waits for nothing any more."""
+        self._cancelled = True
+        if self._call is not None:
+            self._call.cancel()
+
     def let_go(self) -> None:
         self.outcome.settle(None)
-
-    def forget(self) -> None:
-        """Nobody waits for it: it need not begin any more."""
-        self._forgotten = True
 
 
 class _Line:
@@ -169,14 +181,11 @@ class _Line:
             self._start()
 
 
-_here = threading.local()
-
-
 def _work(jobs: SimpleQueue[_Job | None]) -> None:
     while (job := jobs.get()) is not None:
-        _here.job = job
+        here.job = job
         try:
             job.do()
         finally:
-            _here.job = None
+            here.job = None
             del job

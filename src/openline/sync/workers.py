@@ -183,9 +183,9 @@ class _Line:
 
 def _work(jobs: SimpleQueue[_Job | None]) -> None:
     while (job := jobs.get()) is not None:
-        here.job = job
+        here.take(job)
         try:
             job.do()
         finally:
-            here.job = None
+            here.take(None)
             del job

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import queue
 import sys
@@ -206,6 +207,31 @@ def test_a_slow_on_undelivered_is_not_told_of_everything(
     assert told == [0, 1, 2, 3]
     assert "too slow" in caplog.text
     assert "a bug" in caplog.text
+
+
+def test_a_handler_that_is_cancelled_hears_of_it_where_it_waits() -> None:
+    heard: queue.Queue[BaseException] = queue.Queue()
+    with openline.sync.load_transport() as alice, openline.sync.load_transport() as carol:
+        silent = f"127.0.0.1:{carol.listen(host='127.0.0.1').port}"
+        bob = openline.sync.load_transport(openline.Config(close_timeout=0.05))
+
+        @bob.on_message
+        def ask(peer: openline.sync.Peer, message: openline.Message) -> None:
+            try:
+                alice.request(silent, task(), timeout=3600)
+            except BaseException as error:
+                heard.put(error)
+            try:
+                alice.send(silent, task())
+            except BaseException as error:
+                heard.put(error)
+
+        alice.send(serve(bob), task())
+        eventually(lambda: alice._background._calls)
+        bob.close()
+        assert isinstance(heard.get(timeout=DEADLINE), asyncio.CancelledError)
+        assert isinstance(heard.get(timeout=DEADLINE), asyncio.CancelledError)
+        assert alice.send(silent, task()).acked
 
 
 def test_a_message_for_a_handler_that_never_ends_does_not_hold_up_close() -> None:

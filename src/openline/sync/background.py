@@ -19,7 +19,6 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 from ..errors import Closed, WrongLoop
 
 P = ParamSpec("P")
-S = TypeVar("S")
 T = TypeVar("T")
 
 # At the end of the loop: for calls that have their outcome and return it, then for what is cancelled.
@@ -134,12 +133,12 @@ class Background:
         """Run a plain function on the loop and wait for its outcome. Raises as ``call`` does."""
         return self._wait(_Ask(self, function, args, kwargs))
 
-    def each(self, source: AsyncIterator[S], convert: Callable[[S], T]) -> Iterator[T]:
+    def each(self, source: AsyncIterator[T]) -> Iterator[T]:
         """Walk an asynchronous iterator; to leave this one, or drop it, closes that one."""
         walk = _Walk(source)
         try:
             while (item := self.call(walk.step)) is not _END:
-                yield convert(cast(S, item))
+                yield cast(T, item)
         finally:
             self.post(walk.close)
 

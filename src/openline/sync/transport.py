@@ -219,7 +219,8 @@ class Transport:
         It begins with the first step. Each thread needs one of its own. Raises ``Closed`` where the transport
         is closed before it begins.
         """
-        return self._background.each(self._transport.messages(stream_id), self._with_peer)
+        each = self._background.each(self._transport.messages(stream_id))
+        return ((self._peer(peer), message) for peer, message in each)
 
     # Looking at it -------------------------------------------------------------------------------
 
@@ -264,9 +265,6 @@ class Transport:
 
     def _peer(self, peer: AsyncPeer) -> Peer:
         return Peer(peer, self._background)
-
-    def _with_peer(self, item: tuple[AsyncPeer, Message]) -> tuple[Peer, Message]:
-        return self._peer(item[0]), item[1]
 
     def _handling(self, handler: Handler) -> Handling:
         background = self._background  # not self: a transport with a handler can still be dropped

@@ -243,6 +243,7 @@ class _Call(Generic[T]):
     __slots__ = (
         "_args",
         "_background",
+        "_begun",
         "_error",
         "_function",
         "_kwargs",
@@ -255,7 +256,7 @@ class _Call(Generic[T]):
     def __init__(self, background: Background, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
         self._background, self._function, self._args, self._kwargs = background, function, args, kwargs
         self._task: asyncio.Task[None] | None = None
-        self._over = False
+        self._begun = self._over = False
         self._error: BaseException | None = None
         self._value: T
         # Released at the end.
@@ -271,10 +272,11 @@ class _Call(Generic[T]):
         """On the loop. Who waits for it, if anybody still does, gets ``CancelledError``."""
         if self._task is not None:
             self._task.cancel()
-        elif not self._over:
+        if not self._begun and not self._over:  # then it never does
             self.fail(asyncio.CancelledError())
 
     async def _run(self) -> None:
+        self._begun = True
         try:
             self._value = await self._function(*self._args, **self._kwargs)
         except asyncio.CancelledError as error:

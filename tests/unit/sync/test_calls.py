@@ -14,6 +14,7 @@ import pytest
 
 import openline
 import openline.sync
+from openline.sync.background import _Call
 from tests.unit.transport.helpers import closed_port
 
 from .helpers import DEADLINE, Calling, echo, eventually, loop_threads, serve, task, two
@@ -178,6 +179,34 @@ def test_a_call_on_its_own_loop_is_refused_and_does_not_hang() -> None:
 
         alice._background.post(on_the_loop)
         assert isinstance(raised.get(timeout=DEADLINE), openline.WrongLoop)
+
+
+@pytest.mark.parametrize("when", ["before", "at once", "later", "after"])
+def test_a_call_that_is_cancelled_ends_whenever_that_is(when: str) -> None:
+    async def work() -> str:
+        if when != "after":
+            await asyncio.Event().wait()
+        return "done"
+
+    with openline.sync.load_transport() as alice:
+        background = alice._background
+        call = _Call(background, work, (), {})
+        if when == "before":
+            background.ask(call.cancel)
+        background.ask(call.start)
+        if when == "at once":
+            call = _Call(background, work, (), {})
+            background.ask(lambda: (call.start(), call.cancel()))
+        elif when in ("later", "after"):
+            alice.peers()
+            background.ask(lambda: None)
+            background.ask(call.cancel)
+        assert call.ended.acquire(timeout=DEADLINE)
+        if when == "after":
+            assert call.outcome() == "done"
+        else:
+            with pytest.raises(asyncio.CancelledError):
+                call.outcome()
 
 
 def test_close_ends_what_other_threads_wait_for() -> None:

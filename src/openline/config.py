@@ -28,6 +28,7 @@ MESSAGE_OVERHEAD = 64 * 1024
 
 PlainReuse = Literal["unambiguous", "newest", "never"]
 BackendName = Literal["quic", "websocket"]
+Plaintext = Literal["plain-peers", "allow", "never"]
 
 
 class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -96,6 +97,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     # by the next where that has not answered within 250 ms. Those that cannot be used here are
     # left out (``capabilities()`` says why).
     backends: tuple[BackendName, ...] = ("quic", "websocket")
+    # Where a bare host:port may be talked to in plain text (rule 3.8): with plain peers that speak no TLS,
+    # or with anybody ("allow"). With "never" nothing is, not even by ws://, and nobody may come that way.
+    plaintext: Plaintext = "plain-peers"
     # Send the hello with the first packet of a QUIC connection to a node dialed before (0-RTT): saves
     # a round trip, and lets whoever sees both tell that they are the same client's.
     zero_rtt: bool = False
@@ -180,6 +184,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             raise ValueError(f"backends must hold one or both of {names}, each once, not {given!r}")
         if self.plain_reuse not in get_args(PlainReuse):
             raise ValueError(f"plain_reuse must be one of {get_args(PlainReuse)}, not {self.plain_reuse!r}")
+        if self.plaintext not in get_args(Plaintext):
+            raise ValueError(f"plaintext must be one of {get_args(Plaintext)}, not {self.plaintext!r}")
         if self.backoff_max < self.backoff_min:
             raise ValueError("backoff_max must not be smaller than backoff_min")
 

@@ -81,7 +81,9 @@ class Node:
             self.limits.crowded,
         )
         self.backends = Choice(
-            *environment.backends(config, self.door, self._on_bad_handshake), config.dial_timeout
+            *environment.backends(config, self.door, self._on_bad_handshake),
+            config.dial_timeout,
+            config.plaintext,
         )
         self.table = Table(self._make_remote, self.door.is_own)
         self.limits.bind(self.table)

@@ -1,8 +1,9 @@
 """All backends of one transport, and which of them a dial takes.
 
 An address with a scheme says it. A bare ``host:port`` races them as RFC 8305 describes: the first
-of ``Config.backends`` at once, the next when that has failed, or after 250 ms. What is up first and
-has proven itself wins; where it was not the first, it is tried first for a while.
+of ``Config.backends`` at once, the next when that has failed, or after a while. What is up first and
+has proven itself wins; where it was not the first, it is tried first for a while. A backend that can do
+without encryption has two ways, and the one in plain text is for plain peers only (rule 3.8).
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import asyncio
 import errno
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
-from ..address import Address
-from ..errors import Unreachable
+from ..address import Address, join
+from ..config import Plaintext
+from ..errors import IdentityConflict, Refused, Unreachable
 from .base import NORMAL, Backend, Door, Link
 from .binding import PICKS, why
 from .certificates import TlsFiles
 from .race import STAGGER, AllFailed, Race, merged
+from .sealed import Sealed
 
 log = logging.getLogger("openline")
 
@@ -33,6 +37,21 @@ FAIR = 1.0
 # Where what is sent over one backend has not got through, the other has this head start instead of
 # 250 ms: whichever is up first is not what counts there.
 DOUBTED_STAGGER = 1.0
+
+
+_REACHED_SEALED = (
+    "was reached encrypted before, so plain text is not tried: somebody in between may want that. "
+    "Write ws:// if it is meant"
+)
+_REFUSED = "not used: by another way the node there was refused, or refuses this one"
+
+
+class Way(NamedTuple):
+    """How to dial a bare address: by a backend, and perhaps without encryption."""
+
+    backend: Backend
+    plain: bool
+    dial: Callable[[Address], Awaitable[Link]]
 
 
 class Doors:
@@ -74,14 +93,24 @@ class Doors:
 class Choice:
     """``backends`` in the order of preference; ``missing`` says why others cannot be had."""
 
-    def __init__(self, backends: Sequence[Backend], missing: dict[str, str], dial_timeout: float) -> None:
+    def __init__(
+        self,
+        backends: Sequence[Backend],
+        missing: dict[str, str],
+        dial_timeout: float,
+        plaintext: Plaintext = "plain-peers",
+    ) -> None:
         self._timeout = dial_timeout
+        self._plaintext = plaintext
+        self._sealed = Sealed()
         self.backends = tuple(backends)
         self._missing = missing
         self._loop = asyncio.get_running_loop()
         # Those of ``Config.tls``, where the backends have any.
         self.files: TlsFiles | None = next(filter(None, (getattr(b, "files", None) for b in backends)), None)
         self._worked: OrderedDict[tuple[str, int], tuple[float, str]] = OrderedDict()
+        # Where that was plain text, as a plain peer is there.
+        self._plain_at: OrderedDict[tuple[str, int], tuple[float, str]] = OrderedDict()
         # Backends that came up there, and over which what was sent did not get through.
         self._distrusted: OrderedDict[tuple[str, int], tuple[float, str]] = OrderedDict()
 
@@ -100,6 +129,24 @@ class Choice:
             return [backend for backend in self.backends if address.scheme in backend.schemes]
         worked, distrusted = self._noted(self._worked, address), self._noted(self._distrusted, address)
         return sorted(self.backends, key=lambda b: (b.name == distrusted, b.name != worked))
+
+    def _ways(self, address: Address) -> list[Way]:
+        """The same, with both ways of a backend that has two."""
+        ways: list[Way] = []
+        plain_first = bool(self._noted(self._plain_at, address))
+        for backend in self.order(address):
+            ways.append(Way(backend, False, backend.dial))
+            if hasattr(backend, "dial_plain") and address.scheme is None and self._plaintext != "never":
+                ways.insert(len(ways) - plain_first, Way(backend, True, backend.dial_plain))
+        return ways
+
+    def sealed(self, address: Address, ips: tuple[str, ...]) -> bool:
+        """Must what is sent to that address be encrypted, as who listens there was reached like that?"""
+        return self._plaintext != "allow" and self._sealed.covers(address, ips)
+
+    def sealed_node(self, node_id: str) -> bool:
+        """Was that node reached encrypted?"""
+        return self._sealed.node(node_id)
 
     def _noted(self, notes: OrderedDict[tuple[str, int], tuple[float, str]], address: Address) -> str:
         until, name = notes.get((address.host, address.port), (0.0, ""))
@@ -130,41 +177,49 @@ class Choice:
         Raises ``Unreachable``, ``Refused`` or ``IdentityConflict``.
         """
         self.check(address)
-        order = self.order(address)
+        ways = self._ways(address)
         began = self._loop.time()
-        ways = [partial(self._attempt, backend, address, began + self._timeout) for backend in order]
+        dial = _Dial(self, address, began + self._timeout)
         if len(ways) == 1:
-            return await ways[0]()
-        wary = self._noted(self._distrusted, address) != ""
-        race: Race[Link] = Race(_hang_up, DOUBTED_STAGGER if wary else STAGGER)
-        try:
-            number, link = await race.run(ways)
-        except AllFailed as failed:
-            self._worked.pop((address.host, address.port), None)
-            raise merged(address, failed.errors) from None
-        if self._loop.time() < began + FAIR and not wary:
-            self._remember(address, order[number])
+            link = await dial.by(ways[0])
+        else:
+            wary = self._noted(self._distrusted, address) != ""
+            number, link = await self._race(address, ways, dial, wary)
+            if self._loop.time() < began + FAIR and not wary:
+                self._remember(address, ways[number])
+        self._sealed.note(link.endpoint)
         return link
 
-    async def _attempt(self, backend: Backend, address: Address, until: float) -> Link:
+    async def _race(self, address: Address, ways: list[Way], dial: _Dial, wary: bool) -> tuple[int, Link]:
+        # The last way begins when it did before there were two by TCP: nobody waits longer for a plain peer.
+        stagger = (DOUBTED_STAGGER if wary else STAGGER) / (2 if any(way.plain for way in ways) else 1)
+        race: Race[Link] = Race(_hang_up, stagger)
         try:
-            async with asyncio.timeout_at(until):
-                return await backend.dial(address)
-        except TimeoutError:
-            doubt = "; is UDP blocked?" if backend.name == "quic" else ""
-            reason = f"no answer within dial_timeout={self._timeout:g} s{doubt}"
-            tried = [(f"{backend.name} {address.netloc}", reason)]
-            raise Unreachable(str(address), tried, no_route=True) from None
+            return await race.run([partial(dial.by, way) for way in ways])
+        except AllFailed as failed:
+            for notes in (self._worked, self._plain_at):
+                notes.pop((address.host, address.port), None)
+            raise merged(address, failed.errors) from None
 
-    def _remember(self, address: Address, winner: Backend) -> None:
-        key = address.host, address.port
-        if winner is self.backends[0]:
+    def late(self, address: Address, backend: Backend) -> Unreachable:
+        """``dial_timeout`` is over."""
+        doubt = "; is UDP blocked?" if backend.name == "quic" else ""
+        reason = f"no answer within dial_timeout={self._timeout:g} s{doubt}"
+        return Unreachable(str(address), [(f"{backend.name} {address.netloc}", reason)], no_route=True)
+
+    def _remember(self, address: Address, winner: Way) -> None:
+        key, name = (address.host, address.port), winner.backend.name
+        if winner.plain:
+            self._note(self._plain_at, key, name)
+        else:
+            self._plain_at.pop(key, None)
+        if winner.backend is self.backends[0]:
             self._worked.pop(key, None)
             return
         until, worked = self._worked.get(key, (0.0, ""))
-        if worked != winner.name or self._loop.time() >= until:
-            log.debug("%s answers by %s; that goes first for %g s", address, winner.name, REMEMBER)
-            self._note(self._worked, key, winner.name)
+        if worked != name or self._loop.time() >= until:
+            log.debug("%s answers by %s; that goes first for %g s", address, name, REMEMBER)
+            self._note(self._worked, key, name)
 
     # Listening -----------------------------------------------------------------------------------
 
@@ -193,6 +248,44 @@ class Choice:
                 raise
             break
         return doors
+
+
+class _Dial:
+    """One dial of an address, by whatever ways there are."""
+
+    def __init__(self, choice: Choice, address: Address, until: float) -> None:
+        self._choice = choice
+        self._address = address
+        self._until = until
+        # Has a node shown itself that is not the one, or does not want us?
+        self._refused = False
+
+    async def by(self, way: Way) -> Link:
+        if way.plain:
+            self._check_plain((self._address.host, self._address.port))
+        try:
+            async with asyncio.timeout_at(self._until):
+                link = await way.dial(self._address)
+        except TimeoutError:
+            raise self._choice.late(self._address, way.backend) from None
+        except (Refused, IdentityConflict):
+            self._refused = True
+            raise
+        try:
+            if way.plain:
+                self._check_plain((link.endpoint.ip, link.endpoint.port))
+        except Unreachable:
+            _hang_up(link)
+            raise
+        return link
+
+    def _check_plain(self, place: tuple[str, int]) -> None:
+        """Raises ``Unreachable`` where plain text would be a step down (rule 3.8)."""
+        sealed = self._choice.sealed(self._address, (place[0],))
+        if sealed or self._refused:
+            path = f"ws {join(*place)}"
+            reason = _REACHED_SEALED if sealed else _REFUSED
+            raise Unreachable(str(self._address), [(path, reason)])
 
 
 def _hang_up(link: Link) -> None:

@@ -66,6 +66,7 @@ class Reject(Enum):
     PLAIN_NOT_THERE = "somebody else answered when that port was dialed"
     DIAL_FIRST = "somebody else was, or may be, at that port, so a dial comes first"
     PLAIN_NEVER = 'plain_reuse is "never"'
+    PLAIN_TEXT = "is plain text, and what the address names was reached encrypted (ws:// asks for no more)"
 
 
 RANK_TEXT = {
@@ -94,7 +95,8 @@ class Endpoint:
     somebody else. ``crowded``: another plain peer's socket from this IP was open beside it. ``hint``
     is the ``metadata.sourceNodeId`` it last sent. ``aliases`` are addresses dialed to the same node by
     connections that this one has replaced (rule 3.3). ``certified``: it was dialed with pins, or a CA,
-    which the certificate shown on it has satisfied.
+    which the certificate shown on it has satisfied. ``downgraded``: it is plain text, and its node was
+    reached encrypted before.
     """
 
     __slots__ = (
@@ -106,6 +108,7 @@ class Endpoint:
         "crowded",
         "direction",
         "doubtful",
+        "downgraded",
         "hello",
         "hint",
         "ip",
@@ -143,6 +146,7 @@ class Endpoint:
         # The far side's TLS certificate (DER), until the hello has been judged.
         self.certificate: bytes | None = None
         self.certified = False
+        self.downgraded = False
 
     def listens_on(self, ports: tuple[int, ...]) -> None:
         """It has other ports than its hello said."""
@@ -207,3 +211,5 @@ class Want(msgspec.Struct, frozen=True):
     taken: frozenset[str] = frozenset()
     formerly: frozenset[str] = frozenset()
     no_route: bool = False
+    # Was who listens there reached encrypted? Then plain text will not do (rule 3.8).
+    sealed: bool = False

@@ -242,6 +242,7 @@ class Router:
             reached=frozenset(lately - {""}),
             taken=frozenset(taken),
             formerly=frozenset(formerly),
+            sealed=self._backends.sealed(address, ips),
         )
 
     def ips_now(self, address: Address) -> tuple[str, ...]:
@@ -289,10 +290,21 @@ class Router:
     def came(self, connection: RemoteConnection) -> None:
         """A connection has opened."""
         end = connection.endpoint
+        self._look_for_a_downgrade(connection)
         self.told(connection)
         if end.target is not None:
             self._ports.reached(end, self._loop.time())
             self._is_somebody_elses(end)
+
+    def _look_for_a_downgrade(self, connection: RemoteConnection) -> None:
+        """What is plain text to a node that was reached encrypted carries nothing for a bare address."""
+        end, node_id = connection.endpoint, connection.remote.node_id
+        if node_id is None or self._context.config.plaintext == "allow":
+            return
+        others = [other.endpoint for other in connection.remote.connections]
+        if self._backends.sealed_node(node_id) or any(other.secure for other in others):
+            for each in (*others, end):
+                each.downgraded = not each.secure
 
     def told(self, connection: RemoteConnection) -> None:
         """It has said where it listens."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import queue
 import threading
 import traceback
 import warnings
 import weakref
+from pathlib import Path
 
 import pytest
 
@@ -129,6 +131,26 @@ def test_one_thread_for_all_and_none_after_the_last() -> None:
     eventually(lambda: loop_threads() == [])  # threads of handlers end by themselves
     with openline.sync.load_transport():
         assert loop_threads() != [first]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc, which is Linux's")
+def test_many_lives_leave_nothing_open() -> None:
+    def open_files() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    def live() -> None:
+        with two() as (alice, bob, address):
+            bob.on_message(echo)
+            assert alice.request(address, task(1)).payload == 1
+        with pytest.raises(openline.InvalidIdentity):
+            openline.sync.load_transport(openline.Config(identity="/nonexistent/key"))
+
+    live()
+    eventually(lambda: loop_threads() == [])
+    before = open_files()
+    for _ in range(10):
+        live()
+    eventually(lambda: loop_threads() == [] and open_files() <= before)
 
 
 def test_a_transport_that_is_dropped_closes() -> None:

@@ -89,6 +89,8 @@ if not TYPE_CHECKING:  # a type checker goes by the imports above, and finds wha
         "usable": "Capabilities capabilities",
     }
 
+    del TYPE_CHECKING
+
     def __getattr__(name):
         from importlib import import_module
 

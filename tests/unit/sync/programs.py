@@ -31,9 +31,14 @@ def task(payload: object = None, stream_id: int = 0) -> openline.Message:
     return openline.Message(payload=payload, stream_id=stream_id)
 
 
+def load() -> openline.sync.Transport:
+    """Dials in one way: of a race between several, as on a busy machine, the listener logs who gave up."""
+    return openline.sync.load_transport(openline.Config(backends=("websocket",)))
+
+
 def serve(transport: openline.sync.Transport) -> str:
     transport.on_message(lambda peer, message: peer.reply(message, message.payload))
-    return f"127.0.0.1:{transport.listen(host='127.0.0.1').port}"
+    return f"ws://127.0.0.1:{transport.listen(host='127.0.0.1').port}"
 
 
 def eventually(condition: Callable[[], object]) -> None:
@@ -76,7 +81,7 @@ def interrupted(check: Callable[[], None], work: Callable[[], object]) -> None:
 
 @scenario
 def interrupted_calls() -> None:
-    with openline.sync.load_transport() as bob, openline.sync.load_transport() as alice:
+    with load() as bob, load() as alice:
         address = serve(bob)
         number = 0
 
@@ -96,13 +101,12 @@ def interrupted_calls() -> None:
 @scenario
 def interrupted_waits() -> None:
     """Nothing ever comes."""
-    load = openline.sync.load_transport
     with load() as bob, load() as carol, load() as alice:
         address, silent = serve(bob), carol.listen(host="127.0.0.1").port
         ways = [
             lambda: alice.receive(address, "never"),
             lambda: list(alice.messages("never")),
-            lambda: alice.request(f"127.0.0.1:{silent}", task(), timeout=3600.0),
+            lambda: alice.request(f"ws://127.0.0.1:{silent}", task(), timeout=3600.0),
         ]
         turn = 0
 
@@ -123,7 +127,7 @@ def interrupted_lives() -> None:
     """While transports are made and closed: nothing is left of them."""
 
     def work() -> None:
-        with openline.sync.load_transport(openline.Config(backends=("websocket",))) as alice:
+        with load() as alice:
             alice.listen(host="127.0.0.1")
 
     def check() -> None:
@@ -135,7 +139,7 @@ def interrupted_lives() -> None:
 @scenario
 def interrupted_at_the_end() -> None:
     """Nobody catches it: the ``with`` block closes, and the traceback is all that is written."""
-    with openline.sync.load_transport() as alice:
+    with load() as alice:
         print("ready", flush=True)
         alice.receive("127.0.0.1:1")
 
@@ -147,7 +151,7 @@ kept: list[object] = []
 
 @scenario
 def ends_without_close() -> None:
-    bob, alice = openline.sync.load_transport(), openline.sync.load_transport()
+    bob, alice = load(), load()
     kept.extend([alice, bob])
     address = serve(bob)
     assert alice.request(address, task(1)).payload == 1
@@ -157,7 +161,7 @@ def ends_without_close() -> None:
 
 @scenario
 def ends_with_threads_that_wait() -> None:
-    bob, alice = openline.sync.load_transport(), openline.sync.load_transport()
+    bob, alice = load(), load()
     kept.extend([alice, bob])
     address = serve(bob)
     bob.on_message(lambda peer, message: bob.receive("127.0.0.1:1"), stream_id=1)
@@ -174,13 +178,13 @@ def _until_closed(wait: Callable[[], object]) -> None:
 
 @scenario
 def ends_by_exit() -> None:
-    kept.append(openline.sync.load_transport())
+    kept.append(load())
     sys.exit(0)
 
 
 @scenario
 def ends_in_the_block() -> None:
-    with openline.sync.load_transport() as alice:
+    with load() as alice:
         alice.listen(host="127.0.0.1")
         raise SystemExit(0)
 
@@ -192,9 +196,9 @@ def in_child(alice: openline.sync.Transport, address: str) -> None:
     for call in (alice.stats, alice.peers, alice.close, lambda: alice.send(address, task())):
         with pytest.raises(openline.Closed, match="fork"):
             call()
-    with openline.sync.load_transport() as own:
+    with load() as own:
         assert own.request(address, task("from the child")).payload == "from the child"
-    kept.append(openline.sync.load_transport())  # closed at the end of the child
+    kept.append(load())  # closed at the end of the child
 
 
 def _ended(pid: int) -> None:
@@ -204,9 +208,9 @@ def _ended(pid: int) -> None:
 
 @scenario
 def forks() -> None:
-    with openline.sync.load_transport() as bob:
+    with load() as bob:
         address = serve(bob)
-        with openline.sync.load_transport() as alice:
+        with load() as alice:
             assert alice.request(address, task(1)).payload == 1
             for _ in range(3):
                 if (pid := os.fork()) == 0:
@@ -218,7 +222,7 @@ def forks() -> None:
 
 @scenario
 def forks_while_others_call() -> None:
-    with openline.sync.load_transport() as bob, openline.sync.load_transport() as alice:
+    with load() as bob, load() as alice:
         address, stop = serve(bob), threading.Event()
 
         def call() -> None:

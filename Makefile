@@ -6,7 +6,7 @@ SEEDS  ?= 10000
 # Processes that share the tests: one for each core.
 WORKERS ?= auto
 
-.PHONY: demo test check bench simulate setup setup-bench clean
+.PHONY: demo test check dist bench simulate setup setup-bench clean
 
 # Python packages: installed once, again when pyproject.toml changes.
 $(VENV)/.ready: pyproject.toml
@@ -32,6 +32,10 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What is published: built, looked into, and tried in an empty environment of each Python that is here.
+dist: setup
+	$(BIN)/python -m tests.dist
 
 bench: setup-bench
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)

@@ -39,7 +39,7 @@ class Sends(Protocol):
 class Peer:
     """A remote node, as seen from here. Handlers get one; ``Transport.peers()`` lists them.
 
-    As long as a program keeps one, it is the same object whenever its node comes back.
+    As long as a program keeps one, it is the same object whenever its node comes back. Times are seconds.
     """
 
     __slots__ = ("__weakref__", "_remote", "_sends")
@@ -97,7 +97,10 @@ class Peer:
     def reply(
         self, message: Message, payload: Any = None, *, type: str = "result"
     ) -> Coroutine[Any, Any, Receipt]:
-        """Answer ``message``: same stream, ``metadata.replyTo`` set to its id."""
+        """Answer ``message``: same stream, ``metadata.replyTo`` set to its id.
+
+        Raises as ``Transport.send`` does.
+        """
         return self._sends.send_to(self._remote, message.answer(payload, type))
 
 

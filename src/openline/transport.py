@@ -74,7 +74,14 @@ class Transport:
     """Listens and dials; a message rides any live connection that reaches the peer before it dials.
 
     Made by ``load_transport``. Belongs to the event loop it was made on: calls from another loop or thread
-    raise ``WrongLoop``, and in a child that came by fork ``Closed``, before anything happens.
+    raise ``WrongLoop``, and in a child that came by fork ``Closed``, before anything happens. Times are
+    seconds, sizes bytes. ``openline.sync`` has the same without ``async``.
+
+    - Listening and connecting: ``listen``, ``connect``, ``ping``, ``reload_tls``
+    - Sending: ``send``, ``send_batch``, ``request``
+    - Receiving: ``on_message``, ``off_message``, ``receive``, ``messages``, ``on_undelivered``
+    - Looking at it: ``node_id``, ``config``, ``stats``, ``peers``, ``explain``
+    - Closing: ``close``, or the end of its ``async with`` block
     """
 
     def __init__(self, config: Config, environment: Environment | None = None) -> None:
@@ -147,8 +154,8 @@ class Transport:
 
         With ``keep`` it stays so until ``close()``: whenever it is lost, it is dialed again with
         exponential backoff and full jitter, with a fresh look-up and socket each time. Then a
-        failure of the first attempt is not raised but returned as None. Without it raises
-        ``Unreachable`` or ``Refused``.
+        failure of the first attempt is not raised but returned as None. Raises ``Unreachable`` and
+        ``Refused`` where it is not kept, ``InvalidAddress`` and ``Closed``.
         """
         self._home.check_open()
         target = Address.parse(address)
@@ -331,7 +338,10 @@ class Transport:
         return [remote.peer for remote in list(self._table) if remote.connections]
 
     def explain(self, address: str | Address) -> Explanation:
-        """Which connection a send to ``address`` would take, and why not the others. Sends nothing."""
+        """Which connection a send to ``address`` would take, and why not the others. Sends nothing.
+
+        Raises ``InvalidAddress``.
+        """
         self._home.check_call()
         return self._router.explain(Address.parse(address))
 

@@ -21,7 +21,7 @@ LONGEST_FILE = {"src": 500, "tests": 1000}
 
 # From the bottom to the top. A room may name those above it in this list, and itself.
 ROOMS = (
-    ("leaves", "errors message address config identity signing stats capabilities peer"),
+    ("leaves", "errors message address config identity signing stats usable peer"),
     ("known peers", "known_peers"),
     ("core", "core"),
     ("runtime", "runtime"),
@@ -35,6 +35,7 @@ ROOMS = (
     ("sending", "sending"),
     ("node", "node"),
     ("transport", "transport"),
+    ("sync", "sync"),
     ("openline", ""),
     ("testing", "testing"),
     ("cli", "cli"),

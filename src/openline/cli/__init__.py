@@ -6,6 +6,9 @@ import os
 import sys
 
 INTERRUPTED = 130
+NOT_INSTALLED = 2
+# What the command imports of the extra "cli" (pyproject.toml), and what comes with that.
+EXTRA = ("typer", "rich", "click")
 
 
 def main() -> int:
@@ -16,10 +19,10 @@ def main() -> int:
 
         return run_app()
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("typer", "rich"):
+        if (error.name or "").partition(".")[0] not in EXTRA:
             raise
-        print(f"openline: the command needs {error.name}: run  pip install typer rich", file=sys.stderr)
-        return 2
+        print(f'openline: the command needs {error.name}: run  pip install "openline[cli]"', file=sys.stderr)
+        return NOT_INSTALLED
     except KeyboardInterrupt:
         return INTERRUPTED
 

@@ -11,8 +11,8 @@ from ..backends.base import Backend, Doorkeeper, OnBad
 from ..backends.certificates import TlsFiles
 from ..backends.sockets import Opener, open_socket
 from ..backends.websocket.backend import WebSocketBackend
-from ..capabilities import why_no_quic
 from ..config import Config
+from ..usable import why_no_quic
 
 if TYPE_CHECKING:
     from ..backends.quic.udp import UdpOpener

@@ -67,7 +67,7 @@ def test_wrong_usage_is_exit_code_2(run_here: RunHere, args: tuple[str, ...]) ->
 async def test_without_typer_it_says_what_to_install(start: Start) -> None:
     code = "import sys; sys.modules['typer'] = None; from openline.cli import main; sys.exit(main())"
     result = await (await start("listen", python=("-c", code))).end()
-    assert result == (2, "", "openline: the command needs typer: run  pip install typer rich\n")
+    assert result == (2, "", 'openline: the command needs typer: run  pip install "openline[cli]"\n')
 
 
 async def test_without_uvloop(listen: Start) -> None:

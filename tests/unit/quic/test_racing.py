@@ -94,9 +94,7 @@ async def test_a_silent_udp_port(make: Make, monkeypatch: pytest.MonkeyPatch) ->
         assert (await client.send(address, task("two"))).backend == "websocket"
         with pytest.raises(BlockingIOError):
             sock.recv(2000)
-    assert [
-        backend.name for backend in client._node.backends.order(openline.address.Address.parse(address))
-    ] == [
+    assert [backend.name for backend in client._node.backends.order(openline.Address.parse(address))] == [
         "websocket",
         "quic",
     ]
@@ -109,7 +107,7 @@ async def test_what_is_remembered_is_forgotten_in_time(make: Make, monkeypatch: 
     _, _, address = await serving(make, backends=("websocket",))
     client = await make()
     await client.connect(address)
-    order = client._node.backends.order(openline.address.Address.parse(address))
+    order = client._node.backends.order(openline.Address.parse(address))
     assert [backend.name for backend in order] == ["quic", "websocket"]
 
 
@@ -243,7 +241,7 @@ async def test_a_dial_that_is_cancelled_at_any_moment_leaves_nothing(make: Make)
     server, _, address = await serving(make)
     client = await make()
     backends = client._node.backends
-    target = openline.address.Address.parse(address)
+    target = openline.Address.parse(address)
     await backends.dial(target)
     await hang_up_all(client)
     await eventually(lambda: server.stats().active == 0)

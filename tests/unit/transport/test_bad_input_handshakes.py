@@ -77,7 +77,9 @@ UPGRADES = {
     "other case": upgrade().replace(b"Upgrade: websocket", b"UPGRADE: WebSocket").replace(b"Sec-", b"sec-"),
     "a path": upgrade().replace(b"GET / ", b"GET /agents/7?token=x "),
     "a subprotocol": upgrade({"Sec-WebSocket-Protocol": "chat"}),
-    "a browser's headers": upgrade({"Origin": "http://127.0.0.1:8000", "Cookie": "a=b", "User-Agent": "x" * 500}),
+    "a browser's headers": upgrade(
+        {"Origin": "http://127.0.0.1:8000", "Cookie": "a=b", "User-Agent": "x" * 500}
+    ),
 }
 
 

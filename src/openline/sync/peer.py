@@ -1,0 +1,82 @@
+"""A remote node, as programs without ``async`` see it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..message import Message, Receipt
+from ..peer import Peer as AsyncPeer
+from .background import Background
+
+
+class Peer:
+    """A remote node, as seen from here. Handlers get one; ``Transport.peers()`` lists them.
+
+    Two that stand for the same node are equal, and good as keys of a dict. Any thread may use it.
+    Times are seconds.
+    """
+
+    __slots__ = ("_background", "_peer")
+
+    def __init__(self, peer: AsyncPeer, background: Background) -> None:
+        self._peer = peer
+        self._background = background
+
+    @property
+    def address(self) -> str:
+        """Where to send to reach it again."""
+        return self._peer.address
+
+    @property
+    def node_id(self) -> str | None:
+        """Its proven node id; a plain peer has none."""
+        return self._peer.node_id
+
+    @property
+    def name(self) -> str:
+        """What it calls itself, a claim: in its hello, or a plain peer in ``metadata.sourceNodeId``."""
+        return self._peer.name
+
+    @property
+    def plain(self) -> bool:
+        """Is it one that has said no openline hello?"""
+        return self._peer.plain
+
+    @property
+    def proven(self) -> bool:
+        """Is it known who this is? True for every openline peer."""
+        return self._peer.proven
+
+    @property
+    def connected(self) -> bool:
+        """Does a live connection reach it now?"""
+        return self._peer.connected
+
+    @property
+    def state(self) -> str:
+        """``live``, ``congested``, ``suspect``, ``draining`` or ``gone``: the best connection's."""
+        return self._peer.state
+
+    def __repr__(self) -> str:
+        return repr(self._peer)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Peer) and other._peer is self._peer
+
+    def __hash__(self) -> int:
+        return hash(self._peer)
+
+    def send(self, message: Message) -> Receipt:
+        """Send to this peer, over whatever reaches it. Raises as ``Transport.send`` does."""
+        return self._background.call(self._peer.send, message)
+
+    def request(self, message: Message, timeout: float | None = None) -> Message:
+        """Send and wait for the answer. Raises as ``Transport.request`` does."""
+        return self._background.call(self._peer.request, message, timeout)
+
+    def reply(self, message: Message, payload: Any = None, *, type: str = "result") -> Receipt:
+        """Answer ``message``: same stream, ``metadata.replyTo`` set to its id.
+
+        Raises as ``Transport.send`` does.
+        """
+        return self._background.call(self._peer.reply, message, payload, type=type)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from .identity import Identity, node_id_of, public_key_of
     from .message import Message, Receipt
-    from .peer import Peer
+    from .peer import Peer, PeerEvent
     from .routing.router import Explanation
     from .signing import canonical, sign_message, verify_message
     from .stats import Stats
@@ -53,6 +53,7 @@ __all__ = [
     "MessageTooLarge",
     "NotConfirmed",
     "Peer",
+    "PeerEvent",
     "Receipt",
     "Refused",
     "Stats",
@@ -81,7 +82,7 @@ if not TYPE_CHECKING:  # a type checker goes by the imports above, and finds wha
         " InvalidSignature MessageTooLarge NotConfirmed Refused Unreachable WrongLoop",
         "identity": "Identity node_id_of public_key_of",
         "message": "Message Receipt",
-        "peer": "Peer",
+        "peer": "Peer PeerEvent",
         "routing.router": "Explanation",
         "signing": "canonical sign_message verify_message",
         "stats": "Stats",

@@ -88,6 +88,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     identity: Any = None
     # Node ids that may connect or be connected to; None is anybody, plain peers too.
     allow: tuple[str, ...] | None = None
+    # A file that remembers which node answered at an address that was dialed, as OpenSSH's known_hosts
+    # does; another one there is Refused. None remembers nothing beyond the process.
+    known_peers: str | None = None
     tls: Tls | None = None
     # Proxies that end TLS and may stand between this node and those it dials as wss://: their
     # certificates (sha256/<base64>) or places (host, host:port). Through these, a node's proof need
@@ -161,6 +164,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     strangers_inbox_bytes: Count = 64 * 1024 * 1024
     # Streams of one peer with something waiting; idle ones are forgotten.
     max_streams: Count = 1024
+    # Events of peers that wait for one ``on_peer`` handler or ``peer_events()``: some for each of a few
+    # hundred peers, as when a network is cut. A quarter of it for all strangers together. What is beyond is
+    # told when there is room, as far as it has not become void.
+    peer_events: Count = 4096
 
     def __post_init__(self) -> None:
         """msgspec checks ranges when it converts; a ``Config(...)`` in code is checked here."""
@@ -172,6 +179,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             raise ValueError(f"resume_timeout must be {MAX_RESUME_TIMEOUT:g} at most")
         if self.identity is not None and not isinstance(self.identity, str | os.PathLike | Identity):
             raise ValueError("identity must be a path or an openline.Identity")
+        if self.known_peers is not None and not os.fspath(self.known_peers):
+            raise ValueError("known_peers must be the path of a file, or None")
         if isinstance(self.allow, str):
             raise ValueError("allow must be a tuple of node ids, not one text")
         for node_id in self.allow or ():

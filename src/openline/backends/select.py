@@ -3,7 +3,8 @@
 An address with a scheme says it. A bare ``host:port`` races them as RFC 8305 describes: the first
 of ``Config.backends`` at once, the next when that has failed, or after a while. What is up first and
 has proven itself wins; where it was not the first, it is tried first for a while. A backend that can do
-without encryption has two ways, and the one in plain text is for plain peers only (rule 3.8).
+without encryption has two ways, and the one in plain text is for plain peers only (rule 3.8): it begins
+250 ms after the first, as it did before there was another.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import asyncio
 import errno
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Protocol, TypeGuard
 
-from ..address import Address, join
+from ..address import Address
 from ..config import Plaintext
 from ..errors import IdentityConflict, Refused, Unreachable
 from .base import NORMAL, Backend, Door, Link
@@ -46,12 +47,12 @@ _REACHED_SEALED = (
 _REFUSED = "not used: by another way the node there was refused, or refuses this one"
 
 
-class Way(NamedTuple):
-    """How to dial a bare address: by a backend, and perhaps without encryption."""
+class SealingBackend(Backend, Protocol):
+    """One that encrypts where it can, and need not."""
 
-    backend: Backend
-    plain: bool
-    dial: Callable[[Address], Awaitable[Link]]
+    async def dial_bare(self, address: Address, why_not_plain: Callable[[str, int], str | None]) -> Link:
+        """In plain text only where a plain peer is there, and nothing forbids it."""
+        ...
 
 
 class Doors:
@@ -109,8 +110,6 @@ class Choice:
         # Those of ``Config.tls``, where the backends have any.
         self.files: TlsFiles | None = next(filter(None, (getattr(b, "files", None) for b in backends)), None)
         self._worked: OrderedDict[tuple[str, int], tuple[float, str]] = OrderedDict()
-        # Where that was plain text, as a plain peer is there.
-        self._plain_at: OrderedDict[tuple[str, int], tuple[float, str]] = OrderedDict()
         # Backends that came up there, and over which what was sent did not get through.
         self._distrusted: OrderedDict[tuple[str, int], tuple[float, str]] = OrderedDict()
 
@@ -129,16 +128,6 @@ class Choice:
             return [backend for backend in self.backends if address.scheme in backend.schemes]
         worked, distrusted = self._noted(self._worked, address), self._noted(self._distrusted, address)
         return sorted(self.backends, key=lambda b: (b.name == distrusted, b.name != worked))
-
-    def _ways(self, address: Address) -> list[Way]:
-        """The same, with both ways of a backend that has two."""
-        ways: list[Way] = []
-        plain_first = bool(self._noted(self._plain_at, address))
-        for backend in self.order(address):
-            ways.append(Way(backend, False, backend.dial))
-            if hasattr(backend, "dial_plain") and address.scheme is None and self._plaintext != "never":
-                ways.insert(len(ways) - plain_first, Way(backend, True, backend.dial_plain))
-        return ways
 
     def sealed(self, address: Address, ips: tuple[str, ...]) -> bool:
         """Must what is sent to that address be encrypted, as who listens there was reached like that?"""
@@ -177,29 +166,27 @@ class Choice:
         Raises ``Unreachable``, ``Refused`` or ``IdentityConflict``.
         """
         self.check(address)
-        ways = self._ways(address)
+        order = self.order(address)
         began = self._loop.time()
         dial = _Dial(self, address, began + self._timeout)
-        if len(ways) == 1:
-            link = await dial.by(ways[0])
+        if len(order) == 1:
+            link = await dial.by(order[0])
         else:
             wary = self._noted(self._distrusted, address) != ""
-            number, link = await self._race(address, ways, dial, wary)
+            number, link = await self._race(order, dial, wary)
             if self._loop.time() < began + FAIR and not wary:
-                self._remember(address, ways[number])
+                self._remember(address, order[number])
         self._sealed.note(link.endpoint)
         return link
 
-    async def _race(self, address: Address, ways: list[Way], dial: _Dial, wary: bool) -> tuple[int, Link]:
-        # The last way begins when it did before there were two by TCP: nobody waits longer for a plain peer.
-        stagger = (DOUBTED_STAGGER if wary else STAGGER) / (2 if any(way.plain for way in ways) else 1)
-        race: Race[Link] = Race(_hang_up, stagger)
+    async def _race(self, order: list[Backend], dial: _Dial, wary: bool) -> tuple[int, Link]:
+        stagger = STAGGER / 2 if any(map(_has_plain_text, order)) else STAGGER
+        race: Race[Link] = Race(_hang_up, DOUBTED_STAGGER if wary else stagger)
         try:
-            return await race.run([partial(dial.by, way) for way in ways])
+            return await race.run([partial(dial.by, backend) for backend in order])
         except AllFailed as failed:
-            for notes in (self._worked, self._plain_at):
-                notes.pop((address.host, address.port), None)
-            raise merged(address, failed.errors) from None
+            self._worked.pop((dial.address.host, dial.address.port), None)
+            raise merged(dial.address, failed.errors) from None
 
     def late(self, address: Address, backend: Backend) -> Unreachable:
         """``dial_timeout`` is over."""
@@ -207,19 +194,15 @@ class Choice:
         reason = f"no answer within dial_timeout={self._timeout:g} s{doubt}"
         return Unreachable(str(address), [(f"{backend.name} {address.netloc}", reason)], no_route=True)
 
-    def _remember(self, address: Address, winner: Way) -> None:
-        key, name = (address.host, address.port), winner.backend.name
-        if winner.plain:
-            self._note(self._plain_at, key, name)
-        else:
-            self._plain_at.pop(key, None)
-        if winner.backend is self.backends[0]:
+    def _remember(self, address: Address, winner: Backend) -> None:
+        key = address.host, address.port
+        if winner is self.backends[0]:
             self._worked.pop(key, None)
             return
         until, worked = self._worked.get(key, (0.0, ""))
-        if worked != name or self._loop.time() >= until:
-            log.debug("%s answers by %s; that goes first for %g s", address, name, REMEMBER)
-            self._note(self._worked, key, name)
+        if worked != winner.name or self._loop.time() >= until:
+            log.debug("%s answers by %s; that goes first for %g s", address, winner.name, REMEMBER)
+            self._note(self._worked, key, winner.name)
 
     # Listening -----------------------------------------------------------------------------------
 
@@ -251,41 +234,36 @@ class Choice:
 
 
 class _Dial:
-    """One dial of an address, by whatever ways there are."""
+    """One dial of an address, by whatever backends there are."""
 
     def __init__(self, choice: Choice, address: Address, until: float) -> None:
         self._choice = choice
-        self._address = address
+        self.address = address
         self._until = until
         # Has a node shown itself that is not the one, or does not want us?
         self._refused = False
 
-    async def by(self, way: Way) -> Link:
-        if way.plain:
-            self._check_plain((self._address.host, self._address.port))
+    async def by(self, backend: Backend) -> Link:
         try:
             async with asyncio.timeout_at(self._until):
-                link = await way.dial(self._address)
+                if self.address.scheme is None and _has_plain_text(backend):
+                    return await backend.dial_bare(self.address, self._why_not_plain)
+                return await backend.dial(self.address)
         except TimeoutError:
-            raise self._choice.late(self._address, way.backend) from None
+            raise self._choice.late(self.address, backend) from None
         except (Refused, IdentityConflict):
             self._refused = True
             raise
-        try:
-            if way.plain:
-                self._check_plain((link.endpoint.ip, link.endpoint.port))
-        except Unreachable:
-            _hang_up(link)
-            raise
-        return link
 
-    def _check_plain(self, place: tuple[str, int]) -> None:
-        """Raises ``Unreachable`` where plain text would be a step down (rule 3.8)."""
-        sealed = self._choice.sealed(self._address, (place[0],))
-        if sealed or self._refused:
-            path = f"ws {join(*place)}"
-            reason = _REACHED_SEALED if sealed else _REFUSED
-            raise Unreachable(str(self._address), [(path, reason)])
+    def _why_not_plain(self, host: str, port: int) -> str | None:
+        """Plain text would be a step down (rule 3.8)."""
+        if self._choice.sealed(Address(host, port), ()):
+            return _REACHED_SEALED
+        return _REFUSED if self._refused else None
+
+
+def _has_plain_text(backend: Backend) -> TypeGuard[SealingBackend]:
+    return hasattr(backend, "dial_bare")
 
 
 def _hang_up(link: Link) -> None:

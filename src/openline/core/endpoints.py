@@ -57,6 +57,7 @@ class Reject(Enum):
     OTHER_ADDRESS = "reaches another address"
     OTHER_NODE = "is not the node that the address names"
     NOT_PROVEN = "has not proven the identity the address asks for"
+    OTHER_THAN_KNOWN = "another node is known to answer there (Config.known_peers)"
     OTHER_PORT = "its openline hello does not name that port"
     OTHER_PROTOCOL = "that is its UDP port, and the address asks for TCP (write quic:// for it)"
     TWO_CLAIMS = "two nodes at that IP claim that port"
@@ -148,6 +149,10 @@ class Endpoint:
         self.certified = False
         self.downgraded = False
 
+    def was_encrypted(self) -> None:
+        """Its node has been reached encrypted, by this connection or another one."""
+        self.downgraded = not self.secure
+
     def listens_on(self, ports: tuple[int, ...]) -> None:
         """It has other ports than its hello said."""
         if self.hello is not None:
@@ -197,6 +202,9 @@ class Want(msgspec.Struct, frozen=True):
     was dialed lately, ``taken`` whose end it lately was (dialed, or come from there), and
     ``formerly`` who answered there longer ago, or lately claimed it and is gone. ``no_route``: a dial has
     just found no way there.
+
+    ``known``: nobody but that node may get what is for this address, as it answered there before
+    (``Config.known_peers``).
     """
 
     address: Address
@@ -213,3 +221,4 @@ class Want(msgspec.Struct, frozen=True):
     no_route: bool = False
     # Was who listens there reached encrypted? Then plain text will not do (rule 3.8).
     sealed: bool = False
+    known: str | None = None

@@ -193,7 +193,8 @@ class _Around:
     def same_node_there(self, end: Endpoint) -> bool:
         """Another connection of that node was dialed there, or it answered when that was dialed."""
         itself = self._is_dialed(end)
-        return self._dialed[end.owner] > itself or end.owner in self._want.reached
+        answered = end.owner in self._want.reached or end.owner == self._want.known
+        return answered or self._dialed[end.owner] > itself
 
 
 def _protocol(address: Address) -> str:
@@ -201,6 +202,13 @@ def _protocol(address: Address) -> str:
 
 
 def _match(want: Want, end: Endpoint, around: _Around) -> Rank | Reject:
+    verdict = _match_any(want, end, around)
+    if want.known is not None and end.node_id != want.known and isinstance(verdict, Rank):
+        return Reject.OTHER_THAN_KNOWN
+    return verdict
+
+
+def _match_any(want: Want, end: Endpoint, around: _Around) -> Rank | Reject:
     verdict = _certain(want, want.address, end)
     if verdict is not Rank.EXACT_REMOTE and _is_weaker(want, end) and not isinstance(verdict, Reject):
         return Reject.PLAIN_TEXT

@@ -1,7 +1,8 @@
 """One remote node: the one owner of all that is known of it.
 
 What belongs together is kept together: ``paths`` (its connections, and which of them carries its session),
-``outstanding`` (what it has not acknowledged), ``requests``, ``mailboxes`` (what has come from it).
+``outstanding`` (what it has not acknowledged), ``requests``, ``mailboxes`` (what has come from it),
+``presence`` (whether it is there).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from .mailbox import Owner as Consumers
 from .mailboxes import Mailboxes
 from .outstanding import Outstanding
 from .paths import Paths
+from .presence import PeerPresence
 from .requests import Requests
 from .services import Services
 
@@ -44,6 +46,7 @@ class Remote:
         "own",
         "paths",
         "plain",
+        "presence",
         "requests",
     )
 
@@ -76,6 +79,7 @@ class Remote:
         self.outstanding = Outstanding(self, services)
         self.requests = Requests()
         self.mailboxes = Mailboxes(self, consumers)
+        self.presence = PeerPresence(self, services)
 
     def __repr__(self) -> str:
         who = "plain peer" if self.node_id is None else f"peer {self.node_id[:8]}"

@@ -34,6 +34,7 @@ from ..certificates import Made, TlsFiles
 from ..descriptors import max_pending
 from ..sockets import Opener, connect, describe, ip_of, open_narrow, open_socket
 from . import deflate
+from .bare import BareDial, WhyNotPlain
 from .link import WebSocketLink
 from .listener import Acceptor, Done
 from .reader import BoundedReader
@@ -124,6 +125,9 @@ class _ServerProtocol(_Protocol):
 # Paths whose MTU is less than their ends think: as long as the choice among backends is remembered.
 NARROW_FOR = 600.0
 MAX_NARROW = 4096
+# Plain peers that speak no TLS: the same.
+PLAIN_PEER_FOR = 600.0
+MAX_PLAIN_PEERS = 4096
 
 
 class WebSocketBackend:
@@ -146,6 +150,8 @@ class WebSocketBackend:
         self._opener = opener
         # Where to, and until when, segments are to be small.
         self._narrow: dict[tuple[str, int], float] = {}
+        # Where, and until when, a plain peer is expected, so that plain text goes first.
+        self._plain_peers: dict[tuple[str, int], float] = {}
         self.files = files or TlsFiles(config.tls)
         settings = config.tls
         # That of ``Config.tls``, or else, once it is needed, one of the node's key.
@@ -253,31 +259,37 @@ class WebSocketBackend:
 
     def distrust(self, address: Address) -> None:
         """For a while, segments to and from there are small enough for any path."""
-        until = asyncio.get_running_loop().time() + NARROW_FOR
-        self._narrow.pop((address.host, address.port), None)
-        self._narrow[address.host, address.port] = until
-        if len(self._narrow) > MAX_NARROW:
-            del self._narrow[next(iter(self._narrow))]
+        place = address.host, address.port
+        self._narrow.pop(place, None)
+        _note(self._narrow, place, MAX_NARROW, NARROW_FOR)
 
     async def dial(self, address: Address) -> Link:
         """Open a link; the caller bounds the time. Raises ``Unreachable`` or ``Refused``.
 
-        A bare address by TLS; ``dial_plain`` is another way there.
+        A bare address by TLS; ``dial_bare`` falls back to plain text.
         """
-        if address.scheme == "ws":
-            self._check_plaintext(address)
+        if address.scheme == "ws" and self._config.plaintext == "never":
+            raise Refused(f'{address}: plain text, and Config.plaintext is "never"; nothing was sent')
         return await self._dial(address, address.scheme != "ws")
 
-    async def dial_plain(self, address: Address) -> Link:
-        """A bare address in plain text, which an openline node there is not talked to in (rule 3.8)."""
-        self._check_plaintext(address)
-        return await self._dial(address, False)
+    async def dial_bare(self, address: Address, why_not_plain: WhyNotPlain) -> Link:
+        """TLS, or else, where a plain peer is there that speaks none, plain text (rule 3.8).
 
-    def _check_plaintext(self, address: Address) -> None:
+        ``why_not_plain(host, port)`` forbids that; ``host`` may be the IP. Raises as ``dial`` does.
+        """
         if self._config.plaintext == "never":
-            raise Refused(f'{address}: plain text, and Config.plaintext is "never"; nothing was sent')
+            return await self._dial(address, True)
+        place = address.host, address.port
+        first = self._plain_peers.get(place, 0.0) > asyncio.get_running_loop().time()
+        link = await BareDial(address, self._dial, why_not_plain, first).run()
+        self._plain_peers.pop(place, None)
+        if not link.endpoint.secure and link.endpoint.plain:
+            _note(self._plain_peers, place, MAX_PLAIN_PEERS, PLAIN_PEER_FOR)
+        return link
 
-    async def _dial(self, address: Address, secure: bool) -> Link:
+    async def _dial(
+        self, address: Address, secure: bool, reached: Callable[[], object] = lambda: None
+    ) -> Link:
         until = self._narrow.get((address.host, address.port), 0.0)
         narrow = asyncio.get_running_loop().time() < until
         sock = await connect(address, open_narrow if narrow and self._opener is open_socket else self._opener)
@@ -286,6 +298,7 @@ class WebSocketBackend:
         except OSError as error:  # reset since it was connected
             sock.close()
             raise Unreachable(str(address), [(f"tcp {address.netloc}", describe(error))]) from None
+        reached()
         endpoint = Endpoint("outbound", ip, port, target=address, secure=secure)
         protocol: WSProtocol | None = None
         try:
@@ -423,6 +436,12 @@ class WebSocketBackend:
         """auto ping (off) and its three settings, auto pong (off), max frame, headers, read buffer"""
         limit = self._config.max_message_size + _FRAME_OVERHEAD
         return False, 10, 10, WSAutoPingStrategy.PING_WHEN_IDLE, False, limit, headers, _READ_BUFFER
+
+
+def _note(notes: dict[tuple[str, int], float], place: tuple[str, int], most: int, seconds: float) -> None:
+    notes[place] = asyncio.get_running_loop().time() + seconds
+    if len(notes) > most:
+        del notes[next(iter(notes))]
 
 
 def _told(good: bool | None) -> None:

@@ -80,6 +80,7 @@ class Transport:
     - Listening and connecting: ``listen``, ``connect``, ``ping``, ``reload_tls``
     - Sending: ``send``, ``send_batch``, ``request``
     - Receiving: ``on_message``, ``off_message``, ``receive``, ``messages``, ``on_undelivered``
+    - Who is there: ``on_peer``, ``off_peer``, ``peer_events``
     - Looking at it: ``node_id``, ``config``, ``stats``, ``peers``, ``explain``
     - Closing: ``close``, or the end of its ``async with`` block
     """

@@ -10,7 +10,7 @@ All transports of a process share one event loop in a thread of its own, which b
 with the last of them. Messages, addresses, receipts and errors are those of ``openline``.
 """
 
-from .peer import Peer
+from .peer import Peer, PeerEvent
 from .transport import Listener, Transport, load_transport
 
-__all__ = ["Listener", "Peer", "Transport", "load_transport"]
+__all__ = ["Listener", "Peer", "PeerEvent", "Transport", "load_transport"]

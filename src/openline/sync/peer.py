@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from ..message import Message, Receipt
 from ..peer import Peer as AsyncPeer
+from ..peer import PeerEvent as AsyncPeerEvent
+from ..peer import PeerEventKind
 from .background import Background
 
 
@@ -80,3 +84,21 @@ class Peer:
         Raises as ``Transport.send`` does.
         """
         return self._background.call(self._peer.reply, message, payload, type=type)
+
+
+class PeerEvent(msgspec.Struct, frozen=True):
+    """What has become of a peer, for ``Transport.on_peer`` and ``Transport.peer_events``.
+
+    As ``openline.PeerEvent``, whose fields it has; ``peer`` is one of ``openline.sync``.
+    """
+
+    kind: PeerEventKind
+    peer: Peer
+    why: str
+    at: float
+    missed: int = 0
+
+    @classmethod
+    def of(cls, event: AsyncPeerEvent, background: Background) -> PeerEvent:
+        """What the loop tells, for programs without ``async``."""
+        return cls(event.kind, Peer(event.peer, background), event.why, event.at, event.missed)

@@ -15,12 +15,15 @@ from ..transport import Listener as AsyncListener
 from .background import Background
 from .handlers import Handling, handling
 from .life import Life
-from .peer import Peer
+from .peer import Peer, PeerEvent
 
 Handler = Callable[[Peer, Message], object]
 Undelivered = Callable[[Peer, Message, str], object]
 
+PeerHandler = Callable[[PeerEvent], object]
+
 H = TypeVar("H", bound=Handler)
+P = TypeVar("P", bound=PeerHandler)
 U = TypeVar("U", bound=Undelivered)
 
 # Handlers of one transport that may block at a time: an agent has tens of peers at work, and a thread that
@@ -75,6 +78,7 @@ class Transport:
     - Listening and connecting: ``listen``, ``connect``, ``ping``, ``reload_tls``
     - Sending: ``send``, ``send_batch``, ``request``
     - Receiving: ``on_message``, ``off_message``, ``receive``, ``messages``, ``on_undelivered``
+    - Who is there: ``on_peer``, ``off_peer``, ``peer_events``
     - Looking at it: ``node_id``, ``config``, ``stats``, ``peers``, ``explain``
     - Closing: ``close``
     """
@@ -222,6 +226,30 @@ class Transport:
         each = self._background.each(self._transport.messages(stream_id))
         return ((self._peer(peer), message) for peer, message in each)
 
+    # Who is there --------------------------------------------------------------------------------
+
+    def on_peer(self, handler: P) -> P:
+        """Call ``handler(event)`` whenever a peer comes, is suspect, recovers, moves or goes.
+
+        Also a decorator. In a thread, one event at a time, in the order in which they happened
+        (``PeerEvent``). It is told what happens from now on; ``peers()`` says who is there already.
+        """
+        self._background.ask(self._transport.on_peer, self._watching(handler))
+        return handler
+
+    def off_peer(self, handler: PeerHandler) -> None:
+        """Stop calling ``handler``. A call that has begun goes on."""
+        self._background.ask(self._transport.off_peer, self._watching(handler))
+
+    def peer_events(self) -> Iterator[PeerEvent]:
+        """An iterator over what an ``on_peer`` handler would be told, from this call on.
+
+        So ``events = t.peer_events(); peers = t.peers()`` misses nothing. It ends when the transport is
+        closed and everything has been told. It collects for as long as it is kept. Raises ``Closed``.
+        """
+        events = self._background.each(self._background.ask(self._transport.peer_events))
+        return (PeerEvent.of(event, self._background) for event in events)
+
     # Looking at it -------------------------------------------------------------------------------
 
     def stats(self) -> Stats:
@@ -265,6 +293,10 @@ class Transport:
 
     def _peer(self, peer: AsyncPeer) -> Peer:
         return Peer(peer, self._background)
+
+    def _watching(self, handler: PeerHandler) -> Handling:
+        background = self._background
+        return handling(handler, self._workers, lambda event: (PeerEvent.of(event, background),))
 
     def _handling(self, handler: Handler) -> Handling:
         background = self._background  # not self: a transport with a handler can still be dropped

@@ -14,6 +14,7 @@ from .errors import (
     MessageTooLarge,
     NotConfirmed,
     Refused,
+    RemoteError,
     Unreachable,
     WrongLoop,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "Peer",
     "Receipt",
     "Refused",
+    "RemoteError",
     "Stats",
     "Tls",
     "Transport",

@@ -13,6 +13,9 @@ DEFAULT_STREAM = "default"
 
 StreamId = str | int
 
+# In the metadata of a message that asks for its answer in pieces (``core/pieces.py``).
+STREAM = "stream"
+
 # How a peer was recognised (rule 3.1): what ``Receipt.matched`` and ``explain()`` say.
 BY_NODE_ID = "node id"
 BY_ADDRESS = "exact address"

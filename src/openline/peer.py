@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Protocol
 
-from .message import Message, Receipt
+from .message import STREAM, Message, Receipt
 
 
 class Remote(Protocol):
@@ -32,6 +32,10 @@ class Sends(Protocol):
     def request_of(
         self, remote: Any, message: Message, timeout: float | None = None
     ) -> Coroutine[Any, Any, Message]: ...
+    def stream(self, to: Any, message: Message, timeout: float | None = None) -> AsyncIterator[Message]: ...
+    def part_to(
+        self, remote: Any, message: Message, payload: Any, kind: str, more: bool
+    ) -> Coroutine[Any, Any, Receipt]: ...
 
 
 class Peer:
@@ -92,8 +96,20 @@ class Peer:
         """Send and wait for the answer. Raises as ``Transport.request`` does."""
         return self._sends.request_of(self._remote, message, timeout)
 
+    def stream(self, message: Message, timeout: float | None = None) -> AsyncIterator[Message]:
+        """Send, and get the answer part by part. As ``Transport.stream``."""
+        return self._sends.stream(self._remote, message, timeout)
+
     def reply(
-        self, message: Message, payload: Any = None, *, type: str = "result"
+        self, message: Message, payload: Any = None, *, type: str = "result", more: bool = False
     ) -> Coroutine[Any, Any, Receipt]:
-        """Answer ``message``: same stream, ``metadata.replyTo`` set to its id."""
+        """Answer ``message``: same stream, ``metadata.replyTo`` set to its id.
+
+        With ``more`` it is one part of several; the last one is said without. A part returns when it may
+        leave, which is when whoever reads has taken enough of those before, and raises ``CancelledError``
+        once nobody reads any more. Where only one answer was asked for (``request()``), the first part is
+        it, and the handler is cancelled.
+        """
+        if more or (message.metadata is not None and STREAM in message.metadata):
+            return self._sends.part_to(self._remote, message, payload, type, more)
         return self._sends.send_to(self._remote, message.answer(payload, type))

@@ -206,6 +206,20 @@ class Transport:
         """
         return self._sender.request(address, message, timeout)
 
+    def stream(
+        self, address: str | Address, message: Message, timeout: float | None = None
+    ) -> AsyncIterator[Message]:
+        """Send, and get the answer in pieces: ``async for part in t.stream(address, message): ...``.
+
+        Each part is a ``Message``; it ends after the last one. The handler there is an async generator, or
+        calls ``peer.reply(message, part, more=True)``. It is stopped while this side is behind with reading,
+        and cancelled when this side leaves the loop, is cancelled, or gets no part for ``timeout`` seconds
+        (default ``Config.request_timeout``). Connections may die meanwhile. Raises as ``request`` does;
+        ``RemoteError`` where the handler fails; ``NotConfirmed`` where the peer's process is gone, or out of
+        reach for ``Config.resume_timeout``; ``Closed``.
+        """
+        return self._sender.stream(address, message, timeout)
+
     # Receiving -----------------------------------------------------------------------------------
 
     @overload

@@ -29,6 +29,7 @@ from ..core.handshake import (
     PROOF_SIZES,
     SIGNATURE_BYTES,
     SIGNS_INSTANCE,
+    STREAMS,
     Hello,
     Role,
     Transcript,
@@ -127,7 +128,7 @@ class Admission:
             config.name,
             self.instance,
             dial,
-            (SIGNS_INSTANCE, *caps),
+            (SIGNS_INSTANCE, STREAMS, *caps),
             resume,
             certificate=digest_of(certificate),
         )

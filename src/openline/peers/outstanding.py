@@ -12,10 +12,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..address import Address
-from ..core.frames import Batched
+from ..core.frames import FRAME_BYTES, Batched, encode_batch
+from ..core.handshake import STREAMS
 from ..core.lifecycle import State
+from ..core.pieces import CONTROL_STREAM
 from ..core.session import Outgoing, Session, open_at
-from ..errors import Error, InvalidMessage
+from ..errors import Error, InvalidMessage, MessageTooLarge
 from ..message import Message, Receipt, StreamId
 from .gate import Gates
 from .in_flight import InFlight, Send
@@ -71,6 +73,7 @@ class Outstanding(Part):
             session = self._restarted(session, hello.process)
         # A sender that was cut off for longer than it says has given up.
         session.remember_for(2.0 * hello.resume)
+        self.remote.control.speaks(STREAMS in hello.caps)
         connection.enter(session)
         sessions.retention.back(self.remote)
 
@@ -84,8 +87,11 @@ class Outstanding(Part):
             del self.former[next(iter(self.former))]
         self.session = session
         remote.paths.no_carrier()
+        remote.lose("its process is another one than before", arrived=True)
         for stream_id, out in old.unacked():
-            session.outgoing(stream_id).take_over(out, list(out.unacked))
+            moving = [sent for sent in out.unacked if sent.moves]
+            if moving:
+                session.outgoing(stream_id).take_over(out, moving)
             out.give_up()
         return session
 
@@ -127,6 +133,27 @@ class Outstanding(Part):
         if out.add(sent, size):
             self.gates.fill(stream_id)
         return True
+
+    def keep(self, sent: Sent) -> None:
+        """As ``post``; and where nothing can be written now, the next connection takes it. Not before there is
+        a session. Raises as ``post`` does."""
+        carrier, session = self.remote.paths.carrier, self.session
+        if session is None or (carrier is not None and self.post(sent, carrier)):
+            return
+        messages = sent.messages
+        stream_id = messages[0].stream_id
+        out = session.outgoing(stream_id)
+        del messages[out.room :]
+        size = len(encode_batch(messages))
+        limit = self._services.context.config.max_message_size
+        if size > max(limit, FRAME_BYTES):
+            if len(messages) == 1:
+                raise MessageTooLarge(f"message {messages[0].id!r} takes {size} bytes, over {limit}")
+            del messages[1:]
+            size = len(encode_batch(messages))
+        self.note()
+        if out.add(sent, size):
+            self.gates.fill(stream_id)
 
     def note(self) -> None:
         """Sessions look after peers with something unacknowledged."""
@@ -288,7 +315,8 @@ class Outstanding(Part):
             self.gates.make_room(stream_id)
             for sent, reason, messages in zip(given_up, reasons, pending, strict=True):
                 sent.fail(reason)
-                self._services.in_doubt(self.remote, messages, why)
+                if stream_id != CONTROL_STREAM:
+                    self._services.in_doubt(self.remote, messages, why)
         self._services.sessions.nothing_unacked(self.remote)
         self._noted = False
 

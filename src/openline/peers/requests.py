@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..core.pieces import FIRST_PARTS, LEAST_PARTS, PEER_PARTS
 from ..errors import InvalidMessage
 from ..message import Message, StreamId
 from .in_flight import Request
@@ -63,10 +64,15 @@ def _named(message: Message, plain: bool) -> object:
 class Requests:
     """The requests out to one peer, and those given up whose answer may still come."""
 
-    __slots__ = ("_late", "out")
+    __slots__ = ("_late", "_left", "budget", "frame", "out")
 
     def __init__(self) -> None:
         self.out: dict[object, Request] = {}
+        # Answers in pieces: parts that may be let be under way; of those that come now, the bytes of each if
+        # its frame is large; and of those that nobody reads, what is still to be thrown away.
+        self.budget = PEER_PARTS
+        self.frame = 0
+        self._left: dict[object, Request] = {}
         # Newest last: id → (stream, when to forget it).
         self._late: dict[object, tuple[StreamId, float]] = {}
 
@@ -133,6 +139,60 @@ class Requests:
                 del self._late[key]
                 return True
         return False
+
+    # Answers in pieces ---------------------------------------------------------------------------
+
+    def allow(self, most: int) -> int:
+        """How many parts of one more answer may be under way."""
+        allowed = max(LEAST_PARTS, min(FIRST_PARTS, most, self.budget))
+        self.budget -= allowed
+        return allowed
+
+    def spend(self, parts: int) -> None:
+        self.budget -= parts
+
+    def release(self, parts: int) -> None:
+        self.budget += parts
+
+    def note(self, size: int) -> None:
+        """Messages of a large frame come now, of so many bytes each; 0: that is over."""
+        self.frame = size
+
+    def keep(self, request: Request) -> None:
+        """More of its answer follows."""
+        self.out[request.id] = request
+
+    def leave(self, request: Request) -> None:
+        """Nobody reads its answer any more: what still comes of it is thrown away."""
+        if self.out.get(request.id) is not request:
+            return
+        self._left[request.id] = request
+        for id, left in list(self._left.items()):
+            if self.out.get(id) is not left:
+                del self._left[id]
+            elif len(self._left) > MAX_LATE:
+                del self._left[id], self.out[id]
+            else:
+                break
+
+    def failed(self, id: object, error: Exception) -> None:
+        """The peer says that its handler has failed."""
+        request = self.out.pop(id, None)
+        if request is not None:
+            request.fail(error)
+
+    def lose(self, why: str, arrived: bool) -> None:
+        """The process that was answering in pieces is gone; with ``arrived`` only what it has had was its."""
+        for request in [request for request in self.out.values() if request.in_pieces]:
+            if request.arrived or not arrived:
+                del self.out[request.id]
+                request.fail(request.unconfirmed(why))
+        self._left.clear()
+
+    def close(self, error: Exception) -> None:
+        """Answers in pieces are read no more."""
+        for request in [request for request in self.out.values() if request.in_pieces]:
+            request.fail(error)
 
     def fail_all(self, error: Exception) -> None:
         """No answer can come any more."""

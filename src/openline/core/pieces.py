@@ -31,9 +31,10 @@ LEAST_PARTS = 4
 PEER_PARTS = 16384
 # What the answering side believes, whatever it is told.
 MOST_PARTS = 16384
-# An asker that has taken parts out of a frame of more bytes than this says so as soon as it waits, as the
-# other side may have stopped for their size. Less than ``PART_BYTES``, which counts a frame's head.
+# A frame of more bytes is measured; a smaller one is taken for one of so many, which spares looking at each.
 LARGE_FRAME = 3072
+# What the answering side counts for a frame besides its parts, at most.
+FRAME_HEAD = 64
 # Characters of an error's text and of its type's name: enough to say what is wrong, and no place to unload.
 MAX_ERROR_TEXT = 1000
 MAX_ERROR_TYPE = 100
@@ -62,6 +63,12 @@ class Window:
             return 0
         return max(0, self._allowed - (self.sent - self._taken))
 
+    @property
+    def roomy(self) -> bool:
+        """Half empty: who waits may go on, and not for a part at a time."""
+        half = self._allowed // 2
+        return self.sent - self._taken <= half and self._size <= half * PART_BYTES
+
     def add(self, count: int, size: int) -> None:
         """So many parts have left together."""
         self.sent += count
@@ -80,12 +87,18 @@ class Window:
 class Grants:
     """The asker's: how many parts it lets be under way, and when it says so."""
 
-    __slots__ = ("_most", "_told", "allowed", "taken")
+    __slots__ = ("_most", "_size", "_told", "allowed", "taken")
 
     def __init__(self, allowed: int, most: int) -> None:
         self.allowed = allowed
         self._most = max(allowed, most)
         self.taken = self._told = 0
+        # Bytes of the frames that have come since it was told; at least what the other side has counted.
+        self._size = 0
+
+    def came(self, frame: int) -> None:
+        """Parts in a frame of so many bytes, 0 for a small one."""
+        self._size += (frame or LARGE_FRAME) + FRAME_HEAD
 
     def took(self, count: int) -> None:
         self.taken += count
@@ -100,18 +113,20 @@ class Grants:
         """Parts that may be taken before that is looked at again."""
         return max(1, self.allowed // 2)
 
-    def due(self, drained: bool, large: bool) -> bool:
-        """Is it time to tell? ``drained``: the reader waits for more; ``large``: for parts that may have filled
-        the window by their size."""
+    def due(self, drained: bool) -> bool:
+        """Is it time to tell? ``drained``: the reader waits for more, which the other side may not send, as what
+        it has sent fills the window by its size."""
         untold = self.taken - self._told
-        return untold >= self.chunk or (drained and large and untold > 0)
+        if untold >= self.chunk:
+            return True
+        return drained and untold > 0 and self._size >= self.allowed // 2 * PART_BYTES
 
     def tell(self, drained: bool, budget: int) -> int:
         """It is told now. A reader that waits is let have twice as many, out of a ``budget`` for all of the
         peer's answers; returns how many more than before."""
         more = max(0, min(self.allowed, self._most - self.allowed, budget)) if drained else 0
         self.allowed += more
-        self._told = self.taken
+        self._told, self._size = self.taken, 0
         return more
 
 

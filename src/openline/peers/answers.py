@@ -52,12 +52,14 @@ class Answer:
     __slots__ = (
         "_answers",
         "_chunk",
+        "_count",
         "_error",
         "_loop",
         "_metadata",
         "_pending",
         "_pusher",
         "_soon",
+        "_stream_id",
         "_waiter",
         "_waiting",
         "closed",
@@ -74,6 +76,7 @@ class Answer:
         self._metadata: dict[str, Any] = {REPLY_TO: message.id, MORE: True}
         # Parts that have not left.
         self._pending: list[Message] = []
+        self._stream_id, self._count = message.stream_id, 0
         self._chunk = FIRST_CHUNK
         self._soon = self._waiting = False
         self._waiter: asyncio.Future[None] | None = None
@@ -87,19 +90,17 @@ class Answer:
 
         Raises ``InvalidMessage`` for one before that cannot be sent, ``CancelledError`` once the asker has left.
         """
-        if self._error is not None:
-            raise self._error
-        if self.left:
-            raise asyncio.CancelledError
-        stream_id = self.message.stream_id
-        if isinstance(payload, Message):
-            part = as_part(payload, self._metadata, stream_id)
+        if self.left or self._error is not None:
+            raise self._error or asyncio.CancelledError
+        pending = self._pending
+        if type(payload) is Message:
+            pending.append(as_part(payload, self._metadata, self._stream_id))
         else:
-            part = Message(new_id(), kind, payload, self._metadata, stream_id)
-        self._pending.append(part)
-        if len(self._pending) >= self._chunk:
+            self._count = count = self._count + 1
+            pending.append(Message(count, kind, payload, self._metadata, self._stream_id))
+        if len(pending) >= self._chunk:
             self.flush()
-            return bool(self._pending)
+            return bool(pending)
         if not self._soon:
             self._soon = True
             self._loop.call_soon(self._flush_soon)
@@ -108,7 +109,10 @@ class Answer:
     def flush(self) -> None:
         """Send what has gathered, as far as it may leave. Raises ``InvalidMessage``."""
         pending, most = self._pending, self._chunk
-        while pending and (room := self.window.room):
+        window = self.window
+        while pending and (room := window.room):
+            if room < most and room < len(pending) and not window.roomy:
+                return  # it is worth waiting for more
             chunk = pending[: min(room, most)]
             try:
                 sent = self._answers.post(chunk)
@@ -122,9 +126,15 @@ class Answer:
                 return
             count = len(sent.messages)
             del pending[:count]
-            self.window.add(count, sent.size)
+            window.add(count, sent.size)
             if count > 1:
                 self._chunk = max(1, count * FRAME_BYTES // sent.size)
+
+    @property
+    def _small(self) -> bool:
+        """Does it wait for its asker?"""
+        room = self.window.room
+        return room < self._chunk and room < len(self._pending) and not self.window.roomy
 
     def _flush_soon(self) -> None:
         self._soon = False
@@ -138,7 +148,7 @@ class Answer:
             self.flush()
         except InvalidMessage as error:
             self._error = error
-        if self._pending and self.window.room and self._pusher is None:
+        if self._pending and not self._small and self._pusher is None:
             self._pusher = self._loop.create_task(self._push())
 
     async def _push(self) -> None:
@@ -166,21 +176,21 @@ class Answer:
 
     async def _room(self) -> None:
         """Wait for what holds it up."""
-        if not self.window.room:
+        if self._small:
             self._waiter = self._loop.create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
         else:
-            await self._answers.room(self.message.stream_id)
+            await self._answers.room(self._stream_id)
 
     def granted(self, taken: int, allowed: int) -> None:
         """The asker has taken parts."""
         self.window.grant(taken, allowed)
         if self._waiter is None:
             self.push()
-        elif self.window.room and not self._waiter.done():
+        elif self.window.roomy and not self._waiter.done():
             self._waiter.set_result(None)
 
     def leave(self) -> None:

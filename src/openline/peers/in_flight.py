@@ -201,6 +201,10 @@ class Request(InFlight[Message]):
         if self._withdrawn:
             self._cancel_there()
 
+    def settle_run(self, messages: list[Message]) -> int:
+        """Parts of its answer that ``messages`` begins with, where it comes in pieces; how many."""
+        return 0
+
     def withdraw(self) -> None:
         """Nobody waits for it any more: cancel its handler. Not before the peer has it: then what is cancelled
         has always come before."""

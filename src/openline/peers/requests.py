@@ -64,14 +64,14 @@ def _named(message: Message, plain: bool) -> object:
 class Requests:
     """The requests out to one peer, and those given up whose answer may still come."""
 
-    __slots__ = ("_late", "_left", "budget", "frame", "out")
+    __slots__ = ("_late", "_left", "budget", "frame", "out", "size")
 
     def __init__(self) -> None:
         self.out: dict[object, Request] = {}
-        # Answers in pieces: parts that may be let be under way; of those that come now, the bytes of each if
-        # its frame is large; and of those that nobody reads, what is still to be thrown away.
+        # Answers in pieces: parts that may be let be under way; of those that come now, the bytes of their frame
+        # if it is large, and of each; and of those that nobody reads, what is still to be thrown away.
         self.budget = PEER_PARTS
-        self.frame = 0
+        self.frame = self.size = 0
         self._left: dict[object, Request] = {}
         # Newest last: id → (stream, when to forget it).
         self._late: dict[object, tuple[StreamId, float]] = {}
@@ -154,9 +154,20 @@ class Requests:
     def release(self, parts: int) -> None:
         self.budget += parts
 
-    def note(self, size: int) -> None:
+    def note(self, frame: int, size: int) -> None:
         """Messages of a large frame come now, of so many bytes each; 0: that is over."""
-        self.frame = size
+        self.frame, self.size = frame, size
+
+    def in_pieces(self, messages: list[Message]) -> list[Message]:
+        """Hand out the parts of answers that ``messages`` begins with; returns the others."""
+        while messages:
+            metadata = messages[0].metadata
+            reply_to = metadata.get("replyTo") if metadata is not None else None
+            request = self.out.get(reply_to) if type(reply_to) in _ID_TYPES else None
+            if request is None or not request.in_pieces or not (count := request.settle_run(messages)):
+                break
+            messages = messages[count:]
+        return messages
 
     def keep(self, request: Request) -> None:
         """More of its answer follows."""

@@ -7,7 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from ..address import Address
-from ..core.pieces import ERROR, PART_BYTES, STREAM, Grants, Taken, error_in, is_end, is_last
+from ..core.pieces import ERROR, MORE, PART_BYTES, REPLY_TO, STREAM, Grants, Taken, error_in, is_end, is_last
 from ..errors import RemoteError
 from ..message import Message
 from .in_flight import Request
@@ -40,7 +40,6 @@ class Stream(Request):
         # Of those that have come and are not taken: which one came in a large frame, and how large.
         self._sizes: deque[tuple[int, int]] = deque()
         self._bytes = self._arrived = 0
-        self._large = False
         # So many may have come by now.
         self._limit = 0
         self._grants: Grants | None = None
@@ -89,20 +88,38 @@ class Stream(Request):
         if is_end(message):
             self._end(self._error_in(message) if message.type == ERROR else None)
             return
-        self._arrive(message)
+        self._parts.append(message)
+        self._arrive(1)
         if last:
             self._end(None)
         elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _arrive(self, part: Message) -> None:
-        self._arrived += 1
-        self._parts.append(part)
+    def settle_run(self, messages: list[Message]) -> int:
+        """Parts of its answer that others follow, as many as ``messages`` begins with; how many."""
+        id, parts = self.id, []
+        for message in messages:
+            metadata = message.metadata
+            if metadata is None or metadata.get(MORE) is not True or metadata.get(REPLY_TO) != id:
+                break
+            parts.append(message)
+        if parts and not (self.left or self.over):
+            self._parts.extend(parts)
+            self._arrive(len(parts))
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_result(None)
+        return len(parts)
+
+    def _arrive(self, count: int) -> None:
+        """So many parts have come."""
+        self._arrived += count
         remote, grants = self.remote, self._grants
         assert remote is not None
-        if size := remote.requests.frame:
-            self._sizes.append((self._arrived, size))
-            self._bytes += size
+        if size := remote.requests.size:
+            self._sizes.append((self._arrived, size * count))
+            self._bytes += size * count
+        if grants is not None:
+            grants.came(remote.requests.frame)
         if grants is None:
             full = len(self._parts) >= self._most or self._bytes >= self._most_bytes
             if full and remote.plain and not self._chokes:
@@ -150,7 +167,6 @@ class Stream(Request):
         taken = self._arrived - len(self._parts)
         while self._sizes and self._sizes[0][0] <= taken:
             self._bytes -= self._sizes.popleft()[1]
-            self._large = True
         if self._chokes and len(self._parts) <= self._most // 2 and self._bytes <= self._most_bytes // 2:
             self._choke(False)
         if self._grants is not None:
@@ -161,9 +177,9 @@ class Stream(Request):
         grants, remote = self._grants, self.remote
         if grants is None or remote is None:
             return
-        if grants.due(drained, self._large):
+        if grants.due(drained):
             remote.requests.spend(grants.tell(drained or not self._parts, remote.requests.budget))
-            self._large, self._limit = False, grants.limit
+            self._limit = grants.limit
             remote.control.tell(Taken(self.id, grants.taken, grants.allowed))
 
     async def wait(self) -> None:

@@ -96,7 +96,7 @@ class Dispatcher:
         self.dispatching = True
         try:
             if remote.requests.out or connection.endpoint.ip in self._plain_requests:
-                remote.requests.note(size + more)
+                remote.requests.note(size, size + more)
                 messages = [m for m in messages if not self._claim(connection, m)]
             self._inbox.feed(remote, messages, size + more)
         finally:
@@ -133,7 +133,9 @@ class Dispatcher:
         """Answers to those who wait for them, everything else to the inbox, and all of it in order."""
         each = size // len(messages) if messages else 0
         if size > LARGE_FRAME:
-            remote.requests.note(each)
+            remote.requests.note(size, each)
+        if len(messages) > 1:
+            messages = remote.requests.in_pieces(messages)
         run: list[Message] = []
         for message in messages:
             request = remote.requests.answered(message)
@@ -147,7 +149,7 @@ class Dispatcher:
         if run:
             self._inbox.feed(remote, run, each * len(run))
         if size > LARGE_FRAME:
-            remote.requests.note(0)
+            remote.requests.note(0, 0)
 
     def _claim(self, connection: RemoteConnection, message: Message) -> bool:
         """Is it the answer to a request? A plain peer may also send that over another socket."""

@@ -58,7 +58,7 @@ NOT_IN_CORE = ("asyncio", "socket", "time")
 
 PEER_MEMBERS = {
     *("address", "node_id", "name", "plain", "proven", "connected", "state"),
-    *("send", "request", "reply"),
+    *("send", "request", "stream", "reply"),
 }
 
 # What mypy is told to overlook, and why.

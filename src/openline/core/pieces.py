@@ -1,8 +1,8 @@
 """Answers in pieces: how many parts may be under way, and what the two sides tell each other besides. Pure.
 
 The asker says how many parts it lets be under way, in its request and later when it has taken some. The
-answering side stops at so many, or at ``PART_BYTES`` for each of them, whichever comes first. So a slow reader
-stops its own answer and no other, and what waits for it is bounded; parts themselves are ordinary messages.
+answering side stops at so many, or at ``PART_BYTES`` for each of them, whichever comes first. So a slow
+reader stops its own answer and no other, and what waits for it is bounded; parts are ordinary messages.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ MORE, REPLY_TO = "more", "replyTo"
 # The type of a message that ends an answer with an error, and what it holds.
 ERROR = "error"
 
-# Bytes for each part that is let be under way: with the largest window as much as an inbox holds.
+# Bytes for each part that is let be under way: with the largest window as many as an inbox holds.
 PART_BYTES = 4096
 # Parts under way at first: a token each, they fill half a second at 64 tokens a second.
 FIRST_PARTS = 32
 # At the least, however many answers come at a time.
 LEAST_PARTS = 4
-# All answers of one peer together may be let so many, as in sixteen full inboxes; beyond it each has the least.
+# All answers of one peer together may be let so many, as in sixteen full inboxes; beyond it each has the
+# least.
 PEER_PARTS = 16384
 # What the answering side believes, whatever it is told.
 MOST_PARTS = 16384
@@ -114,8 +115,8 @@ class Grants:
         return max(1, self.allowed // 2)
 
     def due(self, drained: bool) -> bool:
-        """Is it time to tell? ``drained``: the reader waits for more, which the other side may not send, as what
-        it has sent fills the window by its size."""
+        """Is it time to tell? ``drained``: the reader waits for more, which the other side may not send where
+        what it has sent fills the window by its size."""
         untold = self.taken - self._told
         if untold >= self.chunk:
             return True

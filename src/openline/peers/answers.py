@@ -1,15 +1,15 @@
 """Answers in pieces, on the answering side: what handlers yield, or reply with ``more=True``.
 
-Where a peer has asked for pieces, each answer is let have so many parts under way as the asker says
-(``core/pieces.py``); then its handler waits. Parts are messages of the ordinary session: no connection has to be
-there for them, and one that dies ends nothing.
+Where a peer has asked for pieces, each answer may have so many parts under way as the asker says
+(``core/pieces.py``); then its handler waits. Parts are messages of the ordinary session: no connection has
+to be there for them, and one that dies ends nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
 from ..core.frames import FRAME_BYTES
@@ -17,7 +17,6 @@ from ..core.pieces import (
     ERROR,
     MORE,
     REPLY_TO,
-    STREAM,
     Failed,
     Id,
     Taken,
@@ -28,7 +27,7 @@ from ..core.pieces import (
 )
 from ..core.session import Blocked
 from ..errors import Error, InvalidMessage
-from ..message import Message, Receipt, StreamId, new_id
+from ..message import STREAM, Message, Receipt, StreamId, new_id
 from .control import NEVER, RETRY, Kept
 from .in_flight import Send
 from .part import Part
@@ -39,8 +38,8 @@ if TYPE_CHECKING:
 
 # Parts of the first frame; later ones are sized by what the first took.
 FIRST_CHUNK = 32
-# Answers of one peer that do not count against ``Config.max_streams``: handlers that wait for their asker have
-# to hear of it, so the peer is read on.
+# Answers of one peer that do not count against ``Config.max_streams``: handlers that wait for their asker
+# have to hear of it, so the peer is read on.
 MAX_ANSWERS = 16384
 
 Generator = AsyncGenerator[Any, None]
@@ -88,7 +87,8 @@ class Answer:
     def add(self, payload: Any, kind: str = "result") -> bool:
         """One part more, which leaves with others of this turn of the loop. True where it is time to wait.
 
-        Raises ``InvalidMessage`` for one before that cannot be sent, ``CancelledError`` once the asker has left.
+        Raises ``InvalidMessage`` for one before that cannot be sent, and ``CancelledError`` once the asker
+        has left.
         """
         if self.left or self._error is not None:
             raise self._error or asyncio.CancelledError
@@ -259,10 +259,7 @@ class Answers(Part):
 
     async def _only_first(self, message: Message, generator: Generator) -> None:
         """It was asked with ``request()``, or has only been sent."""
-        part: Any = None
-        async for part in generator:
-            break
-        await self.remote.send(_answer(message, part))
+        await self.remote.send(_answer(message, await anext(generator, None)))
 
     async def _to_plain(self, message: Message, generator: Generator) -> None:
         key = message.stream_id, message.id
@@ -400,7 +397,7 @@ class Answers(Part):
     # Sending -------------------------------------------------------------------------------------
 
     def post(self, parts: list[Message]) -> Kept | None:
-        """Send parts of one answer, as many as fit; None where none may leave now. Raises ``InvalidMessage``."""
+        """Send parts of one answer, as many as fit; None where none may leave. Raises ``InvalidMessage``."""
         remote = self.remote
         gate = remote.outstanding.gates.get(parts[0].stream_id)
         if gate is not None and not gate.passes(True):
@@ -444,7 +441,5 @@ def _end_of(message: Message, error: BaseException | None) -> Message:
 
 async def _cancel(generator: Generator) -> None:
     """Where it waits for its asker it sees the cancellation, too. Elsewhere it has."""
-    try:
+    with suppress(asyncio.CancelledError, StopAsyncIteration):
         await generator.athrow(asyncio.CancelledError())
-    except (asyncio.CancelledError, StopAsyncIteration):
-        pass

@@ -1,5 +1,5 @@
-"""What two openline peers tell each other about answers in pieces: on a stream of the session of its own, so that
-it arrives exactly once whichever connections die, and passes where programs' streams are stopped."""
+"""What two openline peers tell each other about answers in pieces: on a stream of its own in the session, so
+that it arrives exactly once whichever connections die, and passes where programs' streams are stopped."""
 
 from __future__ import annotations
 

@@ -206,8 +206,8 @@ class Request(InFlight[Message]):
         return 0
 
     def withdraw(self) -> None:
-        """Nobody waits for it any more: cancel its handler. Not before the peer has it: then what is cancelled
-        has always come before."""
+        """Nobody waits for it any more: cancel its handler. Not before the peer has it, so that what is
+        cancelled has always come before."""
         if self.arrived:
             self._cancel_there()
         elif self.out is not None:

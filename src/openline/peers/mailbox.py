@@ -14,16 +14,16 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from types import AsyncGeneratorType, CoroutineType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from ..config import Config
 from ..core.bulk import MEASURED, weight_of
 from ..core.selection import Want
 from ..message import Message, StreamId
 from ..peer import Peer
-from ..runtime.eager import Ended, Pilot, Runner, Steps
+from ..runtime.eager import Ended, Pilot, Steps
 
 if TYPE_CHECKING:
+    from .owner import Owner, Siblings
     from .remote import Remote
 
 # What a message takes in memory besides its bytes on the wire, about, as small ones are mostly that.
@@ -61,61 +61,6 @@ class Consumer:
             if not waiter.done():
                 waiter.set_result(None)
                 return
-
-
-class Owner(Protocol):
-    """What mailboxes ask of the inbox that they belong to."""
-
-    config: Config
-    runner: Runner
-    # Handlers of the program, each with its stream, None for all.
-    handlers: list[tuple[Handler, StreamId | None]]
-    # Changes with who takes what.
-    version: int
-    closed: bool
-
-    def takers(self, remote: Remote, stream_id: StreamId) -> tuple[list[Handler], list[Consumer]]:
-        """Who takes messages of that peer and stream."""
-
-    def flow(self, remote: Remote, mailbox: Mailbox | None) -> None:
-        """A mailbox, or the peer as a whole (None), has become full or roomy."""
-
-    def note(self, remote: Remote) -> None:
-        """What a stranger holds has grown, or shrunk, by a good deal."""
-
-    def weigh(self, remote: Remote) -> None:
-        """A stranger has one more mailbox."""
-
-    def filled(self, mailbox: Mailbox) -> None:
-        """Something waits for ``receive()`` there."""
-
-    def emptied(self, mailbox: Mailbox) -> None:
-        """Nothing does any more."""
-
-    def discarded(self, mailbox: Mailbox, first: bool) -> None:
-        """A message that nobody wants has made room, for the first time in this mailbox or again."""
-
-    def failed(self, remote: Remote, handler: Handler | None, error: BaseException) -> None:
-        """A handler has raised an error."""
-
-    def tidy(self, remote: Remote) -> None:
-        """Perhaps nothing is left of a peer that is gone."""
-
-
-class Siblings(Protocol):
-    """All mailboxes of one peer, as one of them sees them."""
-
-    # Bytes that wait in them together; is the peer to be stopped on all streams, or does it use too many?
-    held: int
-    throttled: bool
-    overfull: bool
-
-    def charge(self, size: int, known: bool) -> None: ...
-    def release(self, size: int) -> None: ...
-    def occupy(self, size: int, known: bool) -> None: ...
-    def vacate(self, size: int) -> None: ...
-    def set_full(self, mailbox: Mailbox, full: bool) -> None: ...
-    def settled(self, mailbox: Mailbox) -> None: ...
 
 
 class Mailbox:

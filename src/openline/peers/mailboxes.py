@@ -10,7 +10,8 @@ from ..core.session import weight
 from ..message import StreamId
 from .answers import MAX_ANSWERS
 from .control import ControlBox
-from .mailbox import GRAIN, MAX_FULL, Mailbox, Owner
+from .mailbox import GRAIN, MAX_FULL, Mailbox
+from .owner import Owner
 from .part import Part
 
 if TYPE_CHECKING:
@@ -69,7 +70,12 @@ class Mailboxes(Part):
         """Is nothing to be read from the peer? A plain one cannot be told to stop a stream, and one that
         fills very many, or goes on all the same, does not listen."""
         unruly = self.remote.plain or self.held > MAX_FULL * self._owner.config.inbox_bytes
-        return self.overfull or self.unread or self.choked > 0 or any(unruly or full.overrun for full in self.full)
+        return (
+            self.overfull
+            or self.unread
+            or self.choked > 0
+            or any(unruly or full.overrun for full in self.full)
+        )
 
     # Streams -------------------------------------------------------------------------------------
 

@@ -135,8 +135,8 @@ class Outstanding(Part):
         return True
 
     def keep(self, sent: Sent) -> None:
-        """As ``post``; and where nothing can be written now, the next connection takes it. Not before there is
-        a session. Raises as ``post`` does."""
+        """As ``post``; and where nothing can be written now, the next connection takes it. Does nothing where
+        there is no session. Raises as ``post`` does."""
         carrier, session = self.remote.paths.carrier, self.session
         if session is None or (carrier is not None and self.post(sent, carrier)):
             return

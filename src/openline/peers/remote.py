@@ -19,9 +19,9 @@ from ..peer import Peer, Sends
 from .answers import Answers
 from .control import Control
 from .in_flight import InFlight
-from .mailbox import Owner as Consumers
 from .mailboxes import Mailboxes
 from .outstanding import Outstanding
+from .owner import Owner as Consumers
 from .paths import Paths
 from .requests import Requests
 from .services import Services

@@ -68,8 +68,8 @@ class Requests:
 
     def __init__(self) -> None:
         self.out: dict[object, Request] = {}
-        # Answers in pieces: parts that may be let be under way; of those that come now, the bytes of their frame
-        # if it is large, and of each; and of those that nobody reads, what is still to be thrown away.
+        # Answers in pieces: parts that may be let be under way; of those that come now, the bytes of their
+        # frame if it is large, and of each; and those that nobody reads, which are thrown away.
         self.budget = PEER_PARTS
         self.frame = self.size = 0
         self._left: dict[object, Request] = {}

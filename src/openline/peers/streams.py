@@ -7,9 +7,9 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from ..address import Address
-from ..core.pieces import ERROR, MORE, PART_BYTES, REPLY_TO, STREAM, Grants, Taken, error_in, is_end, is_last
+from ..core.pieces import ERROR, MORE, PART_BYTES, REPLY_TO, Grants, Taken, error_in, is_end, is_last
 from ..errors import RemoteError
-from ..message import Message
+from ..message import STREAM, Message
 from .in_flight import Request
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Stream(Request):
     ) -> None:
         super().__init__(loop, message, address, to, limit)
         self._question = message
-        # As much as an inbox holds, in messages and bytes; and bytes that a peer may go beyond what it is allowed.
+        # As much as an inbox holds, in messages and bytes; and bytes that a peer may send beyond its window.
         self._most, self._most_bytes = inbox
         self._slack = slack
         self._parts: deque[Message] = deque()
@@ -148,7 +148,9 @@ class Stream(Request):
             self._end(error)
 
     def expire(self) -> None:
-        self.fail(TimeoutError(f"no part from {self._to} of the answer to {self.id!r} within {self.limit:g} s"))
+        self.fail(
+            TimeoutError(f"no part from {self._to} of the answer to {self.id!r} within {self.limit:g} s")
+        )
 
     # Reading -------------------------------------------------------------------------------------
 

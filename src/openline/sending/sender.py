@@ -437,7 +437,6 @@ class Sender:
         if not remote.connections:
             self._table.forget(remote)
 
-
     # Answers in pieces ---------------------------------------------------------------------------
 
     async def stream(

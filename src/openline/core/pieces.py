@@ -65,6 +65,10 @@ class Window:
         return max(0, self._allowed - (self.sent - self._taken))
 
     @property
+    def half(self) -> int:
+        return self._allowed // 2
+
+    @property
     def roomy(self) -> bool:
         """Half empty: who waits may go on, and not for a part at a time."""
         half = self._allowed // 2
@@ -94,7 +98,7 @@ class Grants:
         self.allowed = allowed
         self._most = max(allowed, most)
         self.taken = self._told = 0
-        # Bytes of the frames that have come since it was told; at least what the other side has counted.
+        # Bytes of the frames of parts that have not been told, at least.
         self._size = 0
 
     def came(self, frame: int) -> None:
@@ -127,7 +131,9 @@ class Grants:
         peer's answers; returns how many more than before."""
         more = max(0, min(self.allowed, self._most - self.allowed, budget)) if drained else 0
         self.allowed += more
-        self._told, self._size = self.taken, 0
+        self._told = self.taken
+        if drained:  # else some of them are still to be taken
+            self._size = 0
         return more
 
 

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from .remote import Remote
     from .services import Services
 
-# Parts of the first frame; later ones are sized by what the first took.
-FIRST_CHUNK = 32
+# Parts that gather for the first frame; later ones are sized by what those took.
+FIRST_CHUNK = 4
 # Answers of one peer that do not count against ``Config.max_streams``: handlers that wait for their asker
 # have to hear of it, so the peer is read on.
 MAX_ANSWERS = 16384
@@ -127,8 +127,8 @@ class Answer:
             count = len(sent.messages)
             del pending[:count]
             window.add(count, sent.size)
-            if count > 1:
-                self._chunk = max(1, count * FRAME_BYTES // sent.size)
+            if sent.size:
+                self._chunk = max(1, min(count * FRAME_BYTES // sent.size, window.half))
 
     @property
     def _small(self) -> bool:

@@ -1,4 +1,4 @@
-"""Answers in pieces over links that are cut and slow: each part once and in order, and no handler left over."""
+"""Answers in pieces over links that are cut: each part once and in order, and no handler left over."""
 
 from __future__ import annotations
 
@@ -212,11 +212,11 @@ async def test_a_handler_that_raises_ends_it_with_its_text_and_type(stage: Stage
         yield 1
         raise ValueError("no " + "x" * 5_000)
 
-    parts = []
+    stream = a.transport.stream(b.address, task())
+    assert (await anext(aiter(stream))).payload == 1
     with pytest.raises(RemoteError, match="ValueError: no x") as raised:
-        async for part in a.transport.stream(b.address, task()):
-            parts.append(part.payload)
-    assert (parts, raised.value.type, len(raised.value.text)) == ([1], "ValueError", 1_000)
+        await anext(aiter(stream))
+    assert (raised.value.type, len(raised.value.text)) == ("ValueError", 1_000)
     assert b.stats.handler_errors == 1
     with pytest.raises(RemoteError, match="no x"):
         await read(a, b, 0)

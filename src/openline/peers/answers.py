@@ -8,7 +8,7 @@ to be there for them, and one that dies ends nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -229,18 +229,20 @@ class Answers(Part):
 
     # Handlers ------------------------------------------------------------------------------------
 
-    async def generate(self, message: Message, generator: Generator) -> None:
+    def generate(self, message: Message, generator: Generator) -> Coroutine[Any, Any, None]:
         """Answer with what a handler yields."""
-        async with aclosing(generator):
-            if self.remote.plain:
-                await self._to_plain(message, generator)
-            elif allowed_by(message) is None:
-                await self._only_first(message, generator)
-            else:
-                await self._in_pieces(message, generator)
+        if self.remote.plain:
+            return self._to_plain(message, generator)
+        if STREAM not in (message.metadata or {}):
+            return self._only_first(message, generator)
+        return self._in_pieces(generator, self._begin(message))
 
-    async def _in_pieces(self, message: Message, generator: Generator) -> None:
-        answer = self._begin(message)
+    async def _in_pieces(self, generator: Generator, answer: Answer) -> None:
+        message = answer.message
+        async with aclosing(generator):
+            await self._run(generator, answer, message)
+
+    async def _run(self, generator: Generator, answer: Answer, message: Message) -> None:
         try:
             async for part in generator:
                 if answer.add(part):
@@ -251,34 +253,44 @@ class Answers(Part):
             self._end(message, error)
             raise
         except Exception as error:
-            if answer is not None:
-                await answer.drained()
+            await answer.drained()
             self._end(message, error)
             raise
         self._end(message, None)
 
     async def _only_first(self, message: Message, generator: Generator) -> None:
         """It was asked with ``request()``, or has only been sent."""
-        await self.remote.send(_answer(message, await anext(generator, None)))
+        async with aclosing(generator):
+            await self.remote.send(_answer(message, await anext(generator, None)))
 
     async def _to_plain(self, message: Message, generator: Generator) -> None:
         key = message.stream_id, message.id
         self._plain[key] = None
         try:
-            async for part in generator:
-                answer = _answer(message, part)
-                await self.remote.send(as_part(answer, {MORE: True}, message.stream_id))
+            async with aclosing(generator):
+                async for part in generator:
+                    answer = as_part(_answer(message, part), {MORE: True}, message.stream_id)
+                    if not await self._tell_plain(answer):
+                        return
         except asyncio.CancelledError:
             await _cancel(generator)
             raise
-        except Error:
-            return  # it has gone; what it is to be told, nobody hears
         except Exception as error:
-            await self.remote.send(_end_of(message, error))
+            await self._tell_plain(_end_of(message, error))
             raise
         finally:
             self._plain.pop(key, None)
-        await self.remote.send(_end_of(message, None))
+        await self._tell_plain(_end_of(message, None))
+
+    async def _tell_plain(self, message: Message) -> bool:
+        """False where it has gone, or takes nothing within ``Config.send_timeout``."""
+        try:
+            await self.remote.send(message)
+        except InvalidMessage:
+            raise
+        except (Error, TimeoutError):
+            return False
+        return True
 
     async def reply(self, message: Message, payload: Any, kind: str, more: bool) -> Receipt:
         """``peer.reply`` with ``more``, or to a message that asks for pieces."""
@@ -331,6 +343,7 @@ class Answers(Part):
                 answer.leave()
             else:
                 self.by_id[message.id] = answer
+                self.remote.mailboxes.waits_for_asker()
         return answer
 
     def _close(self, message: Message) -> bool:

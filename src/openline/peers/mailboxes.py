@@ -85,6 +85,12 @@ class Mailboxes(Part):
         says, so it is read on."""
         return self._owner.config.max_streams + min(len(self.remote.answers.by_id), MAX_ANSWERS)
 
+    def waits_for_asker(self) -> None:
+        """One more handler answers in pieces."""
+        if self.overfull and len(self.by_stream) < self._most:
+            self.overfull = False
+            self._owner.flow(self.remote, None)
+
     def open(self, stream_id: StreamId) -> Mailbox:
         remote, most = self.remote, self._most
         if len(self.by_stream) >= most and not self._close_some() and not self.overfull:

@@ -28,7 +28,7 @@ from ..core.pieces import (
 from ..core.session import Blocked
 from ..errors import Error, InvalidMessage
 from ..message import STREAM, Message, Receipt, StreamId, new_id
-from .control import NEVER, RETRY, Kept
+from .control import NEVER, Kept
 from .in_flight import Send
 from .part import Part
 
@@ -326,7 +326,7 @@ class Answers(Part):
             try:
                 self.remote.outstanding.keep(send)
             except Blocked:
-                await asyncio.sleep(RETRY)
+                await self.remote.outstanding.unblocked()
             else:
                 return await send
 
@@ -434,7 +434,7 @@ class Answers(Part):
         elif carrier is not None and carrier.link.congested and not carrier.link.closing:
             await carrier.writer.room()
         else:
-            await asyncio.sleep(RETRY)
+            await remote.outstanding.unblocked()
 
 
 def _answer(message: Message, payload: Any, kind: str = "result") -> Message:

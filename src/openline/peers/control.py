@@ -14,6 +14,7 @@ from ..errors import RemoteError
 from ..message import Message
 from .in_flight import InFlight
 from .mailbox import Mailbox
+from .outstanding import BLOCKED_RETRY
 from .part import Part
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from .services import Services
 
 NEVER = float("inf")
-# Where a session takes nothing just now: until the next try.
-RETRY = 0.1
 
 
 class Kept(InFlight[None]):
@@ -63,7 +62,7 @@ class Control(Part):
         try:
             self.remote.outstanding.keep(Kept(loop, [message], None, NEVER, NEVER))
         except Blocked:
-            loop.call_later(RETRY, self._again, message)
+            loop.call_later(BLOCKED_RETRY, self._again, message)
 
     def _again(self, message: Message) -> None:
         if self._ref() is not None:

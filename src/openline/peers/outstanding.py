@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from asyncio import Future
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +31,17 @@ if TYPE_CHECKING:
 # Processes with one key that are remembered for a peer: two of them make a conflict soon.
 MAX_FORMER = 4
 
+# Where a peer's session takes nothing just now: until the next look, and how many look even so.
+BLOCKED_RETRY = 0.1
+BLOCKED_LOOK = 64
+
 Sent = InFlight[Any]
 
 
 class Outstanding(Part):
     """Of one peer."""
 
-    __slots__ = ("_last", "_last_frame", "_noted", "_services", "former", "gates", "session")
+    __slots__ = ("_blocked", "_last", "_last_frame", "_noted", "_services", "former", "gates", "session")
 
     def __init__(self, remote: Remote, services: Services) -> None:
         super().__init__(remote)
@@ -44,6 +49,8 @@ class Outstanding(Part):
         # What has been sent last by ``Sender.send``, and in which frame it gathers.
         self._last: Send | None = None
         self._last_frame = 0
+        # Those who wait because the session took nothing.
+        self._blocked: deque[Future[None]] = deque()
         # Do sessions know that something may be unacknowledged?
         self._noted = False
         # None for a plain peer, and for one of which nothing is remembered.
@@ -154,6 +161,25 @@ class Outstanding(Part):
         self.note()
         if out.add(sent, size):
             self.gates.fill(stream_id)
+
+    async def unblocked(self) -> None:
+        """Wait where the session has taken nothing just now, for ``BLOCKED_RETRY`` seconds at the least."""
+        loop = self._services.context.loop
+        waiter: Future[None] = loop.create_future()
+        self._blocked.append(waiter)
+        if len(self._blocked) == 1:
+            loop.call_later(BLOCKED_RETRY, self._unblock)
+        await waiter
+
+    def _unblock(self) -> None:
+        """As many as there is room for look again, those first who have waited longest."""
+        room = self.session.streams_left() if self.session is not None else 0
+        for _ in range(min(len(self._blocked), max(BLOCKED_LOOK, room))):
+            waiter = self._blocked.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+        if self._blocked:
+            self._services.context.loop.call_later(BLOCKED_RETRY, self._unblock)
 
     def note(self) -> None:
         """Sessions look after peers with something unacknowledged."""

@@ -38,8 +38,6 @@ DEAD_ONES = 16
 # Plain sends in a row before the loop gets a turn: a tight loop of sends must not starve it. Others
 # wait for their acknowledgement anyway.
 SENDS_PER_TURN = 256
-# Where a peer's session takes nothing just now: until the next look.
-BLOCKED_RETRY = 0.1
 # Shorter waits for an acknowledgement than this are timed exactly, longer ones by the liveness tick.
 EXACT_BELOW = 5.0
 
@@ -230,7 +228,7 @@ class Sender:
                     try:
                         written = write(connection, attempts + 1)
                     except Blocked:
-                        await asyncio.sleep(BLOCKED_RETRY)
+                        await connection.remote.outstanding.unblocked()
                         continue
                     attempts += 1
                     dialed += not reused

@@ -66,6 +66,12 @@ class Message(msgspec.Struct, array_like=True):
         return Message(new_id(), type, payload, {"replyTo": self.id}, self.stream_id)
 
 
+def move_to_stream(messages: list[Message], stream_id: StreamId) -> None:
+    """They have travelled on another one."""
+    for message in messages:
+        message.stream_id = stream_id
+
+
 class Receipt(msgspec.Struct, frozen=True):
     """How a message left.
 

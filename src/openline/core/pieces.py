@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from typing import Any
+from zlib import crc32
 
 import msgspec
 
@@ -16,6 +17,10 @@ from ..message import STREAM, Message, StreamId
 
 # A stream of the session that both sides tell such things on; no program's message is on it.
 CONTROL_STREAM = "\0openline"
+# The streams that parts travel on, those of one answer on one of them: so the session numbers a few streams,
+# however many answers there are. Several, as over QUIC a lost packet holds up what is on its stream.
+LANES = tuple(f"\0openline/{number}" for number in range(8))
+RESERVED = frozenset({CONTROL_STREAM, *LANES})
 # In ``Message.metadata``: of a request, how many parts may be under way; of a part, whether more follow.
 MORE, REPLY_TO = "more", "replyTo"
 # The type of a message that ends an answer with an error, and what it holds.
@@ -185,6 +190,11 @@ def read_told(message: Message) -> Told | None:
 
 
 # Parts -------------------------------------------------------------------------------------------
+
+
+def lane_of(id: Id) -> str:
+    """The same for an id that is used again: what is left of the first answer comes first."""
+    return LANES[crc32(repr(id).encode()) % len(LANES)]
 
 
 def allowed_by(message: Message) -> int | None:

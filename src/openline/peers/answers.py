@@ -24,6 +24,7 @@ from ..core.pieces import (
     allowed_by,
     as_part,
     error_of,
+    lane_of,
 )
 from ..core.session import Blocked
 from ..errors import Error, InvalidMessage
@@ -75,7 +76,7 @@ class Answer:
         self._metadata: dict[str, Any] = {REPLY_TO: message.id, MORE: True}
         # Parts that have not left.
         self._pending: list[Message] = []
-        self._stream_id, self._count = message.stream_id, 0
+        self._stream_id, self._count = lane_of(message.id), 0
         self._chunk = FIRST_CHUNK
         self._soon = self._waiting = False
         self._waiter: asyncio.Future[None] | None = None
@@ -312,7 +313,7 @@ class Answers(Part):
         if not more:
             await state.drained()
             self._close(message)
-            return await self._last(answer)
+            return await self._last(as_part(answer, {}, lane_of(message.id)))
         state.add(answer)
         await state.drained()
         carrier = self.remote.paths.carrier
@@ -361,7 +362,7 @@ class Answers(Part):
     def _end(self, message: Message, error: BaseException | None) -> None:
         """Nothing follows, and the asker hears of it."""
         if self._close(message) and self.remote.outstanding.session is not None:
-            self.remote.control.keep(_end_of(message, error))
+            self.remote.control.keep(as_part(_end_of(message, error), {}, lane_of(message.id)))
 
     def failed(self, message: Message, error: BaseException) -> None:
         """A handler has raised an error, or has been cancelled."""

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from .services import Services
 
 NEVER = float("inf")
+# Unacknowledged. There are three for each answer that is read at the most, as the peer sends no more parts
+# before it has heard of those that were taken; and one for each request that is given up.
+MAX_TOLD = 131072
 
 
 class Kept(InFlight[None]):
@@ -45,12 +48,12 @@ class Control(Part):
         self.spoken = spoken
 
     def tell(self, told: Told) -> None:
-        """To one that reads it. One that acknowledges nothing is not told more than fits in a window."""
+        """To one that reads it. One that acknowledges nothing is not told without end."""
         if not self.spoken:
             return
         session = self.remote.outstanding.session
         out = session.out.get(CONTROL_STREAM) if session is not None else None
-        if out is not None and out.full:
+        if out is not None and out.next - out.acked >= MAX_TOLD:
             text = "%r acknowledges nothing: it is not told what else has become of requests"
             self._services.context.log.about(self.remote, logging.WARNING, text, self.remote)
             return
@@ -85,9 +88,10 @@ class Control(Part):
 
 
 class ControlBox(Mailbox):
-    """Takes the place of a mailbox: nothing waits in it."""
+    """Takes the place of a mailbox where peers tell such things. Parts that come to it are nobody's."""
 
     __slots__ = ()
 
     def deliver(self, message: Message, size: int, small: bool) -> None:
-        self.remote.control.hear(message)
+        if self.stream_id == CONTROL_STREAM:
+            self.remote.control.hear(message)

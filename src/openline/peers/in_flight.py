@@ -201,6 +201,9 @@ class Request(InFlight[Message]):
         if self._withdrawn:
             self._cancel_there()
 
+    def rename(self) -> None:
+        """Its id is another's that nobody reads any more."""
+
     def settle_run(self, messages: list[Message]) -> int:
         """Parts of its answer that ``messages`` begins with, where it comes in pieces; how many."""
         return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from ..core.pieces import CONTROL_STREAM
+from ..core.pieces import RESERVED
 from ..core.session import weight
 from ..message import StreamId
 from .answers import MAX_ANSWERS
@@ -97,7 +97,7 @@ class Mailboxes(Part):
             # That many streams, and something is under way on all of them: stop the peer as a whole.
             self.overfull = True
             self._owner.flow(remote, None)
-        kind = ControlBox if stream_id == CONTROL_STREAM and not remote.plain else Mailbox
+        kind = ControlBox if stream_id in RESERVED and not remote.plain else Mailbox
         mailbox = self.by_stream[stream_id] = kind(remote, stream_id, self, self._owner)
         self.weight += MAILBOX_BYTES + weight(stream_id)
         if not remote.known:

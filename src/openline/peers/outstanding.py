@@ -16,7 +16,7 @@ from ..address import Address
 from ..core.frames import FRAME_BYTES, Batched, encode_batch
 from ..core.handshake import STREAMS
 from ..core.lifecycle import State
-from ..core.pieces import CONTROL_STREAM
+from ..core.pieces import RESERVED
 from ..core.session import Outgoing, Session, open_at
 from ..errors import Error, InvalidMessage, MessageTooLarge
 from ..message import Message, Receipt, StreamId
@@ -341,7 +341,7 @@ class Outstanding(Part):
             self.gates.make_room(stream_id)
             for sent, reason, messages in zip(given_up, reasons, pending, strict=True):
                 sent.fail(reason)
-                if stream_id != CONTROL_STREAM:
+                if stream_id not in RESERVED:
                     self._services.in_doubt(self.remote, messages, why)
         self._services.sessions.nothing_unacked(self.remote)
         self._noted = False

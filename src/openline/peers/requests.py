@@ -78,7 +78,9 @@ class Requests:
 
     def add(self, request: Request) -> None:
         if request.id in self.out:
-            raise InvalidMessage(f"a request with id {request.id!r} is already out to this peer")
+            if not request.in_pieces or request.id not in self._left:
+                raise InvalidMessage(f"a request with id {request.id!r} is already out to this peer")
+            request.rename()
         self.out[request.id] = request
 
     def remove(self, request: Request, now: float | None = None) -> None:

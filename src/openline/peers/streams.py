@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..address import Address
 from ..core.pieces import ERROR, MORE, PART_BYTES, REPLY_TO, Grants, Taken, error_in, is_end, is_last
 from ..errors import RemoteError
-from ..message import STREAM, Message
+from ..message import STREAM, Message, move_to_stream, new_id
 from .in_flight import Request
 
 if TYPE_CHECKING:
@@ -63,6 +63,19 @@ class Stream(Request):
             )
         self.messages = [question]
 
+    def rename(self) -> None:
+        """What is left of an answer to the same message may still come: this is another question."""
+        question = self._question
+        self.id = new_id()
+        self._question = Message(
+            self.id,
+            question.type,
+            question.payload,
+            question.metadata,
+            question.stream_id,
+            question.extra,
+        )
+
     def not_asked(self) -> None:
         self._release()
         super().not_asked()
@@ -88,6 +101,7 @@ class Stream(Request):
         if is_end(message):
             self._end(self._error_in(message) if message.type == ERROR else None)
             return
+        move_to_stream([message], self.stream_id)
         self._parts.append(message)
         self._arrive(1)
         if last:
@@ -104,6 +118,7 @@ class Stream(Request):
                 break
             parts.append(message)
         if parts and not (self.left or self.over):
+            move_to_stream(parts, self.stream_id)
             self._parts.extend(parts)
             self._arrive(len(parts))
             if self._waiter is not None and not self._waiter.done():

@@ -25,6 +25,7 @@ from .routing.router import Explanation
 from .signing import canonical, sign_message, verify_message
 from .stats import Stats
 from .transport import Listener, Transport, load_transport
+from .typed import TypedMessage
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,7 @@ __all__ = [
     "Stats",
     "Tls",
     "Transport",
+    "TypedMessage",
     "Unreachable",
     "WrongLoop",
     "__version__",

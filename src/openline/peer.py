@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any, Protocol, TypeVar, overload
 
 from .message import STREAM, Message, Receipt
+from .typed import TypedMessage, answer, parts
+
+T = TypeVar("T")
 
 
 class Remote(Protocol):
@@ -32,7 +35,9 @@ class Sends(Protocol):
     def request_of(
         self, remote: Any, message: Message, timeout: float | None = None
     ) -> Coroutine[Any, Any, Message]: ...
-    def stream(self, to: Any, message: Message, timeout: float | None = None) -> AsyncIterator[Message]: ...
+    def stream(
+        self, to: Any, message: Message, timeout: float | None = None
+    ) -> AsyncGenerator[Message, None]: ...
     def part_to(
         self, remote: Any, message: Message, payload: Any, kind: str, more: bool
     ) -> Coroutine[Any, Any, Receipt]: ...
@@ -92,13 +97,31 @@ class Peer:
         """Send to this peer, over whatever reaches it. Raises as ``Transport.send`` does."""
         return self._sends.send_to(self._remote, message)
 
-    def request(self, message: Message, timeout: float | None = None) -> Coroutine[Any, Any, Message]:
-        """Send and wait for the answer. Raises as ``Transport.request`` does."""
-        return self._sends.request_of(self._remote, message, timeout)
+    @overload
+    def request(self, message: Message, timeout: float | None = None) -> Coroutine[Any, Any, Message]: ...
+    @overload
+    def request(
+        self, message: Message, timeout: float | None = None, *, returns: type[T]
+    ) -> Coroutine[Any, Any, TypedMessage[T]]: ...
+    def request(
+        self, message: Message, timeout: float | None = None, *, returns: Any = None
+    ) -> Coroutine[Any, Any, Message]:
+        """Send and wait for the answer. As ``Transport.request``."""
+        asking = self._sends.request_of(self._remote, message, timeout)
+        return asking if returns is None else answer(asking, returns, self)
 
-    def stream(self, message: Message, timeout: float | None = None) -> AsyncIterator[Message]:
+    @overload
+    def stream(self, message: Message, timeout: float | None = None) -> AsyncGenerator[Message, None]: ...
+    @overload
+    def stream(
+        self, message: Message, timeout: float | None = None, *, returns: type[T]
+    ) -> AsyncGenerator[TypedMessage[T], None]: ...
+    def stream(
+        self, message: Message, timeout: float | None = None, *, returns: Any = None
+    ) -> AsyncGenerator[Message, None]:
         """Send, and get the answer part by part. As ``Transport.stream``."""
-        return self._sends.stream(self._remote, message, timeout)
+        stream = self._sends.stream(self._remote, message, timeout)
+        return stream if returns is None else parts(stream, returns, self)
 
     def reply(
         self, message: Message, payload: Any = None, *, type: str = "result", more: bool = False

@@ -21,7 +21,7 @@ LONGEST_FILE = {"src": 500, "tests": 1000}
 
 # From the bottom to the top. A room may name those above it in this list, and itself.
 ROOMS = (
-    ("leaves", "errors message address config identity signing stats capabilities peer"),
+    ("leaves", "errors message address config identity signing stats capabilities typed peer"),
     ("core", "core"),
     ("runtime", "runtime"),
     ("backends, what they share", "backends"),

@@ -29,6 +29,7 @@ from ..core.pieces import (
 from ..core.session import Blocked
 from ..errors import Error, InvalidMessage
 from ..message import STREAM, Message, Receipt, StreamId, new_id
+from ..typed import InvalidPayload
 from .control import NEVER, Kept
 from .in_flight import Send
 from .part import Part
@@ -94,7 +95,7 @@ class Answer:
         if self.left or self._error is not None:
             raise self._error or asyncio.CancelledError
         pending = self._pending
-        if type(payload) is Message:
+        if isinstance(payload, Message):
             pending.append(as_part(payload, self._metadata, self._stream_id))
         else:
             self._count = count = self._count + 1
@@ -367,11 +368,19 @@ class Answers(Part):
     def failed(self, message: Message, error: BaseException) -> None:
         """A handler has raised an error, or has been cancelled."""
         if self.remote.plain:
+            if isinstance(error, InvalidPayload) and message.type != ERROR and message.reply_to is None:
+                self._tell_later(_end_of(message, error))
             return
         if STREAM in (message.metadata or {}):
             self._end(message, error)
         elif not isinstance(error, asyncio.CancelledError):
             self.remote.control.tell(Failed(message.id, *error_of(error)))
+
+    def _tell_later(self, message: Message) -> None:
+        """To a plain peer, if it takes it now: nobody waits for that."""
+        connection = next(iter(self.remote.connections), None)
+        if connection is not None and not connection.link.congested:
+            connection.writer.send(message)
 
     # The asker -----------------------------------------------------------------------------------
 

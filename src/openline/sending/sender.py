@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from sys import get_asyncgen_hooks
 from typing import Any
 
@@ -439,7 +439,7 @@ class Sender:
 
     async def stream(
         self, to: str | Address | Remote, message: Message, timeout: float | None = None
-    ) -> AsyncIterator[Message]:
+    ) -> AsyncGenerator[Message, None]:
         self._home.check()
         target = to if isinstance(to, Remote) else self._target(to)
         stream = self._new_stream(target, message, timeout)

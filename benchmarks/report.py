@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import quic_report
+from benchmarks import quic_report, tls_report
 from benchmarks.cells import Cells, acked, idle_table, numbers, sender, shown, table
 from benchmarks.contenders import TABLE
 from benchmarks.runner import Results, Row, Rows
@@ -54,6 +54,8 @@ HOW = """\
   acked, that is the acknowledgement of the whole chunk before the next one. The column *acked*: the receiver
   has confirmed every message to the sender, in every round, as the receipts tell. Both TCP contenders
   make one write of each message; who puts many into one write can be faster than they are.
+- *TLS*: a bare address is dialed where UDP is left out (`Config(backends=("websocket",))`): TLS 1.3 with the
+  certificate of the node, by OpenSSL. Plain text beside it is `ws://` in the same run.
 - *Idle*: the memory is the resident set of the listening process after a garbage collection, less what it was
   before the first connection; the processor time is that of the same process while nobody sends. The dialing
   side is another process, every connection from a node of its own. 1 KB is 1,024 bytes.
@@ -191,5 +193,6 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "one-way-two": rate_table("one-way-two"),
     "one-way-1k": loss_table,
     "idle": partial(idle_table, work="idle"),
+    **tls_report.SECTIONS,
     **quic_report.SECTIONS,
 }

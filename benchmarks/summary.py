@@ -13,6 +13,7 @@ FOR_ECHO = "openline-handler"
 # Compared with each other, in tables of their own.
 QUIC = ("openline-quic", "openline-quic-handler", "openline-quic-send", *BARE_QUIC, "qh3-joined")
 GATHERED = ("openline-gather", "openline-quic-gather")
+TLS = ("openline-tls", "openline-tls-handler", "openline-tls-send", "openline-tls-gather")
 # In the full tables only; the echo is the round trip of openline's row.
 LEFT_OUT = (
     "openline-send",
@@ -23,6 +24,7 @@ LEFT_OUT = (
     "tcp-json",
     *GATHERED,
     *QUIC,
+    *TLS,
 )
 NOTE = "Acked: a send is over when the receiver has taken responsibility. Plain peer: any other WebSocket\n"
 NOTE += "program, which cannot confirm; its round trip is by `request()`."

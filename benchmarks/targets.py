@@ -44,6 +44,7 @@ def targets(results: Results) -> list[Target]:
         loss_target(results),
         *idle_targets(results),
         gather_target(results),
+        *tls_targets(results),
         *quic_idle_targets(results),
         *quic_rtt_targets(results),
         quic_rate_target(results),
@@ -160,6 +161,28 @@ def idle_targets(results: Results) -> list[Target]:
         Target("idle connections", "≤ 12 KB each", f"{each:.1f} KB", each <= 12),
         Target("idle connections", "liveness ≤ 3 % of a core", f"{cpu:.1f} %", cpu <= 3 and kept > 0),
     ]
+
+
+def tls_targets(results: Results) -> list[Target]:
+    """Against the same in plain text."""
+    work, demand = "TLS, one way 240 B, one process", "≥ 0.6 × in plain text, acked"
+    pair = ("tls-one-way", "rate", "openline-tls", "openline")
+    measured = ratio(results, *pair)
+    rate = Target(work, demand, "not measured", None)
+    if measured is not None:
+        acked = always_acked(results["tls-one-way"]["openline-tls"])
+        said = f"{measured:.3f} ×{by_round(results, *pair)}, {'acked' if acked else 'not acked'}"
+        rate = Target(work, demand, said, measured >= 0.6 and acked)
+    times = ("TLS, RTT p50, `request()`", 1.25, "in plain text", "openline-tls", "openline", "tls-rtt")
+    return [at_most(results, *times), rate, *tls_idle_targets(results)]
+
+
+def tls_idle_targets(results: Results) -> list[Target]:
+    row = results.get("tls-idle", {}).get("openline-tls")
+    if row is None or not row.median:
+        return []
+    each = bytes_each(row.median) / KB
+    return [Target("TLS, idle connections", "≤ 24 KB each", f"{each:.1f} KB", each <= 24)]
 
 
 def quic_idle_targets(results: Results) -> list[Target]:

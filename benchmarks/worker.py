@@ -207,13 +207,13 @@ async def run(name: str, plan: Plan) -> Result | float:
     contender = load(name)
     async with contender.exits:
         match plan.work:
-            case "rtt" | "quic-rtt":
+            case "rtt" | "tls-rtt" | "quic-rtt":
                 return await rtt(contender, plan)
             case "rtt-two":
                 return await rtt_two(contender, plan, name)
             case "calls":
                 return await calls(contender, plan)
-            case "idle" | "quic-idle":
+            case "idle" | "tls-idle" | "quic-idle":
                 return await idle(contender, plan, name)
             case "one-way-two":
                 return await one_way_two(contender, plan, name)

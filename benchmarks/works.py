@@ -152,6 +152,37 @@ WORKS = (
         patience=900.0,
     ),
     Work(
+        "tls-rtt",
+        "TLS: request and reply, 240 B, both ends in one process",
+        (
+            "openline-tls",
+            "openline-tls-handler",
+            "openline-tls-send",
+            "openline",
+            "openline-handler",
+            "openline-send",
+        ),
+        full=Size(rounds=5, count=10_000, warmup=1000),
+        quick=Size(rounds=1, count=2000, warmup=1000),
+        message_bytes=240,
+    ),
+    Work(
+        "tls-one-way",
+        "TLS: one way, 240 B, acked, both ends in one process",
+        ("openline-tls", "openline-tls-gather", "openline", "openline-gather"),
+        full=Size(rounds=5, count=100_000, warmup=2000),
+        quick=Size(rounds=1, count=30_000, warmup=2000),
+        message_bytes=240,
+    ),
+    Work(
+        "tls-idle",
+        "TLS: idle connections into one process",
+        ("openline-tls", "openline"),
+        full=Size(rounds=1, count=2000, seconds=30.0),
+        quick=Size(rounds=1, count=500, seconds=10.0),
+        patience=900.0,
+    ),
+    Work(
         "quic-rtt",
         "QUIC: request and reply, 240 B, both ends in one process",
         (

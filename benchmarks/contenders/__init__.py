@@ -21,6 +21,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 ACKED = "openline, acked"
 OVER_QUIC = "openline over QUIC, acked"
+OVER_TLS = "openline over TLS, acked"
 YARDSTICK = "yardstick, acked"
 GATHER = "`gather` of `send()`s"
 NOT_ACKED = "openline, plain peer, not acked"
@@ -33,9 +34,13 @@ TABLE = {
     "openline-quic": Entry(OVER_QUIC, "`request()`", "openline_quic", "OverQuic"),
     "openline-quic-handler": Entry(OVER_QUIC, "handler echo", "openline_quic", "HandlerOverQuic"),
     "openline-quic-send": Entry(OVER_QUIC, "`send()` until its ack", "openline_quic", "SendOverQuic"),
+    "openline-tls": Entry(OVER_TLS, "`request()`", "openline_tls", "OverTls"),
+    "openline-tls-handler": Entry(OVER_TLS, "handler echo", "openline_tls", "HandlerOverTls"),
+    "openline-tls-send": Entry(OVER_TLS, "`send()` until its ack", "openline_tls", "SendOverTls"),
     "openline-plain": Entry(NOT_ACKED, "`request()`", "openline_plain", "OpenlinePlain"),
     "openline-gather": Entry(ACKED, GATHER, "openline", "OpenlineGather"),
     "openline-quic-gather": Entry(OVER_QUIC, GATHER, "openline_quic", "GatherOverQuic"),
+    "openline-tls-gather": Entry(OVER_TLS, GATHER, "openline_tls", "GatherOverTls"),
     "plain-client": Entry("openline, asked by a websockets client", "", "openline_plain", "PlainClient"),
     "yardstick": Entry(YARDSTICK, "`request()`", "yardstick", "Yardstick"),
     "yardstick-send": Entry(YARDSTICK, "`send()` until its ack", "yardstick", "YardstickSend"),

@@ -20,7 +20,7 @@ from .errors import (
 )
 from .identity import Identity, node_id_of, public_key_of
 from .message import Message, Receipt
-from .peer import Peer
+from .peer import Peer, PeerEvent
 from .routing.router import Explanation
 from .signing import canonical, sign_message, verify_message
 from .stats import Stats
@@ -47,6 +47,7 @@ __all__ = [
     "MessageTooLarge",
     "NotConfirmed",
     "Peer",
+    "PeerEvent",
     "Receipt",
     "Refused",
     "RemoteError",

@@ -28,6 +28,7 @@ MESSAGE_OVERHEAD = 64 * 1024
 
 PlainReuse = Literal["unambiguous", "newest", "never"]
 BackendName = Literal["quic", "websocket"]
+Plaintext = Literal["plain-peers", "allow", "never"]
 
 
 class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -87,6 +88,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     identity: Any = None
     # Node ids that may connect or be connected to; None is anybody, plain peers too.
     allow: tuple[str, ...] | None = None
+    # A file that remembers which node answered at an address that was dialed, as OpenSSH's known_hosts
+    # does; another one there is Refused. None remembers nothing beyond the process.
+    known_peers: str | None = None
     tls: Tls | None = None
     # Proxies that end TLS and may stand between this node and those it dials as wss://: their
     # certificates (sha256/<base64>) or places (host, host:port). Through these, a node's proof need
@@ -96,6 +100,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     # by the next where that has not answered within 250 ms. Those that cannot be used here are
     # left out (``capabilities()`` says why).
     backends: tuple[BackendName, ...] = ("quic", "websocket")
+    # Sites whose pages may connect, as browsers write them ("https://example.org"), or "*". Pages from the
+    # same IP, or localhost, and from the disk may anyway; programs are not asked.
+    origins: tuple[str, ...] = ()
+    # Where a bare host:port may be talked to in plain text (rule 3.8): with plain peers that speak no TLS,
+    # or with anybody ("allow"). With "never" nothing is, not even by ws://, and nobody may come that way.
+    plaintext: Plaintext = "plain-peers"
     # Send the hello with the first packet of a QUIC connection to a node dialed before (0-RTT): saves
     # a round trip, and lets whoever sees both tell that they are the same client's.
     zero_rtt: bool = False
@@ -157,6 +167,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     strangers_inbox_bytes: Count = 64 * 1024 * 1024
     # Streams of one peer with something waiting; idle ones are forgotten.
     max_streams: Count = 1024
+    # Events of peers that wait for one ``on_peer`` handler or ``peer_events()``: some for each of a few
+    # hundred peers, as when a network is cut. A quarter of it for all strangers together. What is beyond is
+    # told when there is room, as far as it has not become void.
+    peer_events: Count = 4096
 
     def __post_init__(self) -> None:
         """msgspec checks ranges when it converts; a ``Config(...)`` in code is checked here."""
@@ -168,8 +182,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             raise ValueError(f"resume_timeout must be {MAX_RESUME_TIMEOUT:g} at most")
         if self.identity is not None and not isinstance(self.identity, str | os.PathLike | Identity):
             raise ValueError("identity must be a path or an openline.Identity")
+        if self.known_peers is not None and not os.fspath(self.known_peers):
+            raise ValueError("known_peers must be the path of a file, or None")
         if isinstance(self.allow, str):
             raise ValueError("allow must be a tuple of node ids, not one text")
+        if isinstance(self.origins, str):
+            raise ValueError("origins must be a tuple of sites, not one text")
         for node_id in self.allow or ():
             if not is_node_id(node_id):
                 raise ValueError(f"allow: {node_id!r} is not a node id (52 characters of a-z and 2-7)")
@@ -180,6 +198,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             raise ValueError(f"backends must hold one or both of {names}, each once, not {given!r}")
         if self.plain_reuse not in get_args(PlainReuse):
             raise ValueError(f"plain_reuse must be one of {get_args(PlainReuse)}, not {self.plain_reuse!r}")
+        if self.plaintext not in get_args(Plaintext):
+            raise ValueError(f"plaintext must be one of {get_args(Plaintext)}, not {self.plaintext!r}")
         if self.backoff_max < self.backoff_min:
             raise ValueError("backoff_max must not be smaller than backoff_min")
 

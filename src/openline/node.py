@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -25,6 +26,7 @@ from .core.origin import origin
 from .core.selection import Endpoint
 from .errors import Closed, IdentityConflict, NotConfirmed, Refused, Unreachable
 from .identity import Identity
+from .known_peers.memory import KnownPeers
 from .message import Message
 from .peer import Peer
 from .peers.conflicts import Conflicts
@@ -39,6 +41,7 @@ from .peers.table import Table
 from .receiving.dispatcher import Dispatcher
 from .receiving.flow_control import regulate
 from .receiving.inbox import Inbox
+from .receiving.watchers import Watchers
 from .routing.dialer import Dialer
 from .routing.redial import Kept, Recovery
 from .routing.router import Router
@@ -69,6 +72,7 @@ class Node:
         self.conflicts = Conflicts(context, self._knows, self._is_process)
         self.services = Services(context, self.sessions, self.conflicts, self)
         self.limits = Limits(context, lambda: self.inbox.full_of_strangers)
+        self.known_peers = KnownPeers(config.known_peers, time.time, self._others_known)
         self.door = Admission(
             config,
             identity,
@@ -79,14 +83,17 @@ class Node:
             self._is_process,
             self.conflicts.on_copy,
             self.limits.crowded,
+            self.known_peers,
         )
         self.backends = Choice(
-            *environment.backends(config, self.door, self._on_bad_handshake), config.dial_timeout
+            *environment.backends(config, self.door, self._on_bad_handshake),
+            config.dial_timeout,
+            config.plaintext,
         )
         self.table = Table(self._make_remote, self.door.is_own)
         self.limits.bind(self.table)
         self.dialer = Dialer(self._dial, self._try_out)
-        self.router = Router(context, self.table, self.dialer, self.backends)
+        self.router = Router(context, self.table, self.dialer, self.backends, self.known_peers)
         chance = environment.random
         self.recovery = Recovery(context, self.home, self.router, chance)
         low, high = config.backoff_min, config.backoff_max
@@ -107,7 +114,10 @@ class Node:
         context.bind(self.dispatcher)
         self.heartbeat: Heartbeat[Remote] = Heartbeat(context, environment.wall_clock, self._tick)
         self.doubts = Doubts(context, self.heartbeat, self.backends.distrust)
-        self.services.bind(self.table, self.doubts, self.recovery)
+        self.watchers = Watchers(
+            config, self.counters, self.runner, self.log, self.home, environment.unix_time
+        )
+        self.services.bind(self.table, self.doubts, self.recovery, self.watchers)
         self.listeners: Listeners[Remote] = Listeners(
             self.dispatcher, self, self.heartbeat, Postponed(self.loop, self.changed)
         )
@@ -124,6 +134,9 @@ class Node:
         """For whatever the child's copy of the loop still runs: it neither dials nor takes anything in."""
         self.dialer.stop()
         self.heartbeat.stop()
+
+    def _others_known(self) -> None:
+        self.table.changed()
 
     # Peers ---------------------------------------------------------------------------------------
 
@@ -234,6 +247,7 @@ class Node:
             if inbound:
                 link.write_binary(encode_welcome(self._lost_to(remote.node_id or "")))
             remote.paths.joined(connection, lost)
+        remote.presence.look()
         if inbound:
             self._settle_dials(connection)
         for mailbox in remote.mailboxes.by_stream.values():
@@ -266,6 +280,7 @@ class Node:
         self.table.moved(connection, ip, port)
         self.counters.migrations += 1
         self.log.about(connection.remote, logging.INFO, "moved: %r was at %s", connection, before)
+        connection.remote.presence.look()
         self.router.told(connection)
 
     def changed(self) -> None:
@@ -274,6 +289,10 @@ class Node:
         self.inbox.rebind()
 
     def on_state(self, connection: RemoteConnection) -> None:
+        self._on_state(connection)
+        connection.remote.presence.look()
+
+    def _on_state(self, connection: RemoteConnection) -> None:
         self.changed()
         paths = connection.remote.paths
         if connection.plain:
@@ -321,6 +340,7 @@ class Node:
             remote.requests.fail(connection, error)
             if not remote.connections:
                 remote.answers.lose()
+        remote.presence.lost(connection, end.text)
         if not remote.connections:
             self.inbox.peer_gone(remote)
             for stream_id in list(remote.outstanding.gates):
@@ -365,9 +385,11 @@ class Node:
         self.home.enter(Phase.LEAVING)
         try:
             async with asyncio.timeout(self.config.close_timeout):
+                await self.known_peers.close()
                 await self._finish()
                 self.home.enter(Phase.CLOSED)
                 await self._say_goodbye()
+                await self.watchers.idle()
         except TimeoutError:
             count = len(self.table.connections)
             log.warning("close: close_timeout is over; cutting handlers, and connections: %d", count)
@@ -375,10 +397,12 @@ class Node:
         for connection in list(self.table.connections):
             connection.link.abort()
             connection.on_closed(End.lost("cut at close"))
+        await self.watchers.settle()
         self.sessions.close()
         self.heartbeat.stop()
         self.sender.close()
         self.inbox.close()
+        self.watchers.close()
         await self.runner.close()
         self.log.close()
         await asyncio.sleep(0)  # let aborted sockets go

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Coroutine
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, Literal, Protocol, TypeVar, overload
+
+import msgspec
 
 from .message import STREAM, Message, Receipt
 from .typed import TypedMessage, answer, parts
@@ -136,3 +138,26 @@ class Peer:
         if more or (message.metadata is not None and STREAM in message.metadata):
             return self._sends.part_to(self._remote, message, payload, type, more)
         return self._sends.send_to(self._remote, message.answer(payload, type))
+
+
+PeerEventKind = Literal["connected", "suspect", "recovered", "moved", "gone"]
+
+
+class PeerEvent(msgspec.Struct, frozen=True):
+    """What has become of a peer, for ``Transport.on_peer`` and ``Transport.peer_events``.
+
+    ``connected``: a connection reaches it, and none did. ``suspect``: none of its connections is good any
+    more, one at least does not answer. ``recovered``: one is good again. ``moved``: what reaches it is
+    another address of its, or another backend. ``gone``: none is left, or its process is another one, which
+    is ``connected`` next.
+
+    ``why`` is a text for people. ``at`` is when it happened, in seconds since 1970 as ``time.time()`` tells
+    them. ``missed``: so many events were left out for this handler or iterator since the one before,
+    because it was too slow; what is told of each peer is a whole story all the same.
+    """
+
+    kind: PeerEventKind
+    peer: Peer
+    why: str
+    at: float
+    missed: int = 0

@@ -37,6 +37,7 @@ class Counters(msgspec.Struct):
     conflicts: int = 0  # times that two processes presented one identity
     in_doubt: int = 0  # messages that left, or may have, and that nothing will ever confirm
     undelivered: int = 0  # received, but never taken by the program before close
+    peer_events_missed: int = 0  # left out for an on_peer handler or peer_events() that was too slow
 
 
 class Stats(Counters):

@@ -19,6 +19,7 @@ from .message import DEFAULT_STREAM, Message, Receipt, StreamId
 from .node import Node, Undelivered
 from .peer import Peer
 from .peers.mailbox import Handler
+from .receiving.watchers import PeerEvents, PeerHandler
 from .routing.router import Explanation
 from .runtime.environment import RealEnvironment
 from .stats import Counters, Stats
@@ -32,6 +33,7 @@ log = logging.getLogger("openline")
 H = TypeVar("H", bound=Handler)
 T = TypeVar("T")
 R = TypeVar("R", bound=Awaitable[Any] | AsyncIterator[Any] | None)
+P = TypeVar("P", bound=PeerHandler)
 
 
 class Listener:
@@ -324,6 +326,35 @@ class Transport:
             return
         finally:
             self._inbox.end(consumer)
+
+    # Who is there --------------------------------------------------------------------------------
+
+    def on_peer(self, handler: P) -> P:
+        """Call ``handler(event)``, sync or async, whenever a peer comes, is suspect, recovers, moves or goes.
+
+        Also a decorator. One event at a time, in the order in which they happened (``PeerEvent``). It is told
+        what happens from now on; ``peers()`` says who is there already.
+        """
+        self._home.check_call()
+        if not callable(handler):
+            raise TypeError("on_peer takes a function")
+        self._node.watchers.add_handler(handler)
+        return handler
+
+    def off_peer(self, handler: PeerHandler) -> None:
+        """Stop calling ``handler``."""
+        self._home.check_call()
+        self._node.watchers.remove_handler(handler)
+
+    def peer_events(self) -> PeerEvents:
+        """An async iterator over what an ``on_peer`` handler would be told, from this call on.
+
+        So ``events = t.peer_events(); peers = t.peers()`` misses nothing. It ends when the transport is
+        closed and everything has been told, the end of each connection included. It collects for as long as
+        it is kept, or until ``await events.aclose()``. Raises ``Closed``.
+        """
+        self._home.check_open()
+        return self._node.watchers.events()
 
     # Looking at it -------------------------------------------------------------------------------
 

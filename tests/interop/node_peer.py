@@ -9,7 +9,7 @@ import tempfile
 from asyncio.subprocess import PIPE, Process
 from collections import defaultdict
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Self
 
 SCRIPT = Path(__file__).with_name("peer.mjs")
 DEADLINE = 10.0
@@ -44,10 +44,14 @@ class NodePeer:
     @classmethod
     async def start(cls, package: Path, **config: Any) -> NodePeer:
         loader = package / "dist" / "transport" / "quic-loader.js"
+        return await cls.run(SCRIPT, loader, json.dumps(config))
+
+    @classmethod
+    async def run(cls, *arguments: object, folder: Path | None = None) -> Self:
+        """Start a script, in ``folder``; it says ``ready``."""
         log = tempfile.TemporaryFile()  # noqa: SIM115 - the process writes to it until stop()
-        arguments = (str(SCRIPT), str(loader), json.dumps(config))
         process = await asyncio.create_subprocess_exec(
-            "node", *arguments, stdin=PIPE, stdout=PIPE, stderr=log, limit=LONGEST_LINE
+            "node", *map(str, arguments), stdin=PIPE, stdout=PIPE, stderr=log, limit=LONGEST_LINE, cwd=folder
         )
         peer = cls(process, log)
         try:

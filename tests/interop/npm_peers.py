@@ -18,6 +18,9 @@ from pathlib import Path
 VERSIONS = ("2.0.12-fix.8", "2.1.3")
 # RFC 8785 in JavaScript; it has no dependencies.
 CANONICALIZE = "canonicalize@2.1.0"
+# The federation over agentic-flow, which its transport loader finds beside it.
+FEDERATION = "@claude-flow/plugin-agent-federation@1.0.0-alpha.17"
+FEDERATED = "2.0.12-fix.8"
 STORE = Path(__file__).resolve().parents[2] / ".node"
 NPM_TIMEOUT = 60.0
 
@@ -37,6 +40,13 @@ def fetch_canonicalize() -> Path:
     """The folder to import ``canonicalize`` from."""
     home = STORE / CANONICALIZE.replace("@", "-")
     _once(home, partial(_install, CANONICALIZE))
+    return home
+
+
+def fetch_federation() -> Path:
+    """The folder to import the federation plugin from, with the agentic-flow that it asks for."""
+    home = STORE / "plugin-agent-federation-1.0.0-alpha.17"
+    _once(home, _federation)
     return home
 
 
@@ -78,6 +88,13 @@ def _agentic_flow(version: str, folder: Path) -> None:
     _install("ws@^8.20", folder)
 
 
+def _federation(folder: Path) -> None:
+    # agentic-flow is an optional peer of the plugin's; of its hundreds of packages the transport needs one.
+    _install(FEDERATION, folder, "ws@^8.20")
+    _unpack(FEDERATED, folder)
+    (folder / "package").rename(folder / "node_modules" / "agentic-flow")
+
+
 def _unpack(version: str, folder: Path) -> None:
     _npm(folder, "pack", f"agentic-flow@{version}")
     (archive,) = folder.glob("agentic-flow-*.tgz")
@@ -86,7 +103,7 @@ def _unpack(version: str, folder: Path) -> None:
     archive.unlink()
 
 
-def _install(package: str, folder: Path) -> None:
+def _install(package: str, folder: Path, *more: str) -> None:
     (folder / "package.json").write_text('{"private": true}\n')
     _npm(
         folder,
@@ -97,6 +114,7 @@ def _install(package: str, folder: Path) -> None:
         "--no-fund",
         "--ignore-scripts",
         package,
+        *more,
     )
 
 
@@ -111,5 +129,5 @@ def _npm(folder: Path, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    for folder in (*map(fetch, VERSIONS), fetch_canonicalize()):
+    for folder in (*map(fetch, VERSIONS), fetch_canonicalize(), fetch_federation()):
         print(folder.relative_to(STORE.parent))

@@ -20,6 +20,7 @@ from openline.peers.mailbox import Mailbox
 from openline.testing import Host, Killed, Network
 
 from .ledger import ACKED, UNSENT, UNSURE, Ledger, Sent
+from .presence import Auditor
 
 PORT = 8770
 TRACE_LINES = 20_000
@@ -78,6 +79,7 @@ class Program:
         self.generation = generation
         self.random = Random(fleet.random.random())
         self.transport: Transport
+        self.auditor: Auditor | None = None
         self.flows: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -86,6 +88,8 @@ class Program:
 
     async def _serve(self) -> None:
         transport = self.transport
+        if self.fleet.audited:
+            self.auditor = self.fleet.audit(self)
         if self.seat.listens:
             await transport.listen(self.seat.port)
         for stream_id in STREAMS:
@@ -290,6 +294,10 @@ class Fleet:
         self.restarted: set[str] = set()
         # Hosts stand still now and then.
         self.stops = False
+        # Is what is told of peers checked? What was wrong with it; and all processes, by their instances.
+        self.audited = False
+        self.mistold: list[str] = []
+        self.processes: dict[str, str] = {}
         # How likely a node stays connected to another.
         self.keeping = self.random.choice([0.0, 0.0, 0.5])
         for index in range(hosts):
@@ -321,6 +329,16 @@ class Fleet:
                 await program.start()
         return started if host.process.alive else []
 
+    def audit(self, program: Program) -> Auditor:
+        """From the start of a program on. One in two has a slow handler, too."""
+        slow = Random(f"{program.seat.name} {program.generation}") if program.generation % 2 else None
+        name, host, transport = program.seat.name, program.host, program.transport
+        return Auditor(name, host, transport, self.processes, self.mistold, slow)
+
+    @property
+    def auditors(self) -> list[Auditor]:
+        return [each.auditor for each in self.programs.values() if each.auditor is not None]
+
     async def upgrade(self, host: Host) -> None:
         """As one does with a service: close the transport, and end the process; it is to be started again."""
         self.trace.note(host.name, "closes")
@@ -328,6 +346,8 @@ class Fleet:
             for program in self.programs.values():
                 if program.host is host and hasattr(program, "transport"):
                     await host.run(program.transport.close())
+                    if program.auditor is not None:
+                        program.auditor.closed()
         if host.process.alive:
             host.kill()
 
@@ -347,6 +367,8 @@ class Fleet:
     async def close(self) -> None:
         for program in self.programs.values():
             await program.host.run(program.transport.close())
+            if program.auditor is not None:
+                program.auditor.closed()
 
 
 class Undertaker(logging.Handler):

@@ -97,6 +97,7 @@ async def play(fleet: Fleet, random: Random, crowd: Crowd | None = None) -> None
     faults = Faults(network, random.getrandbits(32), kinds=possible, restarted=begin)
     plan = faults.plan(FAULTY, random.choice([1, 3, 8, 25])) if possible else []
     plan += [upgrade(fleet, faults, random) for _ in range(random.choice([0, 0, 0, 1, 3]))]
+    fleet.audited = True
     fleet.stops = any(fault.what.startswith(("freeze", "sleep")) for fault in plan)
     for fault in plan:
         network.trace.note("plan", "%s", fault)
@@ -115,11 +116,17 @@ async def play(fleet: Fleet, random: Random, crowd: Crowd | None = None) -> None
     before = dials(fleet)
     await asyncio.sleep(interval)
     sampling.cancel()
+    for auditor in fleet.auditors:
+        auditor.look()
+        auditor.look_at_peers()
     broken = fleet.ledger.violations(fleet.restarted) + one_connection_per_pair(fleet) + at_rest(fleet)
     if dials(fleet) != before:
         broken.append(f"they still dial: {dials(fleet)} after {before}")
     await fleet.close()
     await asyncio.sleep(1.0)
+    for auditor in fleet.auditors:
+        auditor.over()
+    broken += fleet.mistold
     for host in network.hosts:
         left = [*host.sockets, *host.udp.sockets(), *host.udp.live]
         if left:
@@ -147,6 +154,8 @@ async def sample(fleet: Fleet) -> None:
     """Memory stays bounded all the time (rule 3.5)."""
     for _ in iter(int, 1):
         await asyncio.sleep(SAMPLE)
+        for auditor in fleet.auditors:
+            auditor.look()
         for seat, program in fleet.programs.items():
             for peer in program.transport.peers():
                 now = f"at {fleet.network.now:.1f} {seat.name}"

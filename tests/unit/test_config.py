@@ -88,6 +88,7 @@ COUNTS = [
     "inbox_messages",
     "inbox_bytes",
     "max_streams",
+    "peer_events",
 ]
 
 
@@ -179,3 +180,12 @@ def test_arbitrary_text_is_a_pin_or_a_value_error(text: str) -> None:
     except ValueError as error:
         said = str(error)
     assert repr(text) in said
+
+
+def test_known_peers_is_a_path() -> None:
+    assert Config().known_peers is None
+    assert msgspec.convert({"known_peers": "known"}, Config).known_peers == "known"
+    with pytest.raises(msgspec.ValidationError, match="known_peers must be the path of a file"):
+        msgspec.convert({"known_peers": ""}, Config)
+    with pytest.raises(TypeError):
+        Config(known_peers=5)  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ LONGEST_FILE = {"src": 500, "tests": 1000}
 # From the bottom to the top. A room may name those above it in this list, and itself.
 ROOMS = (
     ("leaves", "errors message address config identity signing stats capabilities typed peer"),
+    ("known peers", "known_peers"),
     ("core", "core"),
     ("runtime", "runtime"),
     ("backends, what they share", "backends"),
@@ -65,7 +66,7 @@ PEER_MEMBERS = {
 IGNORED = {
     ("backends/quic/core.py", "assignment"): "qh3's core with ours in front of it",
     ("backends/quic/core.py", "method-assign"): "qh3's bridge to its native part, of which one call is ours",
-    ("backends/quic/tls.py", "arg-type"): "an Ed25519 key where cryptography's types list all kinds",
+    ("backends/tls.py", "arg-type"): "an Ed25519 key where cryptography's types list all kinds",
     ("backends/sockets.py", "misc"): "getaddrinfo's stub has addresses of other families, too",
     ("backends/websocket/backend.py", "attr-defined"): "picows' stub leaves out its protocol class",
     ("backends/websocket/backend.py", "misc"): "a class derived from it",

@@ -348,3 +348,28 @@ def test_every_connection_is_chosen_or_passed_over_for_a_reason(programs: list[P
         result = choose(f"{HOST}:{port}", *lines)
         seen = [line for line, _ in result.passed_over] + [result.chosen] * (result.chosen is not None)
         assert sorted(line.number for line in seen if line) == sorted(line.number for line in lines)
+
+
+# Known peers ------------------------------------------------------------------------------------------
+
+
+def test_only_the_known_node_answers_for_its_address() -> None:
+    lines = [
+        outbound("10.0.0.2:8770", hello(DAVE)),
+        inbound(8770, hello(DAVE)),
+        inbound(5000, hello(DAVE, 8770)),
+        inbound(8770),
+    ]
+    for line in lines:
+        assert choose("10.0.0.2:8770", line).chosen is line
+        result = choose("10.0.0.2:8770", line, known=CAROL)
+        assert (result.chosen, reasons(result)) == (None, [Reject.OTHER_THAN_KNOWN.value])
+
+
+@pytest.mark.parametrize("worse", [Quality.GOOD, *WORSE])
+def test_the_known_nodes_claim_is_certain(worse: Quality) -> None:
+    """Whoever else claims that port, or was there lately: only the known node is meant."""
+    friend = inbound(5000, hello(CAROL, 8770), quality=worse)
+    others = [inbound(5001, hello(DAVE, 8770)), outbound("10.0.0.2:8770", hello(DAVE)), inbound(8770)]
+    result = choose("10.0.0.2:8770", friend, *others, taken=frozenset({DAVE, ""}), known=CAROL)
+    assert (result.chosen, result.rank) == (friend, Rank.SAME_NODE)

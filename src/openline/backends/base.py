@@ -357,3 +357,7 @@ class Environment(Protocol):
     def wall_clock(self) -> float:
         """Seconds on a clock that goes on while the machine sleeps."""
         ...
+
+    def unix_time(self) -> float:
+        """Seconds since 1970: what programs are told of when something happened."""
+        ...

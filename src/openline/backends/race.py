@@ -40,16 +40,25 @@ def merged(address: object, errors: list[Exception]) -> Exception:
 
 
 class Race(Generic[T]):
-    """Attempts of which one result is kept; ``discard`` is given what comes too late."""
+    """Attempts of which one result is kept; ``discard`` is given what comes too late.
 
-    def __init__(self, discard: Callable[[T], object], stagger: float = STAGGER) -> None:
+    An error that is one of ``decisive`` ends it: no other attempt would be better.
+    """
+
+    def __init__(
+        self,
+        discard: Callable[[T], object],
+        stagger: float = STAGGER,
+        decisive: tuple[type[Exception], ...] = (),
+    ) -> None:
         self._discard = discard
+        self._decisive = decisive
         self._stagger = stagger
         self._tasks: dict[asyncio.Task[T], int] = {}
         self._errors: list[Exception] = []
 
     async def run(self, attempts: Sequence[Attempt[T]]) -> tuple[int, T]:
-        """The number of the attempt that won, and its result. Raises ``AllFailed``."""
+        """The number of the attempt that won, and its result. Raises ``AllFailed``, or what is decisive."""
         waiting = list(enumerate(attempts))
         try:
             while waiting or self._tasks:
@@ -70,6 +79,8 @@ class Race(Generic[T]):
         for task in sorted(done, key=self._tasks.__getitem__):  # of a tie the preferred one wins
             number = self._tasks.pop(task)
             error = task.exception()
+            if isinstance(error, self._decisive):
+                raise error
             if isinstance(error, Exception):
                 self._errors.append(error)
             elif error is not None:

@@ -1,8 +1,10 @@
 """All backends of one transport, and which of them a dial takes.
 
 An address with a scheme says it. A bare ``host:port`` races them as RFC 8305 describes: the first
-of ``Config.backends`` at once, the next when that has failed, or after 250 ms. What is up first and
-has proven itself wins; where it was not the first, it is tried first for a while.
+of ``Config.backends`` at once, the next when that has failed, or after a while. What is up first and
+has proven itself wins; where it was not the first, it is tried first for a while. A backend that can do
+without encryption has two ways, and the one in plain text is for plain peers only (rule 3.8): it begins
+250 ms after the first, as it did before there was another.
 """
 
 from __future__ import annotations
@@ -11,15 +13,18 @@ import asyncio
 import errno
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol, TypeGuard
 
 from ..address import Address
-from ..errors import Unreachable
+from ..config import Plaintext
+from ..errors import IdentityConflict, Refused, Unreachable
 from .base import NORMAL, Backend, Door, Link
 from .binding import PICKS, why
 from .certificates import TlsFiles
 from .race import STAGGER, AllFailed, Race, merged
+from .sealed import Sealed
 
 log = logging.getLogger("openline")
 
@@ -33,6 +38,21 @@ FAIR = 1.0
 # Where what is sent over one backend has not got through, the other has this head start instead of
 # 250 ms: whichever is up first is not what counts there.
 DOUBTED_STAGGER = 1.0
+
+
+_REACHED_SEALED = (
+    "was reached encrypted before, so plain text is not tried: somebody in between may want that. "
+    "Write ws:// if it is meant"
+)
+_REFUSED = "not used: by another way the node there was refused, or refuses this one"
+
+
+class SealingBackend(Backend, Protocol):
+    """One that encrypts where it can, and need not."""
+
+    async def dial_bare(self, address: Address, why_not_plain: Callable[[str, int], str | None]) -> Link:
+        """In plain text only where a plain peer is there, and nothing forbids it."""
+        ...
 
 
 class Doors:
@@ -74,8 +94,16 @@ class Doors:
 class Choice:
     """``backends`` in the order of preference; ``missing`` says why others cannot be had."""
 
-    def __init__(self, backends: Sequence[Backend], missing: dict[str, str], dial_timeout: float) -> None:
+    def __init__(
+        self,
+        backends: Sequence[Backend],
+        missing: dict[str, str],
+        dial_timeout: float,
+        plaintext: Plaintext = "plain-peers",
+    ) -> None:
         self._timeout = dial_timeout
+        self._plaintext = plaintext
+        self._sealed = Sealed()
         self.backends = tuple(backends)
         self._missing = missing
         self._loop = asyncio.get_running_loop()
@@ -100,6 +128,14 @@ class Choice:
             return [backend for backend in self.backends if address.scheme in backend.schemes]
         worked, distrusted = self._noted(self._worked, address), self._noted(self._distrusted, address)
         return sorted(self.backends, key=lambda b: (b.name == distrusted, b.name != worked))
+
+    def sealed(self, address: Address, ips: tuple[str, ...]) -> bool:
+        """Must what is sent to that address be encrypted, as who listens there was reached like that?"""
+        return self._plaintext != "allow" and self._sealed.covers(address, ips)
+
+    def sealed_node(self, node_id: str) -> bool:
+        """Was that node reached encrypted?"""
+        return self._sealed.node(node_id)
 
     def _noted(self, notes: OrderedDict[tuple[str, int], tuple[float, str]], address: Address) -> str:
         until, name = notes.get((address.host, address.port), (0.0, ""))
@@ -132,29 +168,31 @@ class Choice:
         self.check(address)
         order = self.order(address)
         began = self._loop.time()
-        ways = [partial(self._attempt, backend, address, began + self._timeout) for backend in order]
-        if len(ways) == 1:
-            return await ways[0]()
-        wary = self._noted(self._distrusted, address) != ""
-        race: Race[Link] = Race(_hang_up, DOUBTED_STAGGER if wary else STAGGER)
-        try:
-            number, link = await race.run(ways)
-        except AllFailed as failed:
-            self._worked.pop((address.host, address.port), None)
-            raise merged(address, failed.errors) from None
-        if self._loop.time() < began + FAIR and not wary:
-            self._remember(address, order[number])
+        dial = _Dial(self, address, began + self._timeout)
+        if len(order) == 1:
+            link = await dial.by(order[0])
+        else:
+            wary = self._noted(self._distrusted, address) != ""
+            number, link = await self._race(order, dial, wary)
+            if self._loop.time() < began + FAIR and not wary:
+                self._remember(address, order[number])
+        self._sealed.note(link.endpoint)
         return link
 
-    async def _attempt(self, backend: Backend, address: Address, until: float) -> Link:
+    async def _race(self, order: list[Backend], dial: _Dial, wary: bool) -> tuple[int, Link]:
+        stagger = STAGGER / 2 if any(map(_has_plain_text, order)) else STAGGER
+        race: Race[Link] = Race(_hang_up, DOUBTED_STAGGER if wary else stagger)
         try:
-            async with asyncio.timeout_at(until):
-                return await backend.dial(address)
-        except TimeoutError:
-            doubt = "; is UDP blocked?" if backend.name == "quic" else ""
-            reason = f"no answer within dial_timeout={self._timeout:g} s{doubt}"
-            tried = [(f"{backend.name} {address.netloc}", reason)]
-            raise Unreachable(str(address), tried, no_route=True) from None
+            return await race.run([partial(dial.by, backend) for backend in order])
+        except AllFailed as failed:
+            self._worked.pop((dial.address.host, dial.address.port), None)
+            raise merged(dial.address, failed.errors) from None
+
+    def late(self, address: Address, backend: Backend) -> Unreachable:
+        """``dial_timeout`` is over."""
+        doubt = "; is UDP blocked?" if backend.name == "quic" else ""
+        reason = f"no answer within dial_timeout={self._timeout:g} s{doubt}"
+        return Unreachable(str(address), [(f"{backend.name} {address.netloc}", reason)], no_route=True)
 
     def _remember(self, address: Address, winner: Backend) -> None:
         key = address.host, address.port
@@ -193,6 +231,39 @@ class Choice:
                 raise
             break
         return doors
+
+
+class _Dial:
+    """One dial of an address, by whatever backends there are."""
+
+    def __init__(self, choice: Choice, address: Address, until: float) -> None:
+        self._choice = choice
+        self.address = address
+        self._until = until
+        # Has a node shown itself that is not the one, or does not want us?
+        self._refused = False
+
+    async def by(self, backend: Backend) -> Link:
+        try:
+            async with asyncio.timeout_at(self._until):
+                if self.address.scheme is None and _has_plain_text(backend):
+                    return await backend.dial_bare(self.address, self._why_not_plain)
+                return await backend.dial(self.address)
+        except TimeoutError:
+            raise self._choice.late(self.address, backend) from None
+        except (Refused, IdentityConflict):
+            self._refused = True
+            raise
+
+    def _why_not_plain(self, host: str, port: int) -> str | None:
+        """Plain text would be a step down (rule 3.8)."""
+        if self._choice.sealed(Address(host, port), ()):
+            return _REACHED_SEALED
+        return _REFUSED if self._refused else None
+
+
+def _has_plain_text(backend: Backend) -> TypeGuard[SealingBackend]:
+    return hasattr(backend, "dial_bare")
 
 
 def _hang_up(link: Link) -> None:

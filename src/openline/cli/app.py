@@ -26,6 +26,7 @@ from .common import (
     log_to_stderr,
     run,
 )
+from .known import app as known
 from .listen import Options, listen
 from .once import Sending, read_payload, read_stream, request, send
 from .ping import ping
@@ -147,6 +148,7 @@ def _listen(
 
     Examples:
       openline listen
+      openline listen --identity alice.pem      (the same node after each start)
       openline listen 8770 --backend websocket
       openline listen 8770 --json --peer 10.0.0.2:8770 --name alice
 
@@ -284,6 +286,9 @@ def _id(
     log_to_stderr(verbose=False)
     print(load_identity(identity or default_identity()).node_id)
     return 0
+
+
+app.add_typer(known, name="known")
 
 
 @app.command("capabilities")

@@ -23,9 +23,11 @@ import typer
 import openline
 from openline.address import TLS_SCHEMES
 from openline.backends.sockets import describe
+from openline.known_peers.place import default_file, user_folder
 
 FAILED, USAGE = 1, 2
 OPTIONS = "these options"
+OFF = Path("off")
 _SHARED = "Connections and configuration"
 _FILE = {"exists": True, "dir_okay": False, "readable": True, "rich_help_panel": _SHARED}
 
@@ -93,6 +95,19 @@ Allow = Annotated[
         rich_help_panel=_SHARED,
     ),
 ]
+KnownPeersFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--known-peers",
+        metavar="PATH|off",
+        envvar="OPENLINE_KNOWN_PEERS",
+        dir_okay=False,
+        help="File that remembers which node answered where; another one there is refused. "
+        "See openline known --help.",
+        show_default="openline/known_peers in $XDG_CONFIG_HOME or ~/.config",
+        rich_help_panel=_SHARED,
+    ),
+]
 Verbose = Annotated[
     bool,
     typer.Option("--verbose", "-v", help="Say on stderr what happens and why.", rich_help_panel=_SHARED),
@@ -140,6 +155,7 @@ def make_config(
     pin: Pin = None,
     identity: IdentityFile = None,
     allow: Allow = None,
+    known_peers: KnownPeersFile = None,
     verbose: Verbose = False,
 ) -> openline.Config:
     """The file's settings, overridden by the options."""
@@ -151,6 +167,8 @@ def make_config(
         settings["backends"] = [each.value for each in dict.fromkeys(backend)]
     if allow:
         settings["allow"] = allow
+    if known_peers is not None or "known_peers" not in settings:
+        settings["known_peers"] = known_file(known_peers)
     tls = {"cert": cert and str(cert), "key": key and str(key), "ca": ca and str(ca), "pins": pin}
     given = {option: value for option, value in tls.items() if value}
     if given:
@@ -220,13 +238,19 @@ def load_identity(path: Path) -> openline.Identity:
 
 def default_identity() -> Path:
     """Where ``openline id`` keeps the identity, in the user's configuration folder."""
-    configured = os.environ.get("XDG_CONFIG_HOME", "")
     try:
-        # The XDG specification has relative paths ignored.
-        folder = Path(configured) if os.path.isabs(configured) else Path.home() / ".config"
+        return user_folder() / "identity.pem"
     except RuntimeError:
         raise Failure("there is no home folder: say where with --identity", USAGE) from None
-    return folder / "openline" / "identity.pem"
+
+
+def known_file(given: Path | None) -> str | None:
+    """Which file of known peers that option means; None for none."""
+    if given == OFF:
+        return None
+    if given is None and (given := default_file()) is None:
+        complain("there is no home folder: nodes are not remembered; say where with --known-peers")
+    return None if given is None else str(given)
 
 
 def log_to_stderr(verbose: bool) -> None:

@@ -10,6 +10,7 @@ import itertools
 import logging
 import math
 import secrets
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
@@ -40,6 +41,7 @@ from ..core.handshake import (
 )
 from ..errors import IdentityConflict, Refused
 from ..identity import Identity, verify
+from ..known_peers.memory import KnownPeers
 from .instance import Instance, signed_for
 from .proxies import Proxies
 
@@ -67,7 +69,8 @@ class Admission:
     ``on_bad`` is told of visitors whose proof did not come or was wrong; ``is_copy(hello)``
     says whether it repeats the instance of a process with which there is, or lately was, a session, and
     ``on_copy(node_id, where)`` is told of somebody with a node's key who has done that;
-    ``crowded(ip, backend, node_id)`` says why there is no room for one more, if so.
+    ``crowded(ip, backend, node_id)`` says why there is no room for one more, if so; ``known`` are
+    the nodes that answered dials before.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Admission:
         is_copy: Callable[[Hello], bool] = lambda hello: False,
         on_copy: Callable[[str, str], None] = lambda node_id, where: None,
         crowded: Crowded = lambda ip, backend, node_id: None,
+        known: KnownPeers | None = None,
     ) -> None:
         self.identity = identity
         self.unfinished = Unfinished(config.stranger_buffer)
@@ -95,6 +99,7 @@ class Admission:
         self._in_conflict = in_conflict
         self.on_bad = on_bad
         self._crowded = crowded
+        self._known = known or KnownPeers(None, time.time)
         self._dials = itertools.count(1)
 
     def announce(self, ports: tuple[int, ...]) -> None:
@@ -196,10 +201,13 @@ class Admission:
                 why = _other_certificate(address, server, certificate) if certified else "is wrong"
                 raise Refused(f"{address}: the proof of node id {server.node_id} {why}; nothing was sent")
         self._check(server, str(address))
+        self._known.check(address, server.node_id)
         try:
             server = self._process(server, proof, transcript.signed_by("server"), str(address))
         except Malformed as error:
             raise Refused(f"{address}: {error}; nothing was sent") from None
+        if server.node_id != self.identity.node_id:
+            self._known.saw(address, server.node_id, server.name)
         return msgspec.structs.replace(server, dial=own.dial, transcript=transcript)
 
     def _check_plain(self, address: Address) -> None:
@@ -207,6 +215,7 @@ class Admission:
             raise Refused(f"{address}: what listens there proves no node id; nothing was sent")
         if self._config.allow is not None:
             raise Refused(f"{address}: what listens there proves no node id, and Config.allow asks for one")
+        self._known.check(address, None)
 
     def _check(self, hello: Hello, where: str) -> None:
         if hello.node_id == self.identity.node_id:

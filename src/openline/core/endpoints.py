@@ -57,6 +57,7 @@ class Reject(Enum):
     OTHER_ADDRESS = "reaches another address"
     OTHER_NODE = "is not the node that the address names"
     NOT_PROVEN = "has not proven the identity the address asks for"
+    OTHER_THAN_KNOWN = "another node is known to answer there (Config.known_peers)"
     OTHER_PORT = "its openline hello does not name that port"
     OTHER_PROTOCOL = "that is its UDP port, and the address asks for TCP (write quic:// for it)"
     TWO_CLAIMS = "two nodes at that IP claim that port"
@@ -66,6 +67,7 @@ class Reject(Enum):
     PLAIN_NOT_THERE = "somebody else answered when that port was dialed"
     DIAL_FIRST = "somebody else was, or may be, at that port, so a dial comes first"
     PLAIN_NEVER = 'plain_reuse is "never"'
+    PLAIN_TEXT = "is plain text, and what the address names was reached encrypted (ws:// asks for no more)"
 
 
 RANK_TEXT = {
@@ -94,7 +96,8 @@ class Endpoint:
     somebody else. ``crowded``: another plain peer's socket from this IP was open beside it. ``hint``
     is the ``metadata.sourceNodeId`` it last sent. ``aliases`` are addresses dialed to the same node by
     connections that this one has replaced (rule 3.3). ``certified``: it was dialed with pins, or a CA,
-    which the certificate shown on it has satisfied.
+    which the certificate shown on it has satisfied. ``downgraded``: it is plain text, and its node was
+    reached encrypted before.
     """
 
     __slots__ = (
@@ -106,6 +109,7 @@ class Endpoint:
         "crowded",
         "direction",
         "doubtful",
+        "downgraded",
         "hello",
         "hint",
         "ip",
@@ -143,6 +147,11 @@ class Endpoint:
         # The far side's TLS certificate (DER), until the hello has been judged.
         self.certificate: bytes | None = None
         self.certified = False
+        self.downgraded = False
+
+    def was_encrypted(self) -> None:
+        """Its node has been reached encrypted, by this connection or another one."""
+        self.downgraded = not self.secure
 
     def listens_on(self, ports: tuple[int, ...]) -> None:
         """It has other ports than its hello said."""
@@ -193,6 +202,9 @@ class Want(msgspec.Struct, frozen=True):
     was dialed lately, ``taken`` whose end it lately was (dialed, or come from there), and
     ``formerly`` who answered there longer ago, or lately claimed it and is gone. ``no_route``: a dial has
     just found no way there.
+
+    ``known``: nobody but that node may get what is for this address, as it answered there before
+    (``Config.known_peers``).
     """
 
     address: Address
@@ -207,3 +219,6 @@ class Want(msgspec.Struct, frozen=True):
     taken: frozenset[str] = frozenset()
     formerly: frozenset[str] = frozenset()
     no_route: bool = False
+    # Was who listens there reached encrypted? Then plain text will not do (rule 3.8).
+    sealed: bool = False
+    known: str | None = None

@@ -193,7 +193,8 @@ class _Around:
     def same_node_there(self, end: Endpoint) -> bool:
         """Another connection of that node was dialed there, or it answered when that was dialed."""
         itself = self._is_dialed(end)
-        return self._dialed[end.owner] > itself or end.owner in self._want.reached
+        answered = end.owner in self._want.reached or end.owner == self._want.known
+        return answered or self._dialed[end.owner] > itself
 
 
 def _protocol(address: Address) -> str:
@@ -201,7 +202,16 @@ def _protocol(address: Address) -> str:
 
 
 def _match(want: Want, end: Endpoint, around: _Around) -> Rank | Reject:
+    verdict = _match_any(want, end, around)
+    if want.known is not None and end.node_id != want.known and isinstance(verdict, Rank):
+        return Reject.OTHER_THAN_KNOWN
+    return verdict
+
+
+def _match_any(want: Want, end: Endpoint, around: _Around) -> Rank | Reject:
     verdict = _certain(want, want.address, end)
+    if verdict is not Rank.EXACT_REMOTE and _is_weaker(want, end) and not isinstance(verdict, Reject):
+        return Reject.PLAIN_TEXT
     if verdict is Reject.NOT_PROVEN and want.address.scheme == end.backend == "quic" and not want.certified:
         verdict = _certain(want, msgspec.structs.replace(want.address, scheme=None), end)
     if verdict is not None:
@@ -209,6 +219,11 @@ def _match(want: Want, end: Endpoint, around: _Around) -> Rank | Reject:
     if end.hello is not None:
         return _match_claim(want, end, around)
     return _match_plain_by_ip(want, end, around)
+
+
+def _is_weaker(want: Want, end: Endpoint) -> bool:
+    """A bare address asks for encryption where it has been had (rule 3.8); its answers ride what it rode."""
+    return want.address.scheme is None and not end.secure and (end.downgraded or want.sealed)
 
 
 def _certain(want: Want, address: Address, end: Endpoint) -> Rank | Reject | None:

@@ -104,10 +104,11 @@ class Paths(Part):
 
     def may_carry(self, sent: InFlight[object], connection: RemoteConnection) -> bool:
         """Never weaker than asked (rule 3.1)."""
-        address = sent.address
-        if address is None or not address.tls:
+        address, end = sent.address, connection.endpoint
+        if address is None:
             return True
-        end = connection.endpoint
+        if not address.tls:
+            return not end.downgraded or address.scheme is not None
         want = Want(address, (end.ip,), certified=self._services.context.config.certified)
         return isinstance(match(want, end, [end]), Rank)
 

@@ -1,7 +1,8 @@
 """One remote node: the one owner of all that is known of it.
 
 What belongs together is kept together: ``paths`` (its connections, and which of them carries its session),
-``outstanding`` (what it has not acknowledged), ``requests``, ``mailboxes`` (what has come from it).
+``outstanding`` (what it has not acknowledged), ``requests``, ``mailboxes`` (what has come from it),
+``presence`` (whether it is there).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from .mailboxes import Mailboxes
 from .outstanding import Outstanding
 from .owner import Owner as Consumers
 from .paths import Paths
+from .presence import PeerPresence
 from .requests import Requests
 from .services import Services
 
@@ -50,6 +52,7 @@ class Remote:
         "own",
         "paths",
         "plain",
+        "presence",
         "requests",
     )
 
@@ -84,6 +87,7 @@ class Remote:
         self.mailboxes = Mailboxes(self, consumers)
         self.answers = Answers(self, services)
         self.control = Control(self, services)
+        self.presence = PeerPresence(self, services)
 
     def __repr__(self) -> str:
         who = "plain peer" if self.node_id is None else f"peer {self.node_id[:8]}"

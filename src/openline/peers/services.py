@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..address import Address
 from ..connection.context import Context
+from ..core.presence import Presence
 from ..message import Message
+from ..peer import PeerEventKind
 from .conflicts import Conflicts
 from .sessions import Sessions
 
@@ -45,6 +47,19 @@ class Reports(Protocol):
         ...
 
 
+class Watching(Protocol):
+    """Tells the program which peers are there; ``receiving/watchers.py`` does."""
+
+    @property
+    def watched(self) -> bool:
+        """Does anybody want to know?"""
+        ...
+
+    def tell(self, remote: Remote, kind: PeerEventKind, why: str, before: Presence) -> None:
+        """That has happened to a peer which was in the state ``before``."""
+        ...
+
+
 class Aliases(Protocol):
     """Knows which connection answers for which address."""
 
@@ -56,7 +71,7 @@ class Aliases(Protocol):
 class Services:
     """Made by the node, which gives the rest of it by ``bind`` as soon as there is any."""
 
-    __slots__ = ("_aliases", "_reports", "conflicts", "context", "doubts", "routing", "sessions")
+    __slots__ = ("_aliases", "_reports", "conflicts", "context", "doubts", "routing", "sessions", "watching")
 
     def __init__(self, context: Context, sessions: Sessions, conflicts: Conflicts, reports: Reports) -> None:
         self.context = context
@@ -66,9 +81,10 @@ class Services:
         self._aliases: Aliases
         self.doubts: Doubting
         self.routing: Routing
+        self.watching: Watching
 
-    def bind(self, aliases: Aliases, doubts: Doubting, routing: Routing) -> None:
-        self._aliases, self.doubts, self.routing = aliases, doubts, routing
+    def bind(self, aliases: Aliases, doubts: Doubting, routing: Routing, watching: Watching) -> None:
+        self._aliases, self.doubts, self.routing, self.watching = aliases, doubts, routing, watching
 
     def alias(self, connection: RemoteConnection, target: Address) -> None:
         self._aliases.alias(connection, target)

@@ -100,7 +100,6 @@ class KnownNodes:
 
 
 def _listening(end: Endpoint) -> list[Address]:
-    """What a hello says, at the IP it came from; over TLS where it came over TLS."""
+    """What a hello says, at the IP it came from."""
     ports = end.hello.ports[:MAX_PER_NODE] if end.hello else ()
-    # A certificate names a host, which an IP rarely is: such a peer is dialed by its name only.
-    return [] if end.secure and end.backend != "quic" else [Address(end.ip, port) for port in ports]
+    return [Address(end.ip, port) for port in ports]

@@ -19,6 +19,7 @@ from ..core.lifecycle import State
 from ..core.port_memory import Kind, PortMemory
 from ..core.selection import RANK_TEXT, Plan, Quality, Rank, Reject, Want, best_of, match
 from ..errors import Refused, Unreachable
+from ..known_peers.memory import KnownPeers
 from ..message import BY_ADDRESS, BY_NODE_ID
 from ..peers.remote import Remote, RemoteConnection
 from ..peers.table import Table
@@ -70,6 +71,7 @@ class Router:
         table: Table,
         dialer: Dialer,
         backends: Choice,
+        known_peers: KnownPeers,
     ) -> None:
         config, loop = context.config, context.loop
         self._context = context
@@ -85,6 +87,7 @@ class Router:
         self._by_claim: dict[Address, str | None] = {}
         self._lookup = Lookup(loop)
         self.known_nodes = KnownNodes(loop)
+        self._known_peers = known_peers
         self._ports = PortMemory()
 
     def quick(self, address: str | Address) -> tuple[int, RemoteConnection, Address, str] | None:
@@ -105,6 +108,7 @@ class Router:
         congested, and suspect where nothing better could be had.
         """
         self._backends.check(address)
+        self._known_peers.refresh()
         plan = await self._plan(address)
         chosen = plan.chosen
         if chosen is not None and chosen.quality >= Quality.CONGESTED:
@@ -242,6 +246,8 @@ class Router:
             reached=frozenset(lately - {""}),
             taken=frozenset(taken),
             formerly=frozenset(formerly),
+            sealed=self._backends.sealed(address, ips),
+            known=self._known_peers.node_at(address),
         )
 
     def ips_now(self, address: Address) -> tuple[str, ...]:
@@ -256,6 +262,7 @@ class Router:
         connection.set_state(State.DRAINING)
         self.went(connection)
         self._table.remove(connection)
+        connection.remote.presence.lost(connection, "the connection was found dead when it was used")
 
     def explain(self, address: Address) -> Explanation:
         try:
@@ -289,10 +296,21 @@ class Router:
     def came(self, connection: RemoteConnection) -> None:
         """A connection has opened."""
         end = connection.endpoint
+        self._look_for_a_downgrade(connection)
         self.told(connection)
         if end.target is not None:
             self._ports.reached(end, self._loop.time())
             self._is_somebody_elses(end)
+
+    def _look_for_a_downgrade(self, connection: RemoteConnection) -> None:
+        """What is plain text to a node that was reached encrypted carries nothing for a bare address."""
+        end, node_id = connection.endpoint, connection.remote.node_id
+        if node_id is None or self._context.config.plaintext == "allow":
+            return
+        others = [other.endpoint for other in connection.remote.connections]
+        if self._backends.sealed_node(node_id) or any(other.secure for other in others):
+            for each in (*others, end):
+                each.was_encrypted()
 
     def told(self, connection: RemoteConnection) -> None:
         """It has said where it listens."""

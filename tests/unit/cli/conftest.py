@@ -37,10 +37,10 @@ async def start() -> AsyncIterator[Start]:
 
 @pytest.fixture
 async def listen(start: Start) -> Start:
-    """Starts ``openline listen --json`` on a free port and waits until it listens."""
+    """Starts ``openline listen --json``, on a free port if none is given, and waits until it listens."""
 
-    async def listen(*args: object, **how: Any) -> Program:
-        program = await start("listen", 0, "--host", "127.0.0.1", "--json", *args, **how)
+    async def listen(*args: object, port: int = 0, **how: Any) -> Program:
+        program = await start("listen", port, "--host", "127.0.0.1", "--json", *args, **how)
         first = await program.record()
         program.port, program.node_id = first["listening"], first["nodeId"]
         return program

@@ -13,8 +13,10 @@ from typing import Any
 import openline
 
 DEADLINE = 15.0
-# Who runs the tests may have an identity; two programs at once must not.
+# Who runs the tests may have an identity; two programs at once must not. And the ports of tests are used
+# again by other nodes, which is nobody's business.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "OPENLINE_IDENTITY"}
+ENVIRONMENT["OPENLINE_KNOWN_PEERS"] = "off"
 
 
 class Program:

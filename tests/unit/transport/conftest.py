@@ -45,10 +45,14 @@ async def stack(transports: AsyncExitStack) -> AsyncIterator[AsyncExitStack]:
 
 @pytest.fixture
 async def make(transports: AsyncExitStack) -> Make:
-    """Makes transports that say goodbye quickly, and closes them after the test."""
+    """Makes transports that say goodbye quickly, and closes them after the test.
+
+    They talk in plain text to nodes played by hand, which speak no TLS; ``test_sealed.py`` is about those
+    that do not.
+    """
 
     async def made(name: str = "", *, opener: Dials | None = None, **config: Any) -> openline.Transport:
-        settings = openline.Config(name=name, **{"close_timeout": 0.2, **config})
+        settings = openline.Config(name=name, **{"close_timeout": 0.2, "plaintext": "allow", **config})
         loading = openline.load_transport(settings, **({"opener": opener} if opener else {}))
         return await transports.enter_async_context(loading)
 

@@ -194,6 +194,10 @@ class Middle:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, step: Step) -> None:
         self._writers.append(writer)
+        first = b"" if self._blind or self._asks else await reader.read(1)
+        if first == b"\x16":
+            writer.transport.abort()  # it speaks no TLS
+            return
         try:
             onward, back = await asyncio.open_connection("127.0.0.1", self.target, ssl=self._dials)
         except OSError:
@@ -202,7 +206,7 @@ class Middle:
         self._writers.append(back)
         with suppress(OSError, asyncio.IncompleteReadError):
             if not self._blind:
-                await self._head(reader, back, self._request, step, "request")
+                await self._head(reader, back, self._request, step, "request", first)
             up, down = self._upward(reader, back, step), self._downward(onward, writer, step)
             await asyncio.gather(up, down, return_exceptions=True)
         for end in (writer, back):
@@ -215,8 +219,9 @@ class Middle:
         change: Change,
         step: Step,
         name: str,
+        first: bytes = b"",
     ) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
+        head = first + await reader.readuntil(b"\r\n\r\n")
         await step(name)
         writer.write(change(head.decode("latin-1")).encode("latin-1"))
 

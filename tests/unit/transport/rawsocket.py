@@ -404,9 +404,15 @@ class RawServer:
         self.address = f"{host}:{self.port}"
         self._accepted: list[Raw] = []
 
-    async def tcp(self) -> Raw:
-        sock, _ = await within(asyncio.get_running_loop().sock_accept(self.sock))
-        sock.setblocking(False)
+    async def tcp(self, tls: bool = False) -> Raw:
+        """The next connection; one that begins with TLS is turned away, unless that is asked for."""
+        loop = asyncio.get_running_loop()
+        while True:
+            sock, _ = await within(loop.sock_accept(self.sock))
+            sock.setblocking(False)
+            if tls or not await within(_begins_with_tls(sock)):
+                break
+            sock.close()
         raw = Raw(sock, client=False)
         self._accepted.append(raw)
         return raw
@@ -432,6 +438,16 @@ class RawServer:
         self.close()
         for raw in self._accepted:
             raw.close()
+
+
+async def _begins_with_tls(sock: socket.socket) -> bool:
+    while True:
+        try:
+            return sock.recv(1, socket.MSG_PEEK) == b"\x16"
+        except BlockingIOError:
+            await asyncio.sleep(0.001)
+        except OSError:
+            return False
 
 
 class PlainServer:

@@ -7,8 +7,10 @@ import json
 import logging
 import os
 import resource
+from typing import Any
 
 import pytest
+import websockets
 
 import openline
 from openline.core.handshake import HEADER, REFUSED_HEADER, with_proof
@@ -75,7 +77,9 @@ UPGRADES = {
     "other case": upgrade().replace(b"Upgrade: websocket", b"UPGRADE: WebSocket").replace(b"Sec-", b"sec-"),
     "a path": upgrade().replace(b"GET / ", b"GET /agents/7?token=x "),
     "a subprotocol": upgrade({"Sec-WebSocket-Protocol": "chat"}),
-    "a browser's headers": upgrade({"Origin": "https://x.test", "Cookie": "a=b", "User-Agent": "x" * 500}),
+    "a browser's headers": upgrade(
+        {"Origin": "http://127.0.0.1:8000", "Cookie": "a=b", "User-Agent": "x" * 500}
+    ),
 }
 
 
@@ -184,6 +188,19 @@ async def test_a_server_that_does_not_upgrade_is_unreachable(
     with pytest.raises(openline.Unreachable, match=raw_server.address):
         await within(sending)
     assert (t.stats().active, t.stats().created) == (0, 0)
+
+
+async def test_a_page_of_another_site_is_turned_away(
+    make: Make, plain_client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    t, good = await make(), await make(origins=("https://good.example",))
+    port, other = port_of(await serve(t)), port_of(await serve(good))
+    with pytest.raises(websockets.InvalidStatus, match="403"):
+        await plain_client(port, origin="https://evil.example")
+    assert "evil.example" in caplog.text
+    for where, origin in ((port, None), (port, f"http://127.0.0.1:{other}"), (other, "https://good.example")):
+        await plain_client(where, origin=origin)
+    assert (len(t.peers()), len(good.peers()), t.stats().malformed) == (2, 1, 1)
 
 
 async def test_a_servers_first_message_may_come_with_its_answer(make: Make, raw_server: RawServer) -> None:

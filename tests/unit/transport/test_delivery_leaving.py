@@ -110,7 +110,7 @@ async def test_the_next_process_at_that_port_gets_the_rest(make: Make) -> None:
 async def test_who_was_told_goodbye_does_not_dial_at_once(make: Make, raw_server: RawServer) -> None:
     dials = Dials()
     a, actor = await make(opener=dials, send_timeout=20.0), Actor()
-    sending = asyncio.ensure_future(a.send(raw_server.address, task("x")))
+    sending = asyncio.ensure_future(a.send(f"ws://{raw_server.address}", task("x")))
     end = await raw_server.accept(actor)
     await heard(end)
     await end.frame(CLOSE, struct.pack("!H", GOING_AWAY))

@@ -231,12 +231,13 @@ async def test_the_lesser_key_leaves_it_to_the_other_and_does_not_dial_again(
     dials = Dials()
     t, actor = await make(identity=low, opener=dials, **QUICK), Actor(identity=high)
     home = await serve(t)
-    connecting = asyncio.ensure_future(t.connect(raw_server.address, keep=True))
+    there = f"ws://{raw_server.address}"
+    connecting = asyncio.ensure_future(t.connect(there, keep=True))
     loser = await raw_server.accept(actor)
     await within(connecting)
     winner = await raw(port_of(home), actor)
     await eventually(lambda: t.stats().active == 2)
-    assert (await winner.takes(t.send(raw_server.address, task("inbound")))).direction == "inbound"
+    assert (await winner.takes(t.send(there, task("inbound")))).direction == "inbound"
     await elapse(1.5)
     assert t.stats().active == 2, "it is not the one to close"
     await loser.frame(CLOSE, REPLACED.to_bytes(2, "big") + b"another connection stays")
@@ -244,9 +245,9 @@ async def test_the_lesser_key_leaves_it_to_the_other_and_does_not_dial_again(
     await eventually(lambda: t.stats().active == 1)
     await elapse(0.5)
     assert len(dials.made) == 1
-    await winner.takes(t.send(raw_server.address, task("still")))
+    await winner.takes(t.send(there, task("still")))
     assert winner.payloads == ["inbound", "still"]
-    assert "reaches the node that this address was dialed to" in t.explain(raw_server.address).why
+    assert "reaches the node that this address was dialed to" in t.explain(there).why
     assert len(dials.made) == 1
 
 

@@ -362,14 +362,20 @@ async def test_a_plain_dial_to_a_tls_port_is_a_clear_error_and_the_listener_goes
 
 
 async def test_a_wss_dial_to_a_plain_port_is_a_clear_error_at_once(make: Make) -> None:
-    """The listener sees at the first byte that this is no HTTP, and need not wait for more."""
+    """A listener without a certificate of its own shows that of its node, which no CA has signed."""
     server, client = await make(), await make()
     box = Box(server)
     address = await serve(server)
-    with pytest.raises(openline.Error, match=r"(?i)wss.*tls|tls.*wss"):
+    with pytest.raises(openline.Refused, match="not trusted"):
         await within(client.send(f"wss://{address}", task("secure")), 2.0)
-    await client.send(address, task("plain"))
-    await eventually(lambda: box.payloads == ["plain"])
+    await client.send(address, task("anything"))
+    await eventually(lambda: box.payloads == ["anything"])
+
+
+async def test_a_wss_dial_to_a_server_without_tls_is_a_clear_error(make: Make, plain_server: Any) -> None:
+    server, client = await plain_server(), await make()
+    with pytest.raises(openline.Unreachable, match=r"(?i)wss.*tls|tls.*wss"):
+        await within(client.send(f"wss://{server.address}", task("secure")), 20.0)
 
 
 async def test_a_wss_dial_to_a_server_that_hangs_up_is_a_clear_error(
@@ -377,7 +383,7 @@ async def test_a_wss_dial_to_a_server_that_hangs_up_is_a_clear_error(
 ) -> None:
     client = await make()
     sending = asyncio.ensure_future(client.send(f"wss://{raw_server.address}", task()))
-    (await raw_server.tcp()).close()
+    (await raw_server.tcp(tls=True)).close()
     with pytest.raises(openline.Unreachable, match=raw_server.address):
         await within(sending, 2.0)
 

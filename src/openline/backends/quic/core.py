@@ -43,6 +43,11 @@ MUCH = 64 * 1024
 # Datagrams that may come with nothing sent in between that is itself acknowledged: qh3 keeps 300 bytes for
 # each acknowledgement that left alone, until one of this side's packets is acknowledged.
 ALONE = 8
+# So many bytes it keeps for each; so many of its packets may wait for the far end's acknowledgement, which
+# honest peers send within a round trip; and after so many received ones they are counted.
+PACKET_KEPT = 300
+MAX_UNACKNOWLEDGED = 16 * 1024
+COUNT_EVERY = 1024
 # What its timer is called when an acknowledgement is due.
 _ACK_DUE = "ack_application"
 # Positions in what qh3 reports of received datagrams, and in what it says of its active path.
@@ -131,6 +136,8 @@ class Qh3Core:
         "_portion",
         "_quic",
         "_terminated",
+        "_unacknowledged",
+        "_uncounted",
         "_unhanded",
         "established",
         "holding",
@@ -158,6 +165,8 @@ class Qh3Core:
         self._entered = False
         # Datagrams that have come since this side has sent what the far end acknowledges.
         self._heard = 0
+        # Datagrams that have come since this side's packets were counted, and how many those were.
+        self._uncounted = self._unacknowledged = 0
         # Bytes of streams that have come and are not handed over, about.
         self._unhanded = 0
         self._portion: Portion | None = None
@@ -180,6 +189,7 @@ class Qh3Core:
                 return True
             assert self._core is not None
             self._heard += len(batch)
+            self._uncounted += len(batch)
             self._unhanded += size - PACKET_BYTES * len(batch)
             return self._core.receive_many_datagrams(batch, addr, now)[_AUTHENTIC] > 0
         except BaseException as error:
@@ -234,6 +244,8 @@ class Qh3Core:
             self.ping(0)
         if quiet:
             self._acknowledge()
+        if self._uncounted >= COUNT_EVERY:
+            self._count_unacknowledged()
         if self._unhanded >= MUCH or self.kept or not self._entered:
             self._weigh()
         elif self._unhanded < 0:
@@ -248,6 +260,15 @@ class Qh3Core:
         if timer is not None and timer[0] == _ACK_DUE:
             assert core is not None
             core.handle_timer(timer[1])
+
+    def _count_unacknowledged(self) -> None:
+        """What the far end leaves unacknowledged grows here with all that it sends. Raises ``Broken``."""
+        core = self._core
+        self._uncounted = 0
+        self._unacknowledged = len(core.outstanding_application_packets) if core is not None else 0
+        if self._unacknowledged > MAX_UNACKNOWLEDGED:
+            raise Broken(f"it leaves {self._unacknowledged} packets unacknowledged, and goes on sending")
+        self._weigh()
 
     def _rest(self, seconds: float) -> None:
         """There is more than one turn's share: the rest waits in the core, whose windows bound it, and
@@ -264,6 +285,8 @@ class Qh3Core:
             behind = 0
         else:
             behind = self.kept if self.resting else self._unhanded
+        if self._unacknowledged >= COUNT_EVERY:
+            behind += PACKET_KEPT * self._unacknowledged
         self.kept = behind if self._entered else self._early
 
     # What comes out of qh3 -------------------------------------------------------------------------

@@ -24,7 +24,6 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from cryptography.x509.oid import NameOID
 from qh3._hazmat import Certificate
 from qh3.quic.configuration import QuicConfiguration
 from qh3.tls import Alert, SessionTicket, SignatureAlgorithm, verify_certificate
@@ -35,7 +34,7 @@ from ...core.text import printable
 from ...errors import Refused
 from ...identity import Identity
 from ..certificates import private_key_in
-from ..tls import check_pins, first_certificate
+from ..tls import certificate_of, check_pins, first_certificate
 from .limits import MIN_DATAGRAM
 
 ALPN = "openline/1"
@@ -72,25 +71,6 @@ class _Quieter(logging.Filter):
 
 
 logging.getLogger("quic").addFilter(_Quieter())
-
-
-def certificate_of(identity: Identity) -> bytes:
-    """A self-signed certificate for the node's key, in PEM form; the same one every time.
-
-    So a pin on it holds as long as the identity does. Nobody reads its names or dates.
-    """
-    key = load_pem_private_key(identity.to_pem(), None)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, identity.node_id)])
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())  # type: ignore[arg-type]  # it is Ed25519
-        .serial_number(int.from_bytes(identity.public_key[:8], "big") | 1)
-        .not_valid_before(datetime.datetime(2020, 1, 1))
-        .not_valid_after(datetime.datetime(9999, 12, 31, 23, 59, 59))
-    )
-    return builder.sign(key, None).public_bytes(Encoding.PEM)  # type: ignore[arg-type]
 
 
 class Shown:

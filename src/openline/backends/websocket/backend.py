@@ -24,7 +24,7 @@ from ...config import Config
 from ...core.frames import FRAME_BYTES, Malformed
 from ...core.handshake import HEADER, REFUSED_HEADER
 from ...core.selection import Endpoint
-from ...core.text import printable_lines
+from ...core.text import printable, printable_lines
 from ...errors import Error, IdentityConflict, Refused, Unreachable
 from ...runtime.ratelog import process_log
 from .. import tls
@@ -34,12 +34,19 @@ from ..certificates import Made, TlsFiles
 from ..descriptors import max_pending
 from ..sockets import Opener, connect, describe, ip_of, open_narrow, open_socket
 from . import deflate
+from .bare import BareDial, WhyNotPlain
 from .link import WebSocketLink
 from .listener import Acceptor, Done
+from .origins import may_connect
 from .reader import BoundedReader
+from .tunnel import READ_SIZE, Tunnel
 
 log = logging.getLogger("openline")
 
+_SEALED_ONLY = (
+    "an openline node answers in plain text, which is not used for it unless the address says ws:// "
+    '(or Config.plaintext is "allow")'
+)
 _EXTENSIONS = "Sec-WebSocket-Extensions"
 # The smallest picows takes; it grows with traffic. 10,000 idle connections are the reason.
 _READ_BUFFER = 2048
@@ -119,6 +126,9 @@ class _ServerProtocol(_Protocol):
 # Paths whose MTU is less than their ends think: as long as the choice among backends is remembered.
 NARROW_FOR = 600.0
 MAX_NARROW = 4096
+# Plain peers that speak no TLS: the same.
+PLAIN_PEER_FOR = 600.0
+MAX_PLAIN_PEERS = 4096
 
 
 class WebSocketBackend:
@@ -141,11 +151,16 @@ class WebSocketBackend:
         self._opener = opener
         # Where to, and until when, segments are to be small.
         self._narrow: dict[tuple[str, int], float] = {}
+        # Where, and until when, a plain peer is expected, so that plain text goes first.
+        self._plain_peers: dict[tuple[str, int], float] = {}
         self.files = files or TlsFiles(config.tls)
         settings = config.tls
-        self._server_context: Made[tls.ServerContext] | None = None
+        # That of ``Config.tls``, or else, once it is needed, one of the node's key.
+        self._own_context: Made[tls.ServerContext] | None = None
         if settings is not None and settings.cert is not None:
-            self._server_context = self.files.shown.use(lambda _: tls.server_context(settings))
+            self._own_context = self.files.shown.use(lambda _: tls.server_context(settings))
+        self._any_context = tls.any_certificate_context()
+        self._shared = memoryview(bytearray(READ_SIZE))
         # Loading the trust store takes 20 ms, so only where it is configured or first needed.
         self._client_context: Made[ssl.SSLContext] | None = None
         if settings is not None:
@@ -153,8 +168,8 @@ class WebSocketBackend:
 
     @property
     def secure(self) -> bool:
-        """Do listeners serve ``wss``?"""
-        return self._server_context is not None
+        """Do listeners serve ``wss`` with a certificate of ``Config.tls``, and nothing but that?"""
+        return self._own_context is not None
 
     # Listening -----------------------------------------------------------------------------------
 
@@ -163,13 +178,20 @@ class WebSocketBackend:
         config = self._config
         acceptor = Acceptor(
             self._server_protocol,
-            self._server_context.current if self._server_context is not None else None,
+            self._shown_context(),
+            not self.secure and config.plaintext != "never",
             config.handshake_timeout,
             max_pending(config),
             self._on_bad,
         )
         acceptor.start(await bind(host, port))
         return acceptor
+
+    def _shown_context(self) -> Callable[[], tls.ServerContext]:
+        if self._own_context is not None:
+            return self._own_context.current
+        context = tls.node_context(self._door.identity)
+        return lambda: context
 
     def _server_protocol(self, done: Done) -> BoundedReader:
         # picows lets go of its listener factory when that is called, which may be never.
@@ -193,17 +215,20 @@ class WebSocketBackend:
             return _turn_away(426, "This port speaks WebSocket (openline).\n")
         if headers.get("sec-websocket-version") != "13":
             return _turn_away(426, "This port speaks WebSocket version 13 (RFC 6455).\n")
+        origin = headers.get("origin")
+        if not may_connect(origin, headers.get("host"), self._config.origins):
+            self._turned_away(protocol, f"a page from {printable(origin or '')!r}")
+            return _turn_away(403, "Pages from that site may not connect here (Config.origins).\n")
         # Firefox sends "keep-alive, Upgrade", which RFC 6455 section 4.2.1 allows and picows does not.
         if "upgrade" in (token.strip().lower() for token in headers.get("connection", "").split(",")):
             headers["Connection"] = "upgrade"
+        shown = _shown_to(protocol)
         try:
-            visitor = self._door.answer(headers.get(HEADER), _shown_to(protocol))
+            visitor = self._door.answer(headers.get(HEADER), shown)
         except Malformed as error:
             return _turn_away(400, f"{error}\n")
         except Error as error:
-            self._on_bad(join(*_peername(protocol)), str(error))
-            protocol.done(True)
-            protocol.done = _told
+            self._turned_away(protocol, str(error))
             status = 409 if isinstance(error, IdentityConflict) else 403
             return _turn_away(status, f"{error}\n", [(REFUSED_HEADER, "1")])
         ip, port = _peername(protocol)
@@ -213,7 +238,7 @@ class WebSocketBackend:
             protocol.done = _told
             return _turn_away(503, f"There is no room just now: {crowded}.\n", [("Retry-After", "5")])
         protocol.done(None)
-        endpoint = Endpoint("inbound", ip, port, secure=self.secure)
+        endpoint = Endpoint("inbound", ip, port, secure=shown is not None)
         answer = [(HEADER, visitor.answer)] if visitor else []
         window = 0
         agreed = deflate.accept_offer(headers.get(_EXTENSIONS, "")) if self._config.compression else None
@@ -233,18 +258,46 @@ class WebSocketBackend:
             WSUpgradeResponse.create_101_response(answer), self._make_link(endpoint, up, window)
         )
 
+    def _turned_away(self, protocol: _ServerProtocol, reason: str) -> None:
+        self._on_bad(join(*_peername(protocol)), reason)
+        protocol.done(True)
+        protocol.done = _told
+
     # Dialing -------------------------------------------------------------------------------------
 
     def distrust(self, address: Address) -> None:
         """For a while, segments to and from there are small enough for any path."""
-        until = asyncio.get_running_loop().time() + NARROW_FOR
-        self._narrow.pop((address.host, address.port), None)
-        self._narrow[address.host, address.port] = until
-        if len(self._narrow) > MAX_NARROW:
-            del self._narrow[next(iter(self._narrow))]
+        place = address.host, address.port
+        self._narrow.pop(place, None)
+        _note(self._narrow, place, MAX_NARROW, NARROW_FOR)
 
     async def dial(self, address: Address) -> Link:
-        """Open a link; the caller bounds the time. Raises ``Unreachable`` or ``Refused``."""
+        """Open a link; the caller bounds the time. Raises ``Unreachable`` or ``Refused``.
+
+        A bare address by TLS; ``dial_bare`` falls back to plain text.
+        """
+        if address.scheme == "ws" and self._config.plaintext == "never":
+            raise Refused(f'{address}: plain text, and Config.plaintext is "never"; nothing was sent')
+        return await self._dial(address, address.scheme != "ws")
+
+    async def dial_bare(self, address: Address, why_not_plain: WhyNotPlain) -> Link:
+        """TLS, or else, where a plain peer is there that speaks none, plain text (rule 3.8).
+
+        ``why_not_plain(host, port)`` forbids that; ``host`` may be the IP. Raises as ``dial`` does.
+        """
+        if self._config.plaintext == "never":
+            return await self._dial(address, True)
+        place = address.host, address.port
+        first = self._plain_peers.get(place, 0.0) > asyncio.get_running_loop().time()
+        link = await BareDial(address, self._dial, why_not_plain, first).run()
+        self._plain_peers.pop(place, None)
+        if not link.endpoint.secure and link.endpoint.plain:
+            _note(self._plain_peers, place, MAX_PLAIN_PEERS, PLAIN_PEER_FOR)
+        return link
+
+    async def _dial(
+        self, address: Address, secure: bool, reached: Callable[[], object] = lambda: None
+    ) -> Link:
         until = self._narrow.get((address.host, address.port), 0.0)
         narrow = asyncio.get_running_loop().time() < until
         sock = await connect(address, open_narrow if narrow and self._opener is open_socket else self._opener)
@@ -253,7 +306,8 @@ class WebSocketBackend:
         except OSError as error:  # reset since it was connected
             sock.close()
             raise Unreachable(str(address), [(f"tcp {address.netloc}", describe(error))]) from None
-        endpoint = Endpoint("outbound", ip, port, target=address, secure=address.scheme == "wss")
+        reached()
+        endpoint = Endpoint("outbound", ip, port, target=address, secure=secure)
         protocol: WSProtocol | None = None
         try:
             protocol = await self._open(address, sock, endpoint)
@@ -270,7 +324,6 @@ class WebSocketBackend:
             raise self._dial_error(address, endpoint, error) from None
 
     async def _open(self, address: Address, sock: Any, endpoint: Endpoint) -> WSProtocol:
-        loop = asyncio.get_running_loop()
         hello = self._door.hello(address.scheme == "wss")
         args = self._protocol_args(
             address.authority,
@@ -285,43 +338,54 @@ class WebSocketBackend:
         def make() -> WSProtocol:
             return _ClientProtocol(*args, None, *self._protocol_tail(offer))
 
-        if address.scheme != "wss":
-            _, protocol = await loop.create_connection(make, sock=sock)
+        if not endpoint.secure:
+            _, protocol = await asyncio.get_running_loop().create_connection(make, sock=sock)
             return protocol
-        if self._client_context is None:
-            self._client_context = self.files.trusted.use(lambda _: tls.client_context(None))
-        transport = await self._start_tls(address, sock, endpoint)
+        tunnel = await self._start_tls(address, sock, endpoint)
         try:
-            certificate = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
-            tls.check_pins(self._config.tls, certificate, str(address))
-            endpoint.certificate = certificate
-            endpoint.certified = True  # by a pin, or else by the context's CA
+            endpoint.certificate = tunnel.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            if address.scheme == "wss":
+                tls.check_pins(self._config.tls, endpoint.certificate, str(address))
+                endpoint.certified = True  # by a pin, or else by the context's CA
+            protocol = make()
+            tunnel.begin(protocol)
         except BaseException:
-            transport.abort()
+            tunnel.abort()
             raise
-        protocol = make()
-        transport.set_protocol(protocol)
-        protocol.connection_made(transport)
         return protocol
 
-    async def _start_tls(self, address: Address, sock: Any, endpoint: Endpoint) -> asyncio.Transport:
-        assert self._client_context is not None
-        host, context = address.host.partition("%")[0], self._client_context.current()
+    async def _start_tls(self, address: Address, sock: Any, endpoint: Endpoint) -> Tunnel:
+        host, context = address.host.partition("%")[0], self._trusting(address)
+        transport, tunnel = await asyncio.get_running_loop().create_connection(
+            lambda: Tunnel(context, self._shared, server=False, host=host), sock=sock
+        )
         try:
-            transport, _ = await asyncio.get_running_loop().create_connection(
-                asyncio.Protocol, sock=sock, ssl=context, server_hostname=host
-            )
+            await tunnel.established
         except ssl.SSLCertVerificationError:
             raise
         except OSError as error:
             what = error.reason if isinstance(error, ssl.SSLError) and error.reason else describe(error)
-            reason = f"no TLS handshake ({what}); wss asks for TLS, and this port may not speak it"
+            hint = "; wss asks for TLS, and this port may not speak it" if address.scheme else ""
+            reason = f"no TLS handshake ({what}){hint}"
             raise Unreachable(str(address), [(f"wss {endpoint.remote}", reason)]) from None
-        return transport
+        except BaseException:
+            transport.abort()
+            raise
+        return tunnel
+
+    def _trusting(self, address: Address) -> ssl.SSLContext:
+        """Only ``wss`` asks for a certificate."""
+        if address.scheme != "wss":
+            return self._any_context
+        if self._client_context is None:
+            self._client_context = self.files.trusted.use(lambda _: tls.client_context(None))
+        return self._client_context.current()
 
     def _connected(self, response: WSUpgradeResponse, endpoint: Endpoint, hello: str) -> WebSocketLink:
         assert endpoint.target is not None
         theirs = response.headers.get(HEADER)
+        if theirs is not None and self._would_weaken(endpoint):
+            raise Unreachable(str(endpoint.target), [(f"ws {endpoint.remote}", _SEALED_ONLY)])
         certificate = endpoint.certificate
         endpoint.hello = self._door.greeted(endpoint.target, hello, theirs, certificate, endpoint.ip)
         endpoint.certificate = None
@@ -335,8 +399,14 @@ class WebSocketBackend:
 
         return self._make_link(endpoint, up, 15 if compressed else 0)
 
+    def _would_weaken(self, endpoint: Endpoint) -> bool:
+        """Nothing goes in plain text to an openline node unless somebody has asked for that (rule 3.8)."""
+        assert endpoint.target is not None
+        bare = endpoint.target.scheme is None
+        return bare and not endpoint.secure and self._config.plaintext != "allow"
+
     def _dial_error(self, address: Address, endpoint: Endpoint, error: BaseException) -> BaseException:
-        path = f"{address.scheme or 'ws'} {endpoint.remote}"
+        path = f"{'wss' if endpoint.secure else 'ws'} {endpoint.remote}"
         if isinstance(error, ssl.SSLCertVerificationError):
             return Refused(f"{address}: the peer's certificate is not trusted: {error.verify_message}")
         if isinstance(error, Refused | IdentityConflict | Unreachable | asyncio.CancelledError):
@@ -374,6 +444,12 @@ class WebSocketBackend:
         """auto ping (off) and its three settings, auto pong (off), max frame, headers, read buffer"""
         limit = self._config.max_message_size + _FRAME_OVERHEAD
         return False, 10, 10, WSAutoPingStrategy.PING_WHEN_IDLE, False, limit, headers, _READ_BUFFER
+
+
+def _note(notes: dict[tuple[str, int], float], place: tuple[str, int], most: int, seconds: float) -> None:
+    notes[place] = asyncio.get_running_loop().time() + seconds
+    if len(notes) > most:
+        del notes[next(iter(notes))]
 
 
 def _told(good: bool | None) -> None:

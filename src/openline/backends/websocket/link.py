@@ -249,8 +249,8 @@ class WebSocketLink(WSListener, Link):
         self._parts = None
         if not self.closing:
             self._ws.send_close(WSCloseCode(code), reason.encode()[:120])
-        # A peer that does not read, or does not answer TLS's goodbye, is not waited for.
-        waits = self._ws.is_secure or self._ws.underlying_transport.get_write_buffer_size() > 0
+        # A peer that does not read is not waited for.
+        waits = self._ws.underlying_transport.get_write_buffer_size() > 0
         self._ws.disconnect(graceful=not waits)
 
     def _how_it_ended(self) -> End:

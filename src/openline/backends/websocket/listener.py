@@ -12,7 +12,7 @@ import itertools
 import logging
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ...address import join
@@ -22,6 +22,7 @@ from ...core.rate import TokenBucket
 from ...runtime.ratelog import process_log
 from ..binding import Bound
 from ..sockets import forget_frames, ip_of, opened
+from .tunnel import READ_SIZE, Tunnel
 
 log = logging.getLogger("openline")
 
@@ -45,9 +46,6 @@ _CLIENT_FAILED = (
 # spinning.
 _RETRY_ACCEPT = 0.5
 
-# How long a client's answer to TLS's goodbye is waited for. Nothing depends on it, and it holds a socket.
-TLS_GOODBYE = 1.0
-
 # Connections accepted in a row before the loop gets a turn: a flood must not keep it.
 ACCEPTS_PER_TURN = 64
 # Turns of the loop that an honest handshake takes on our side, and as many again: while it lasts, no more
@@ -69,27 +67,32 @@ _SPEAKS_TLS = (
 
 # Called with whether the handshake has become a connection; with None when it has come a step further.
 Done = Callable[[bool | None], None]
-ProtocolFactory = Callable[[Done], asyncio.BaseProtocol]
+ProtocolFactory = Callable[[Done], asyncio.BufferedProtocol]
 
 
 class Acceptor:
     """Listening sockets of one port.
 
     ``factory(done)`` makes a protocol that calls ``done`` once its handshake has ended. ``context()`` is
-    asked for each TLS handshake, as certificates may be renewed; None where TLS is not spoken.
-    ``on_bad(peer, reason)`` is told of every handshake that brought something else than one.
+    asked for each TLS handshake, as certificates may be renewed. ``plain``: may a client speak HTTP
+    without TLS? The first byte tells them apart. ``on_bad(peer, reason)`` is told of every handshake that
+    brought something else than one.
     """
 
     def __init__(
         self,
         factory: ProtocolFactory,
-        context: Callable[[], ssl.SSLContext] | None,
+        context: Callable[[], ssl.SSLContext],
+        plain: bool,
         handshake_timeout: float,
         max_pending: int,
         on_bad: Callable[[str, str], None],
     ) -> None:
         self._factory = factory
         self._context = context
+        self._plain = plain
+        # Where all TLS of this port is read to.
+        self._shared = memoryview(bytearray(READ_SIZE))
         self._timeout = handshake_timeout
         self._on_bad = on_bad
         self._sockets: list[socket.socket] = []
@@ -198,21 +201,16 @@ class Acceptor:
                 self._on_bad(pending.peer, reason)
 
     async def _handshake(self, pending: _Pending) -> None:
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._timeout):
-                if not await self._begins_well(pending):
-                    return
-                pending.handed_over = True
-                pending.transport, _ = await loop.connect_accepted_socket(
-                    lambda: self._factory(lambda good: self._end(pending, good)),
-                    pending.sock,
-                    ssl=self._context() if self._context is not None else None,
-                    ssl_handshake_timeout=self._timeout if self._context else None,
-                    ssl_shutdown_timeout=TLS_GOODBYE if self._context else None,
-                )
+                speaks = await self._speaks(pending)
+                if speaks is not None:
+                    pending.handed_over = True
+                    await speaks(pending)
         except TimeoutError as error:
             forget_frames(error)
+            if pending.transport is not None:
+                pending.transport.abort()
             self._end(pending, False, "unfinished handshake")
         except OSError as error:
             forget_frames(error)
@@ -220,25 +218,39 @@ class Acceptor:
             why = str(error) or "ended by the client, which may not trust this certificate"
             self._end(pending, False, f"handshake failed: {why}")
 
-    async def _begins_well(self, pending: _Pending) -> bool:
-        """Look at the first byte: is it TLS where we speak TLS, and HTTP where we do not?
+    async def _speaks(self, pending: _Pending) -> Callable[[_Pending], Awaitable[None]] | None:
+        """Look at the first byte: TLS, or HTTP? None where it is neither, or may not be.
 
         Until there is one, a silent client costs a socket and nothing else.
         """
         first = await _peek(pending.sock)
         if not first:
             self._pending.remove(pending)  # it went without a word: a port scan, a health check
-            return False
-        is_tls = first[0] == _TLS_HANDSHAKE
-        if self._context is None and not first.isalpha():
-            self._end(pending, False, "TLS, where none is spoken" if is_tls else "neither HTTP nor TLS")
-            return False
-        if self._context is not None and not is_tls:
-            if first.isalpha():
-                pending.sock.send(_SPEAKS_TLS)
+            return None
+        if first[0] == _TLS_HANDSHAKE:
+            return self._begin_tls
+        if not first.isalpha():
+            self._end(pending, False, "neither HTTP nor TLS")
+        elif self._plain:
+            return self._begin_plain
+        else:
+            pending.sock.send(_SPEAKS_TLS)
             self._end(pending, False, "no TLS, where it is spoken")
-            return False
-        return True
+        return None
+
+    async def _begin_plain(self, pending: _Pending) -> None:
+        loop = asyncio.get_running_loop()
+        pending.transport, _ = await loop.connect_accepted_socket(
+            lambda: self._factory(lambda good: self._end(pending, good)), pending.sock
+        )
+
+    async def _begin_tls(self, pending: _Pending) -> None:
+        loop = asyncio.get_running_loop()
+        pending.transport, tunnel = await loop.connect_accepted_socket(
+            lambda: Tunnel(self._context(), self._shared, server=True), pending.sock
+        )
+        await tunnel.established
+        tunnel.begin(self._factory(lambda good: self._end(pending, good)))
 
 
 def _listens(sock: socket.socket) -> bool:

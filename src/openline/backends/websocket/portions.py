@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...core.portion import Portion
+from .tunnel import Tunnel
 
 # More than that behind a frame in picows's buffer: the connection is busy.
 BUSY = 16 * 1024
@@ -83,9 +84,10 @@ class TakesTurns(asyncio.BufferedProtocol):
         self._most = self._portion.size
 
     def _rest(self) -> None:
-        """Read no more in this turn. Other loops than libuv's read once in a turn anyway."""
+        """Read no more in this turn. Other loops than libuv's read once in a turn anyway, without TLS."""
         transport = self._transport
-        if not self._resting and type(transport).__module__.startswith("uvloop"):
+        reads_on = type(transport).__module__.startswith("uvloop") or isinstance(transport, Tunnel)
+        if not self._resting and reads_on:
             self._resting = True
             transport.pause_reading()
             asyncio.get_running_loop().call_soon(self._go_on)

@@ -11,8 +11,7 @@
 
         run(scenario())
 
-What a program does must run *on its host*, as ``host.run`` and ``host.spawn`` see to; only then can
-the host be frozen and killed together with it.
+What a program does must run *on its host* (``host.run``, ``host.spawn``), to be frozen and killed with it.
 """
 
 from __future__ import annotations
@@ -300,6 +299,8 @@ class Host:
 
     def wall_clock(self) -> float:
         return self._clock_offset + self.network.now
+
+    unix_time = wall_clock
 
     # Its life --------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         MessageTooLarge,
         NotConfirmed,
         Refused,
+        RemoteError,
         Unreachable,
         WrongLoop,
     )
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .signing import canonical, sign_message, verify_message
     from .stats import Stats
     from .transport import Listener, Transport, load_transport
+    from .typed import TypedMessage
     from .usable import Capabilities, capabilities
 
 __version__ = "0.1.0"
@@ -56,9 +58,11 @@ __all__ = [
     "PeerEvent",
     "Receipt",
     "Refused",
+    "RemoteError",
     "Stats",
     "Tls",
     "Transport",
+    "TypedMessage",
     "Unreachable",
     "WrongLoop",
     "__version__",
@@ -79,7 +83,7 @@ if not TYPE_CHECKING:  # a type checker goes by the imports above, and finds wha
         "address": "Address",
         "config": "Config Tls",
         "errors": "Closed Error IdentityConflict InvalidAddress InvalidIdentity InvalidMessage"
-        " InvalidSignature MessageTooLarge NotConfirmed Refused Unreachable WrongLoop",
+        " InvalidSignature MessageTooLarge NotConfirmed Refused RemoteError Unreachable WrongLoop",
         "identity": "Identity node_id_of public_key_of",
         "message": "Message Receipt",
         "peer": "Peer PeerEvent",
@@ -87,6 +91,7 @@ if not TYPE_CHECKING:  # a type checker goes by the imports above, and finds wha
         "signing": "canonical sign_message verify_message",
         "stats": "Stats",
         "transport": "Listener Transport load_transport",
+        "typed": "TypedMessage",
         "usable": "Capabilities capabilities",
     }
 

@@ -58,6 +58,18 @@ class NotConfirmed(Error):
         self.acked = acked
 
 
+class RemoteError(Error):
+    """The handler at the other end has raised an error, whose ``type`` (a name) and ``text`` it tells.
+
+    Both are what the peer says: claims, cut at 100 and 1,000 characters.
+    """
+
+    def __init__(self, where: str, type: str, text: str) -> None:
+        super().__init__(f"the handler at {where} failed: {type}: {text}")
+        self.type = type
+        self.text = text
+
+
 class Unreachable(Error):
     """No path to the peer worked, and no byte of the message left.
 

@@ -13,6 +13,9 @@ DEFAULT_STREAM = "default"
 
 StreamId = str | int
 
+# In the metadata of a message that asks for its answer in pieces (``core/pieces.py``).
+STREAM = "stream"
+
 # How a peer was recognised (rule 3.1): what ``Receipt.matched`` and ``explain()`` say.
 BY_NODE_ID = "node id"
 BY_ADDRESS = "exact address"
@@ -61,6 +64,12 @@ class Message(msgspec.Struct, array_like=True):
     def answer(self, payload: Any, type: str = "result") -> Message:
         """A message that answers this one: same stream, ``metadata.replyTo`` set to its id."""
         return Message(new_id(), type, payload, {"replyTo": self.id}, self.stream_id)
+
+
+def move_to_stream(messages: list[Message], stream_id: StreamId) -> None:
+    """They have travelled on another one."""
+    for message in messages:
+        message.stream_id = stream_id
 
 
 class Receipt(msgspec.Struct, frozen=True):

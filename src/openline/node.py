@@ -24,7 +24,7 @@ from .core.handshake import MAX_PORTS, Hello
 from .core.lifecycle import Phase, State
 from .core.origin import origin
 from .core.selection import Endpoint
-from .errors import IdentityConflict, NotConfirmed, Refused, Unreachable
+from .errors import Closed, IdentityConflict, NotConfirmed, Refused, Unreachable
 from .identity import Identity
 from .known_peers.memory import KnownPeers
 from .message import Message
@@ -338,6 +338,8 @@ class Node:
                 f"the connection to {remote.address} was lost before the answer came: {end.text}"
             )
             remote.requests.fail(connection, error)
+            if not remote.connections:
+                remote.answers.lose()
         remote.presence.lost(connection, end.text)
         if not remote.connections:
             self.inbox.peer_gone(remote)
@@ -407,12 +409,22 @@ class Node:
 
     async def _finish(self) -> None:
         """Until handlers have ended, and what was sent is acknowledged or written."""
+        cutting = self.loop.call_later(self.config.close_timeout / 2, self._cut_answers)
         await self.runner.idle()
+        cutting.cancel()
+        for remote in self.table:
+            remote.requests.close(Closed("the transport is closed"))
+        await asyncio.sleep(0)  # whoever reads an answer in pieces leaves, and its handler is to hear of it
         self.dispatcher.flush()
         await self.sessions.drain()
         for connection in list(self.table.connections):
             connection.writer.flush()
             await connection.writer.room()
+
+    def _cut_answers(self) -> None:
+        """Answers in pieces may go on without end."""
+        for remote in list(self.table):
+            remote.answers.cut(Closed("the transport there is closed"))
 
     async def _say_goodbye(self) -> None:
         for connection in list(self.table.connections):

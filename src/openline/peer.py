@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from typing import Any, Literal, Protocol
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any, Literal, Protocol, TypeVar, overload
 
 import msgspec
 
-from .message import Message, Receipt
+from .message import STREAM, Message, Receipt
+from .typed import TypedMessage, answer, parts
+
+T = TypeVar("T")
 
 
 class Remote(Protocol):
@@ -34,6 +37,12 @@ class Sends(Protocol):
     def request_of(
         self, remote: Any, message: Message, timeout: float | None = None
     ) -> Coroutine[Any, Any, Message]: ...
+    def stream(
+        self, to: Any, message: Message, timeout: float | None = None
+    ) -> AsyncGenerator[Message, None]: ...
+    def part_to(
+        self, remote: Any, message: Message, payload: Any, kind: str, more: bool
+    ) -> Coroutine[Any, Any, Receipt]: ...
 
 
 class Peer:
@@ -90,17 +99,44 @@ class Peer:
         """Send to this peer, over whatever reaches it. Raises as ``Transport.send`` does."""
         return self._sends.send_to(self._remote, message)
 
-    def request(self, message: Message, timeout: float | None = None) -> Coroutine[Any, Any, Message]:
-        """Send and wait for the answer. Raises as ``Transport.request`` does."""
-        return self._sends.request_of(self._remote, message, timeout)
+    @overload
+    def request(self, message: Message, timeout: float | None = None) -> Coroutine[Any, Any, Message]: ...
+    @overload
+    def request(
+        self, message: Message, timeout: float | None = None, *, returns: type[T]
+    ) -> Coroutine[Any, Any, TypedMessage[T]]: ...
+    def request(
+        self, message: Message, timeout: float | None = None, *, returns: Any = None
+    ) -> Coroutine[Any, Any, Message]:
+        """Send and wait for the answer. As ``Transport.request``."""
+        asking = self._sends.request_of(self._remote, message, timeout)
+        return asking if returns is None else answer(asking, returns, self)
+
+    @overload
+    def stream(self, message: Message, timeout: float | None = None) -> AsyncGenerator[Message, None]: ...
+    @overload
+    def stream(
+        self, message: Message, timeout: float | None = None, *, returns: type[T]
+    ) -> AsyncGenerator[TypedMessage[T], None]: ...
+    def stream(
+        self, message: Message, timeout: float | None = None, *, returns: Any = None
+    ) -> AsyncGenerator[Message, None]:
+        """Send, and get the answer part by part. As ``Transport.stream``."""
+        stream = self._sends.stream(self._remote, message, timeout)
+        return stream if returns is None else parts(stream, returns, self)
 
     def reply(
-        self, message: Message, payload: Any = None, *, type: str = "result"
+        self, message: Message, payload: Any = None, *, type: str = "result", more: bool = False
     ) -> Coroutine[Any, Any, Receipt]:
         """Answer ``message``: same stream, ``metadata.replyTo`` set to its id.
 
-        Raises as ``Transport.send`` does.
+        With ``more`` it is one part of several; the last one is said without. A part returns when it may
+        leave, which is when whoever reads has taken enough of those before, and raises ``CancelledError``
+        once nobody reads any more. Where only one answer was asked for (``request()``), the first part is
+        it, and the handler is cancelled. Raises as ``Transport.send`` does.
         """
+        if more or (message.metadata is not None and STREAM in message.metadata):
+            return self._sends.part_to(self._remote, message, payload, type, more)
         return self._sends.send_to(self._remote, message.answer(payload, type))
 
 

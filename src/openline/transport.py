@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .address import Address, join
@@ -23,6 +23,7 @@ from .receiving.watchers import PeerEvents, PeerHandler
 from .routing.router import Explanation
 from .runtime.environment import RealEnvironment
 from .stats import Counters, Stats
+from .typed import TypedHandler, TypedMessage, answer, parts
 
 if TYPE_CHECKING:
     from .backends.quic.udp import UdpOpener
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("openline")
 
 H = TypeVar("H", bound=Handler)
+T = TypeVar("T")
+R = TypeVar("R", bound=Awaitable[Any] | AsyncIterator[Any] | None)
 P = TypeVar("P", bound=PeerHandler)
 
 
@@ -206,33 +209,81 @@ class Transport:
         """
         return self._sender.batch(address, messages, timeout=timeout)
 
+    @overload
     def request(
         self, address: str | Address, message: Message, timeout: float | None = None
+    ) -> Coroutine[Any, Any, Message]: ...
+    @overload
+    def request(
+        self, address: str | Address, message: Message, timeout: float | None = None, *, returns: type[T]
+    ) -> Coroutine[Any, Any, TypedMessage[T]]: ...
+    def request(
+        self, address: str | Address, message: Message, timeout: float | None = None, *, returns: Any = None
     ) -> Coroutine[Any, Any, Message]:
         """Send and wait for the answer to exactly this message.
 
-        Raises ``TimeoutError`` after ``timeout`` seconds (default ``Config.request_timeout``),
-        ``NotConfirmed`` where a plain peer's connection dies before the answer, and as ``send`` does.
+        With ``returns`` the answer's payload is of that type, as with ``on_message(type=...)``. An openline
+        peer's handler is cancelled when this side is, or waits no longer. Raises ``TimeoutError`` after
+        ``timeout`` seconds (default ``Config.request_timeout``), ``NotConfirmed`` where a plain peer's
+        connection dies before the answer, ``RemoteError`` where an openline peer's handler fails,
+        ``InvalidMessage`` for a payload that does not fit, and as ``send`` does.
         """
-        return self._sender.request(address, message, timeout)
+        asking = self._sender.request(address, message, timeout)
+        return asking if returns is None else answer(asking, returns, address)
+
+    @overload
+    def stream(
+        self, address: str | Address, message: Message, timeout: float | None = None
+    ) -> AsyncGenerator[Message, None]: ...
+    @overload
+    def stream(
+        self, address: str | Address, message: Message, timeout: float | None = None, *, returns: type[T]
+    ) -> AsyncGenerator[TypedMessage[T], None]: ...
+    def stream(
+        self, address: str | Address, message: Message, timeout: float | None = None, *, returns: Any = None
+    ) -> AsyncGenerator[Message, None]:
+        """Send, and get the answer in pieces: ``async for part in t.stream(address, message): ...``.
+
+        Each part is a ``Message``; it ends after the last one. The handler there is an async generator, or
+        calls ``peer.reply(message, part, more=True)``. It is stopped while this side is behind with reading,
+        and cancelled when this side leaves the loop, is cancelled, or gets no part for ``timeout`` seconds
+        (default ``Config.request_timeout``). Connections may die meanwhile. Raises as ``request`` does;
+        ``RemoteError`` where the handler fails; ``NotConfirmed`` where the peer's process is gone, or out of
+        reach for ``Config.resume_timeout``; ``Closed``. ``returns`` is the type of each part's payload.
+        """
+        stream = self._sender.stream(address, message, timeout)
+        return stream if returns is None else parts(stream, returns, address)
 
     # Receiving -----------------------------------------------------------------------------------
 
     @overload
     def on_message(self, handler: H, /, *, stream_id: StreamId | None = None) -> H: ...
     @overload
-    def on_message(self, /, *, stream_id: StreamId | None = None) -> Callable[[H], H]: ...
-    def on_message(self, handler: Any = None, /, *, stream_id: StreamId | None = None) -> Any:
+    def on_message(
+        self, /, *, type: type[T], stream_id: StreamId | None = None
+    ) -> Callable[[Callable[[Peer, TypedMessage[T]], R]], Callable[[Peer, TypedMessage[T]], R]]: ...
+    @overload
+    def on_message(self, /, *, type: Any = None, stream_id: StreamId | None = None) -> Callable[[H], H]: ...
+    def on_message(
+        self, handler: Any = None, /, *, type: Any = None, stream_id: StreamId | None = None
+    ) -> Any:
         """Call ``handler(peer, message)`` for every message, or those of one stream. Also a decorator.
 
-        Sync or async. Handlers of one (peer, stream) run one at a time, in order.
+        Sync or async, or an async generator, whose parts are the answer. Handlers of one (peer, stream) run
+        one at a time, in order. With ``type`` (of the payload: a ``msgspec.Struct``, a dataclass, a
+        ``TypedDict``, a pydantic model, ...) ``message.payload`` is of it; one that does not fit reaches no
+        such handler, is logged and counted (``stats().malformed``), and answered with an error that says
+        where. Raises ``TypeError`` for a ``type`` that is none.
         """
         if handler is None:
-            return lambda function: self.on_message(function, stream_id=stream_id)
+            return lambda function: self._on_message(function, type, stream_id)
+        return self._on_message(handler, type, stream_id)
+
+    def _on_message(self, handler: Any, kind: Any, stream_id: StreamId | None) -> Any:
         if not callable(handler):
             raise TypeError("on_message takes a function; use on_message(stream_id=...) for one stream")
         self._home.check_call()
-        self._inbox.add_handler(handler, stream_id)
+        self._inbox.add_handler(handler if kind is None else TypedHandler(handler, kind), stream_id)
         return handler
 
     def on_undelivered(self, handler: Undelivered) -> Undelivered:

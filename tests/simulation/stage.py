@@ -291,13 +291,16 @@ class End:
 class Puppet:
     """A proven openline peer that does nothing by itself."""
 
-    def __init__(self, host: Host, identity: Identity | None = None, port: int = PORT) -> None:
+    def __init__(
+        self, host: Host, identity: Identity | None = None, port: int = PORT, caps: tuple[str, ...] = ()
+    ) -> None:
         self.host = host
         self.identity = identity or Identity()
         self.unfinished = Unfinished(Config().stranger_buffer)
         self.instance = secrets.token_urlsafe(16)
         self.address = f"{host.ips[0]}:{port}"
         self.port = port
+        self.caps = caps
         self.ends: list[End] = []
         self.bad: list[str] = []
         self._dials = itertools.count(1)
@@ -322,7 +325,8 @@ class Puppet:
     # Doorkeeper ----------------------------------------------------------------------------------
 
     def _hello(self, dial: int) -> str:
-        return Hello(self.node_id, secrets.token_urlsafe(24), (), "", self.instance, dial).to_header()
+        nonce = secrets.token_urlsafe(24)
+        return Hello(self.node_id, nonce, (), "", self.instance, dial, self.caps).to_header()
 
     def hello(self, certified: bool = False) -> str:
         return self._hello(next(self._dials))

@@ -21,7 +21,7 @@ LONGEST_FILE = {"src": 500, "tests": 1000}
 
 # From the bottom to the top. A room may name those above it in this list, and itself.
 ROOMS = (
-    ("leaves", "errors message address config identity signing stats usable peer"),
+    ("leaves", "errors message address config identity signing stats usable typed peer"),
     ("known peers", "known_peers"),
     ("core", "core"),
     ("runtime", "runtime"),
@@ -60,7 +60,7 @@ NOT_IN_CORE = ("asyncio", "socket", "time")
 
 PEER_MEMBERS = {
     *("address", "node_id", "name", "plain", "proven", "connected", "state"),
-    *("send", "request", "reply"),
+    *("send", "request", "stream", "reply"),
 }
 
 # What mypy is told to overlook, and why.

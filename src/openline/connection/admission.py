@@ -30,6 +30,7 @@ from ..core.handshake import (
     PROOF_SIZES,
     SIGNATURE_BYTES,
     SIGNS_INSTANCE,
+    STREAMS,
     Hello,
     Role,
     Transcript,
@@ -132,7 +133,7 @@ class Admission:
             config.name,
             self.instance,
             dial,
-            (SIGNS_INSTANCE, *caps),
+            (SIGNS_INSTANCE, STREAMS, *caps),
             resume,
             certificate=digest_of(certificate),
         )

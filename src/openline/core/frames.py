@@ -348,8 +348,18 @@ def encode_notes(acks: dict[StreamId, int], opens: list[tuple[StreamId, int]] | 
 
 def encode_batch(messages: list[Message]) -> bytearray:
     """Many messages as one frame, in one call. Raises ``InvalidMessage``."""
+    checked: dict[str, Any] | None = None
     for message in messages:
-        _check(message)
+        # Parts of one answer have one dict, which is looked at once.
+        if (
+            checked is None
+            or message.metadata is not checked
+            or message.extra is not None
+            or type(message.type) is not str
+            or type(message.id) not in _IDS
+        ):
+            _check(message)
+            checked = message.metadata
     buffer = bytearray(_EMPTY_BATCH)
     try:
         _pack.encode_into(messages, buffer, BODY)

@@ -46,6 +46,8 @@ DEFAULT_RESUME = 150
 MAX_RESUME = 10_000
 # The capability of a node whose proofs are of the greater size: nobody on the way can cut that half off.
 SIGNS_INSTANCE = "instance"
+# A capability: this node reads the stream that answers in pieces are controlled on.
+STREAMS = "streams"
 _NONCE = re.compile(r"[A-Za-z0-9_-]{22,64}")
 # SHA-256 in base64url: the last character carries 4 bits.
 _DIGEST = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")

@@ -8,6 +8,7 @@ acknowledged and sends from there again; the receiver drops what it has had.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, Generic, TypeVar
@@ -27,6 +28,9 @@ RECEIVER_STREAMS = 2 * SENDER_STREAMS
 STREAM_WEIGHT = 256
 _NUMBERS_WEIGHT = 200
 _WIDE = 4
+# Where nothing could be forgotten, so many are looked at before all are; and all are from time to time.
+LOOK_AT = 16
+LOOK_AT_ALL = 64
 # Above what anybody sends, and below what MessagePack can carry, with room to count on.
 MAX_NUMBER = 2**53
 # Characters of a stream's name that is remembered like this.
@@ -152,6 +156,7 @@ class Session(Generic[P]):
 
     __slots__ = (
         "_floor",
+        "_in_vain",
         "_limits",
         "expected",
         "out",
@@ -172,6 +177,8 @@ class Session(Generic[P]):
         self.remembered_for = 0.0
         # Receiving: the number each stream waits for.
         self.expected: dict[StreamId, int] = {}
+        # How often there was next to nothing to forget.
+        self._in_vain = 0
         # Numbers below it are used up; a stream that is begun again begins there.
         self._floor = floor
 
@@ -193,15 +200,34 @@ class Session(Generic[P]):
         return out
 
     def _forget_some(self, more: int) -> bool:
-        """Many at a time: taking single entries from the front of a dict gets slower with each."""
+        """Many at a time: taking single entries from the front of a dict gets slower with each.
+
+        Where there were few last time, a look at the oldest says mostly whether there are any now.
+        """
         most = SENDER_STREAMS * STREAM_WEIGHT
+        self._in_vain += 1
+        if (
+            self._in_vain > 1
+            and self._in_vain % LOOK_AT_ALL
+            and all(out.unacked for out in itertools.islice(self.out.values(), LOOK_AT))
+        ):
+            return False
         for stream_id, out in [item for item in self.out.items() if not item[1].unacked]:
             if self.out_weight <= most // 4 * 3:
                 break
             del self.out[stream_id]
             self.out_weight -= weight(stream_id)
             self._floor = max(self._floor, out.next)
+        if self.out_weight <= most // 8 * 7:
+            self._in_vain = 0
         return self.out_weight + more <= most
+
+    def streams_left(self) -> int:
+        """How many more there may be, once what can be has been forgotten."""
+        most = SENDER_STREAMS * STREAM_WEIGHT
+        if self.out_weight > most // 4 * 3:
+            self._forget_some(0)
+        return max(0, most - self.out_weight) // STREAM_WEIGHT
 
     def remember_for(self, seconds: float) -> None:
         """After the last connection."""

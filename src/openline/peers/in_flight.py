@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
 from ..address import Address
+from ..core.pieces import Cancel
 from ..core.session import Numbered
 from ..errors import InvalidMessage, NotConfirmed
 from ..message import BY_NODE_ID, Message, Receipt, Receipts, StreamId
@@ -27,6 +28,8 @@ class InFlight(Numbered, InlineFuture[T]):
 
     # Connections it was written to.
     attempts = 1
+    # Is it another process's, where the one that it was sent to is gone?
+    moves = True
 
     def __init__(
         self,
@@ -161,6 +164,10 @@ class Request(InFlight[Message]):
     # Who has it, and over which connection it went.
     remote: Remote | None = None
     connection: RemoteConnection | None = None
+    # Does its answer come as several messages?
+    in_pieces = False
+    # Nobody waits for it any more, and its handler is to know as soon as the peer has it.
+    _withdrawn = False
 
     def __init__(
         self,
@@ -184,6 +191,35 @@ class Request(InFlight[Message]):
         if not self.done():
             text = f"no answer from {self._to} to request {self.id!r} within {self.limit:g} s"
             self.fail(TimeoutError(text))
+
+    @property
+    def arrived(self) -> bool:
+        """Has the peer acknowledged it?"""
+        return self.out is not None and self.end <= self.out.acked
+
+    def acknowledged(self, receipts: Receipts) -> None:
+        if self._withdrawn:
+            self._cancel_there()
+
+    def rename(self) -> None:
+        """Its id is another's that nobody reads any more."""
+
+    def settle_run(self, messages: list[Message]) -> int:
+        """Parts of its answer that ``messages`` begins with, where it comes in pieces; how many."""
+        return 0
+
+    def withdraw(self) -> None:
+        """Nobody waits for it any more: cancel its handler. Not before the peer has it, so that what is
+        cancelled has always come before."""
+        if self.arrived:
+            self._cancel_there()
+        elif self.out is not None:
+            self._withdrawn = True
+
+    def _cancel_there(self) -> None:
+        self._withdrawn = False
+        if self.remote is not None:
+            self.remote.control.tell(Cancel(self.stream_id, self.id))
 
     def asked(self, remote: Remote, connection: RemoteConnection, now: float) -> None:
         self.remote, self.connection = remote, connection

@@ -11,19 +11,19 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Protocol
+from types import AsyncGeneratorType, CoroutineType
+from typing import TYPE_CHECKING, Any
 
-from ..config import Config
 from ..core.bulk import MEASURED, weight_of
 from ..core.selection import Want
 from ..message import Message, StreamId
 from ..peer import Peer
-from ..runtime.eager import Ended, Runner, Steps
+from ..runtime.eager import Ended, Pilot, Steps
 
 if TYPE_CHECKING:
+    from .owner import Owner, Siblings
     from .remote import Remote
 
 # What a message takes in memory besides its bytes on the wire, about, as small ones are mostly that.
@@ -37,7 +37,7 @@ MAX_FULL = 16
 # buffer and a full receive buffer of the kernel are about 10 MB on Linux.
 OVERRUN_BYTES = 16 * 1024 * 1024
 
-Handler = Callable[[Peer, Message], Awaitable[Any] | None]
+Handler = Callable[[Peer, Message], Awaitable[Any] | AsyncIterator[Any] | None]
 
 
 class Consumer:
@@ -63,73 +63,21 @@ class Consumer:
                 return
 
 
-class Owner(Protocol):
-    """What mailboxes ask of the inbox that they belong to."""
-
-    config: Config
-    runner: Runner
-    # Handlers of the program, each with its stream, None for all.
-    handlers: list[tuple[Handler, StreamId | None]]
-    # Changes with who takes what.
-    version: int
-    closed: bool
-
-    def takers(self, remote: Remote, stream_id: StreamId) -> tuple[list[Handler], list[Consumer]]:
-        """Who takes messages of that peer and stream."""
-
-    def flow(self, remote: Remote, mailbox: Mailbox | None) -> None:
-        """A mailbox, or the peer as a whole (None), has become full or roomy."""
-
-    def note(self, remote: Remote) -> None:
-        """What a stranger holds has grown, or shrunk, by a good deal."""
-
-    def weigh(self, remote: Remote) -> None:
-        """A stranger has one more mailbox."""
-
-    def filled(self, mailbox: Mailbox) -> None:
-        """Something waits for ``receive()`` there."""
-
-    def emptied(self, mailbox: Mailbox) -> None:
-        """Nothing does any more."""
-
-    def discarded(self, mailbox: Mailbox, first: bool) -> None:
-        """A message that nobody wants has made room, for the first time in this mailbox or again."""
-
-    def failed(self, remote: Remote, handler: Handler | None, error: BaseException) -> None:
-        """A handler has raised an error."""
-
-    def tidy(self, remote: Remote) -> None:
-        """Perhaps nothing is left of a peer that is gone."""
-
-
-class Siblings(Protocol):
-    """All mailboxes of one peer, as one of them sees them."""
-
-    # Bytes that wait in them together; is the peer to be stopped on all streams, or does it use too many?
-    held: int
-    throttled: bool
-    overfull: bool
-
-    def charge(self, size: int, known: bool) -> None: ...
-    def release(self, size: int) -> None: ...
-    def occupy(self, size: int, known: bool) -> None: ...
-    def vacate(self, size: int) -> None: ...
-    def set_full(self, mailbox: Mailbox, full: bool) -> None: ...
-    def settled(self, mailbox: Mailbox) -> None: ...
-
-
 class Mailbox:
     """What has arrived from one peer on one stream, and who takes it."""
 
     __slots__ = (
         "_busy",
+        "_cancelled",
         "_consumers",
         "_handlers",
+        "_message",
         "_on_end",
         "_on_wait",
         "_only",
         "_overflowed",
         "_owner",
+        "_pilot",
         "_siblings",
         "_version",
         "answers",
@@ -168,6 +116,10 @@ class Mailbox:
         # Messages in both, and bytes.
         self.count = 0
         self.bytes = 0
+        # What a handler is at work on, if it waits, and what carries it; and has it been cancelled?
+        self._message: Message | None = None
+        self._pilot: Pilot | None = None
+        self._cancelled = False
         # Bytes of a large message that a handler is at work on.
         self._busy = 0
         # The sender was told to stop; it goes on all the same.
@@ -219,20 +171,22 @@ class Mailbox:
         try:
             steps = handler(self.peer, message)
         except Exception as error:
-            owner.failed(self.remote, handler, error)
+            self._failed(handler, error, message)
             return
         if steps is None:
             return
-        if type(steps) is not CoroutineType and (steps := _coroutine(steps)) is None:
+        if type(steps) is not CoroutineType and (steps := self._coroutine(message, steps)) is None:
             return
         self.running = True
         try:
             self.running = not owner.runner.run(steps, self._on_wait, self._on_end)
         except (Exception, asyncio.CancelledError) as error:
             self.running = False
-            owner.failed(self.remote, handler, error)
-        if self.running and size > GRAIN:
-            self._occupy(size)
+            self._failed(handler, error, message)
+        if self.running:
+            self._message, self._pilot = message, owner.runner.last
+            if size > GRAIN:
+                self._occupy(size)
 
     def _deliver_to_all(self, message: Message, size: int) -> None:
         if self._consumers or not self._handlers:
@@ -249,9 +203,22 @@ class Mailbox:
         try:
             result = handler(self.peer, message)
         except Exception as error:
-            self._owner.failed(self.remote, handler, error)
+            self._failed(handler, error, message)
             return None
-        return result if type(result) is CoroutineType else _coroutine(result)
+        return result if type(result) is CoroutineType else self._coroutine(message, result)
+
+    def _coroutine(self, message: Message, result: Any) -> Steps | None:
+        """What a handler has returned that is no coroutine, if there is something left to do."""
+        if isinstance(result, AsyncGeneratorType):
+            return self.remote.answers.generate(message, result)
+        return _await(result) if result is not None and inspect.isawaitable(result) else None
+
+    def _failed(self, handler: Handler | None, error: BaseException, message: Message | None) -> None:
+        """A handler has raised an error: that is logged, and who asked is told."""
+        if not (self._cancelled and isinstance(error, asyncio.CancelledError)):
+            self._owner.failed(self.remote, handler, error)
+        if message is not None:
+            self.remote.answers.failed(message, error)
 
     def _start(self, handler: Handler, steps: Steps, message: Message, following: int) -> bool:
         """Step an async handler; True if it is done already, else a task goes on with those that follow."""
@@ -260,15 +227,17 @@ class Mailbox:
             self.running = not self._owner.runner.run(steps, partial(self._carry_on, message, following))
         except (Exception, asyncio.CancelledError) as error:
             self.running = False
-            self._owner.failed(self.remote, handler, error)
+            self._failed(handler, error, message)
+        if self.running:
+            self._message, self._pilot = message, self._owner.runner.last
         return not self.running
 
     async def _carry_on(self, message: Message, following: int, rest: Steps) -> None:
         """In a task: finish one handler, then the other handlers, then what has queued up."""
         handlers = self._handlers
         try:
-            await self._guard(handlers[following - 1], rest)
-            await self._handle(handlers[following:], message)
+            if await self._guard(handlers[following - 1], rest, message):
+                await self._handle(handlers[following:], message)
             self._vacate()
         except asyncio.CancelledError:
             self.running = False
@@ -278,7 +247,7 @@ class Mailbox:
     async def _carry_on_alone(self, rest: Steps) -> None:
         """The same where there was only that handler."""
         try:
-            await self._guard(self._handlers[0], rest)
+            await self._guard(self._handlers[0], rest, self._message)
             self._vacate()
         except asyncio.CancelledError:
             self.running = False
@@ -288,7 +257,8 @@ class Mailbox:
     def _ended_alone(self, error: BaseException | None) -> Steps | None:
         """The same where that handler has been stepped to its end without a task."""
         if error is not None and not (self._owner.closed and isinstance(error, asyncio.CancelledError)):
-            self._owner.failed(self.remote, self._handlers[0] if self._handlers else None, error)
+            self._failed(self._handlers[0] if self._handlers else None, error, self._message)
+        self._message = None
         if self._busy:
             self._vacate()
         if self.queue:
@@ -310,28 +280,60 @@ class Mailbox:
                     self._keep(message, size)
                 if size > GRAIN:
                     self._occupy(size)
+                self._message = message
                 await self._handle(self._handlers, message)
                 if self._busy:
                     self._vacate()
         finally:
             self.running = False
+            self._message = self._pilot = None
         self._siblings.settled(self)
 
     async def _handle(self, handlers: list[Handler], message: Message) -> None:
         for handler in handlers:
             steps = self._call(handler, message)
-            if steps is not None:
-                await self._guard(handler, self._owner.runner.isolated(steps))
+            if steps is not None and not await self._guard(
+                handler, self._owner.runner.isolated(steps), message
+            ):
+                return
 
-    async def _guard(self, handler: Handler, steps: Steps) -> None:
+    async def _guard(self, handler: Handler, steps: Steps, message: Message | None) -> bool:
+        """See a handler to its end. False where it has been cancelled by who asked: then no other begins."""
         try:
             await steps
         except Exception as error:
-            self._owner.failed(self.remote, handler, error)
+            self._failed(handler, error, message)
         except asyncio.CancelledError as error:
             if self._owner.closed:
                 raise
-            self._owner.failed(self.remote, handler, error)  # it cancelled itself; the others go on
+            self._failed(handler, error, message)  # it cancelled itself, or was; the others go on
+        cancelled, self._cancelled = self._cancelled, False
+        if cancelled and (task := asyncio.current_task()) is not None:
+            task.uncancel()
+        return not cancelled
+
+    def cancel(self, id: object) -> bool:
+        """Who asked does not wait any more: cancel the handler of that message, or do not begin it.
+
+        False where there is none.
+        """
+        message, pilot = self._message, self._pilot
+        if message is not None and message.id == id and pilot is not None:
+            self._cancel(message, pilot)
+            return True
+        for index, (queued, size) in enumerate(self.queue):
+            if queued.id == id:
+                del self.queue[index]
+                self._release(size)
+                self.remote.answers.failed(queued, asyncio.CancelledError("nobody waits for it"))
+                return True
+        return False
+
+    def _cancel(self, message: Message, pilot: Pilot) -> None:
+        if self._message is message and not self._cancelled:
+            self._cancelled = pilot.cancel()
+            if not self._cancelled:
+                self._owner.runner.loop.call_soon(self._cancel, message, pilot)
 
     # receive() and messages() --------------------------------------------------------------------
 
@@ -391,7 +393,8 @@ class Mailbox:
                 self.queue.appendleft((message, size))
         if self.queue and not self.running:
             self.running = True
-            self._owner.runner.run(self._drain(), lambda steps: steps)
+            if not self._owner.runner.run(self._drain(), lambda steps: steps):
+                self._pilot = self._owner.runner.last
 
     def drop(self, queued: bool) -> int:
         """Throw away what waits for ``receive()``, and what is ``queued`` for handlers; how many messages."""
@@ -453,11 +456,6 @@ class Mailbox:
     def welcome(self, answers: bool) -> None:
         """Its sender is told that it is paused, and whether answers are welcome all the same."""
         self.answers = self.paused and answers
-
-
-def _coroutine(result: Any) -> Steps | None:
-    """What a handler has returned that is no coroutine, if there is something left to do."""
-    return _await(result) if result is not None and inspect.isawaitable(result) else None
 
 
 def _given_up(_: object) -> Any:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
+from ..core.pieces import RESERVED
 from ..core.session import weight
 from ..message import StreamId
-from .mailbox import GRAIN, MAX_FULL, Mailbox, Owner
+from .answers import MAX_ANSWERS
+from .control import ControlBox
+from .mailbox import GRAIN, MAX_FULL, Mailbox
+from .owner import Owner
 from .part import Part
 
 if TYPE_CHECKING:
@@ -25,6 +29,7 @@ class Mailboxes(Part):
     __slots__ = (
         "_owner",
         "by_stream",
+        "choked",
         "full",
         "held",
         "load",
@@ -50,6 +55,8 @@ class Mailboxes(Part):
         self.throttled = self.unread = False
         # As long as there is a full one, a plain peer is not read.
         self.full: dict[Mailbox, None] = {}
+        # Answers in pieces of a plain peer whose readers are behind.
+        self.choked = 0
         # Something is under way on more streams than are allowed.
         self.overfull = False
 
@@ -63,17 +70,35 @@ class Mailboxes(Part):
         """Is nothing to be read from the peer? A plain one cannot be told to stop a stream, and one that
         fills very many, or goes on all the same, does not listen."""
         unruly = self.remote.plain or self.held > MAX_FULL * self._owner.config.inbox_bytes
-        return self.overfull or self.unread or any(unruly or full.overrun for full in self.full)
+        return (
+            self.overfull
+            or self.unread
+            or self.choked > 0
+            or any(unruly or full.overrun for full in self.full)
+        )
 
     # Streams -------------------------------------------------------------------------------------
 
+    @property
+    def _most(self) -> int:
+        """Streams with something under way. Answers in pieces are not counted: they wait for what this peer
+        says, so it is read on."""
+        return self._owner.config.max_streams + min(len(self.remote.answers.by_id), MAX_ANSWERS)
+
+    def waits_for_asker(self) -> None:
+        """One more handler answers in pieces."""
+        if self.overfull and len(self.by_stream) < self._most:
+            self.overfull = False
+            self._owner.flow(self.remote, None)
+
     def open(self, stream_id: StreamId) -> Mailbox:
-        remote, most = self.remote, self._owner.config.max_streams
+        remote, most = self.remote, self._most
         if len(self.by_stream) >= most and not self._close_some() and not self.overfull:
             # That many streams, and something is under way on all of them: stop the peer as a whole.
             self.overfull = True
             self._owner.flow(remote, None)
-        mailbox = self.by_stream[stream_id] = Mailbox(remote, stream_id, self, self._owner)
+        kind = ControlBox if stream_id in RESERVED and not remote.plain else Mailbox
+        mailbox = self.by_stream[stream_id] = kind(remote, stream_id, self, self._owner)
         self.weight += MAILBOX_BYTES + weight(stream_id)
         if not remote.known:
             self._owner.weigh(remote)
@@ -86,7 +111,7 @@ class Mailboxes(Part):
 
     def _close_some(self) -> bool:
         """Give up idle ones, looking at a few, oldest first; True if there is room for one more."""
-        boxes, most = self.by_stream, self._owner.config.max_streams
+        boxes, most = self.by_stream, self._most
         for stream_id in list(itertools.islice(boxes, LOOKED_AT)):
             mailbox = boxes[stream_id]
             if mailbox.idle and len(boxes) > most // 2:
@@ -103,11 +128,16 @@ class Mailboxes(Part):
         """Perhaps nothing is under way on its stream any more: then an overfull peer has one less."""
         if self.overfull and mailbox.idle and self.by_stream.get(mailbox.stream_id) is mailbox:
             self._close(mailbox)
-            if len(self.by_stream) < self._owner.config.max_streams:
+            if len(self.by_stream) < self._most:
                 self.overfull = False
                 self._owner.flow(self.remote, None)
         if not mailbox.remote.connections:
             self._owner.tidy(mailbox.remote)
+
+    def cancel(self, stream_id: StreamId, id: object) -> bool:
+        """Cancel the handler of that message, or do not begin it. False where it is not here."""
+        mailbox = self.by_stream.get(stream_id)
+        return mailbox is not None and mailbox.cancel(id)
 
     # How much they hold --------------------------------------------------------------------------
 
@@ -158,6 +188,11 @@ class Mailboxes(Part):
         for mailbox in list(self.by_stream.values()):
             if mailbox.count and not mailbox.paused:
                 mailbox.pause()
+
+    def choke(self, chokes: bool) -> None:
+        """The reader of an answer in pieces of this plain peer is behind, or is so no more."""
+        self.choked += 1 if chokes else -1
+        self._owner.flow(self.remote, None)
 
     def shut(self) -> None:
         """The peer is not read any more."""

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import logging
 from asyncio import Future
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..address import Address
-from ..core.frames import Batched
+from ..core.frames import FRAME_BYTES, Batched, encode_batch
+from ..core.handshake import STREAMS
 from ..core.lifecycle import State
+from ..core.pieces import RESERVED
 from ..core.session import Outgoing, Session, open_at
-from ..errors import Error, InvalidMessage
+from ..errors import Error, InvalidMessage, MessageTooLarge
 from ..message import Message, Receipt, StreamId
 from .gate import Gates
 from .in_flight import InFlight, Send
@@ -28,13 +31,17 @@ if TYPE_CHECKING:
 # Processes with one key that are remembered for a peer: two of them make a conflict soon.
 MAX_FORMER = 4
 
+# Where a peer's session takes nothing just now: until the next look, and how many look even so.
+BLOCKED_RETRY = 0.1
+BLOCKED_LOOK = 64
+
 Sent = InFlight[Any]
 
 
 class Outstanding(Part):
     """Of one peer."""
 
-    __slots__ = ("_last", "_last_frame", "_noted", "_services", "former", "gates", "session")
+    __slots__ = ("_blocked", "_last", "_last_frame", "_noted", "_services", "former", "gates", "session")
 
     def __init__(self, remote: Remote, services: Services) -> None:
         super().__init__(remote)
@@ -42,6 +49,8 @@ class Outstanding(Part):
         # What has been sent last by ``Sender.send``, and in which frame it gathers.
         self._last: Send | None = None
         self._last_frame = 0
+        # Those who wait because the session took nothing.
+        self._blocked: deque[Future[None]] = deque()
         # Do sessions know that something may be unacknowledged?
         self._noted = False
         # None for a plain peer, and for one of which nothing is remembered.
@@ -71,6 +80,7 @@ class Outstanding(Part):
             session = self._restarted(session, hello.process)
         # A sender that was cut off for longer than it says has given up.
         session.remember_for(2.0 * hello.resume)
+        self.remote.control.speaks(STREAMS in hello.caps)
         connection.enter(session)
         sessions.retention.back(self.remote)
 
@@ -84,8 +94,11 @@ class Outstanding(Part):
             del self.former[next(iter(self.former))]
         self.session = session
         remote.paths.no_carrier()
+        remote.lose("its process is another one than before", arrived=True)
         for stream_id, out in old.unacked():
-            session.outgoing(stream_id).take_over(out, list(out.unacked))
+            moving = [sent for sent in out.unacked if sent.moves]
+            if moving:
+                session.outgoing(stream_id).take_over(out, moving)
             out.give_up()
         return session
 
@@ -127,6 +140,46 @@ class Outstanding(Part):
         if out.add(sent, size):
             self.gates.fill(stream_id)
         return True
+
+    def keep(self, sent: Sent) -> None:
+        """As ``post``; and where nothing can be written now, the next connection takes it. Does nothing where
+        there is no session. Raises as ``post`` does."""
+        carrier, session = self.remote.paths.carrier, self.session
+        if session is None or (carrier is not None and self.post(sent, carrier)):
+            return
+        messages = sent.messages
+        stream_id = messages[0].stream_id
+        out = session.outgoing(stream_id)
+        del messages[out.room :]
+        size = len(encode_batch(messages))
+        limit = self._services.context.config.max_message_size
+        if size > max(limit, FRAME_BYTES):
+            if len(messages) == 1:
+                raise MessageTooLarge(f"message {messages[0].id!r} takes {size} bytes, over {limit}")
+            del messages[1:]
+            size = len(encode_batch(messages))
+        self.note()
+        if out.add(sent, size):
+            self.gates.fill(stream_id)
+
+    async def unblocked(self) -> None:
+        """Wait where the session has taken nothing just now, for ``BLOCKED_RETRY`` seconds at the least."""
+        loop = self._services.context.loop
+        waiter: Future[None] = loop.create_future()
+        self._blocked.append(waiter)
+        if len(self._blocked) == 1:
+            loop.call_later(BLOCKED_RETRY, self._unblock)
+        await waiter
+
+    def _unblock(self) -> None:
+        """As many as there is room for look again, those first who have waited longest."""
+        room = self.session.streams_left() if self.session is not None else 0
+        for _ in range(min(len(self._blocked), max(BLOCKED_LOOK, room))):
+            waiter = self._blocked.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+        if self._blocked:
+            self._services.context.loop.call_later(BLOCKED_RETRY, self._unblock)
 
     def note(self) -> None:
         """Sessions look after peers with something unacknowledged."""
@@ -288,7 +341,8 @@ class Outstanding(Part):
             self.gates.make_room(stream_id)
             for sent, reason, messages in zip(given_up, reasons, pending, strict=True):
                 sent.fail(reason)
-                self._services.in_doubt(self.remote, messages, why)
+                if stream_id not in RESERVED:
+                    self._services.in_doubt(self.remote, messages, why)
         self._services.sessions.nothing_unacked(self.remote)
         self._noted = False
 

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections.abc import Coroutine
 from typing import Any
 
 from ..address import Address, join
 from ..connection.connection import Connection
 from ..core.selection import Endpoint
+from ..message import Message, Receipt
 from ..peer import Peer, Sends
+from .answers import Answers
+from .control import Control
 from .in_flight import InFlight
-from .mailbox import Owner as Consumers
 from .mailboxes import Mailboxes
 from .outstanding import Outstanding
+from .owner import Owner as Consumers
 from .paths import Paths
 from .presence import PeerPresence
 from .requests import Requests
@@ -36,6 +40,8 @@ class Remote:
         "_peer",
         "_sends",
         "_services",
+        "answers",
+        "control",
         "endpoint",
         "key",
         "known",
@@ -79,6 +85,8 @@ class Remote:
         self.outstanding = Outstanding(self, services)
         self.requests = Requests()
         self.mailboxes = Mailboxes(self, consumers)
+        self.answers = Answers(self, services)
+        self.control = Control(self, services)
         self.presence = PeerPresence(self, services)
 
     def __repr__(self) -> str:
@@ -167,6 +175,16 @@ class Remote:
         if paths.carrier is not chosen:
             chosen = paths.carrier_for(chosen, sent)
         return self.outstanding.post(sent, chosen)
+
+    def send(self, message: Message) -> Coroutine[Any, Any, Receipt]:
+        """As programs do."""
+        return self._sends.send_to(self, message)
+
+    def lose(self, why: str, *, arrived: bool = False) -> None:
+        """The process there is gone, and with it who reads answers in pieces or gives them; ``arrived``: what
+        it has not had yet is its successor's."""
+        self.requests.lose(why, arrived)
+        self.answers.lose()
 
     def move_to(self, new: Remote, target: Address) -> bool:
         """A dial of ``target`` has reached ``new``, and this node is gone: what was sent there is that one's.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..core.pieces import FIRST_PARTS, LEAST_PARTS, PEER_PARTS
 from ..errors import InvalidMessage
 from ..message import Message, StreamId
 from .in_flight import Request
@@ -63,16 +64,23 @@ def _named(message: Message, plain: bool) -> object:
 class Requests:
     """The requests out to one peer, and those given up whose answer may still come."""
 
-    __slots__ = ("_late", "out")
+    __slots__ = ("_late", "_left", "budget", "frame", "out", "size")
 
     def __init__(self) -> None:
         self.out: dict[object, Request] = {}
+        # Answers in pieces: parts that may be let be under way; of those that come now, the bytes of their
+        # frame if it is large, and of each; and those that nobody reads, which are thrown away.
+        self.budget = PEER_PARTS
+        self.frame = self.size = 0
+        self._left: dict[object, Request] = {}
         # Newest last: id → (stream, when to forget it).
         self._late: dict[object, tuple[StreamId, float]] = {}
 
     def add(self, request: Request) -> None:
         if request.id in self.out:
-            raise InvalidMessage(f"a request with id {request.id!r} is already out to this peer")
+            if not request.in_pieces or request.id not in self._left:
+                raise InvalidMessage(f"a request with id {request.id!r} is already out to this peer")
+            request.rename()
         self.out[request.id] = request
 
     def remove(self, request: Request, now: float | None = None) -> None:
@@ -133,6 +141,71 @@ class Requests:
                 del self._late[key]
                 return True
         return False
+
+    # Answers in pieces ---------------------------------------------------------------------------
+
+    def allow(self, most: int) -> int:
+        """How many parts of one more answer may be under way."""
+        allowed = max(LEAST_PARTS, min(FIRST_PARTS, most, self.budget))
+        self.budget -= allowed
+        return allowed
+
+    def spend(self, parts: int) -> None:
+        self.budget -= parts
+
+    def release(self, parts: int) -> None:
+        self.budget += parts
+
+    def note(self, frame: int, size: int) -> None:
+        """Messages of a large frame come now, of so many bytes each; 0: that is over."""
+        self.frame, self.size = frame, size
+
+    def in_pieces(self, messages: list[Message]) -> list[Message]:
+        """Hand out the parts of answers that ``messages`` begins with; returns the others."""
+        while messages:
+            metadata = messages[0].metadata
+            reply_to = metadata.get("replyTo") if metadata is not None else None
+            request = self.out.get(reply_to) if type(reply_to) in _ID_TYPES else None
+            if request is None or not request.in_pieces or not (count := request.settle_run(messages)):
+                break
+            messages = messages[count:]
+        return messages
+
+    def keep(self, request: Request) -> None:
+        """More of its answer follows."""
+        self.out[request.id] = request
+
+    def leave(self, request: Request) -> None:
+        """Nobody reads its answer any more: what still comes of it is thrown away."""
+        if self.out.get(request.id) is not request:
+            return
+        self._left[request.id] = request
+        for id, left in list(self._left.items()):
+            if self.out.get(id) is not left:
+                del self._left[id]
+            elif len(self._left) > MAX_LATE:
+                del self._left[id], self.out[id]
+            else:
+                break
+
+    def failed(self, id: object, error: Exception) -> None:
+        """The peer says that its handler has failed."""
+        request = self.out.pop(id, None)
+        if request is not None:
+            request.fail(error)
+
+    def lose(self, why: str, arrived: bool) -> None:
+        """The process that was answering in pieces is gone; with ``arrived`` only what it has had was its."""
+        for request in [request for request in self.out.values() if request.in_pieces]:
+            if request.arrived or not arrived:
+                del self.out[request.id]
+                request.fail(request.unconfirmed(why))
+        self._left.clear()
+
+    def close(self, error: Exception) -> None:
+        """Answers in pieces are read no more."""
+        for request in [request for request in self.out.values() if request.in_pieces]:
+            request.fail(error)
 
     def fail_all(self, error: Exception) -> None:
         """No answer can come any more."""

@@ -64,6 +64,7 @@ class Sessions:
         self.retention.ended(remote)
         if remote.outstanding.session is None:
             return
+        remote.lose(why)
         remote.outstanding.unconfirmed(why)
         session = remote.outstanding.end()
         if session is not None:
@@ -109,8 +110,9 @@ class Sessions:
             gone = self._awake - since
             if gone < patience:
                 break  # the one that is gone longest comes first
-            if remote.outstanding.has_unacked:  # it will not come back in time
-                why = f"the peer was out of reach for resume_timeout={patience:g} s"
+            why = f"the peer was out of reach for resume_timeout={patience:g} s"
+            remote.lose(why)  # it will not come back in time
+            if remote.outstanding.has_unacked:
                 remote.outstanding.unconfirmed(why)
             session = remote.outstanding.session
             if session is not None and gone > max(patience, session.remembered_for):

@@ -7,6 +7,7 @@ from ..connection.context import Context
 from ..connection.writer import Writer
 from ..core.frames import Batched, Flow, Malformed
 from ..core.lifecycle import Phase
+from ..core.pieces import LARGE_FRAME
 from ..core.rate import NO_NEWS
 from ..core.selection import Rank, Reject, Want, match
 from ..core.session import too_long
@@ -95,6 +96,7 @@ class Dispatcher:
         self.dispatching = True
         try:
             if remote.requests.out or connection.endpoint.ip in self._plain_requests:
+                remote.requests.note(size, size + more)
                 messages = [m for m in messages if not self._claim(connection, m)]
             self._inbox.feed(remote, messages, size + more)
         finally:
@@ -130,6 +132,10 @@ class Dispatcher:
     def _hand_out(self, remote: Remote, messages: list[Message], size: int) -> None:
         """Answers to those who wait for them, everything else to the inbox, and all of it in order."""
         each = size // len(messages) if messages else 0
+        if size > LARGE_FRAME:
+            remote.requests.note(size, each)
+        if len(messages) > 1:
+            messages = remote.requests.in_pieces(messages)
         run: list[Message] = []
         for message in messages:
             request = remote.requests.answered(message)
@@ -142,6 +148,8 @@ class Dispatcher:
             request.settle(message)
         if run:
             self._inbox.feed(remote, run, each * len(run))
+        if size > LARGE_FRAME:
+            remote.requests.note(0, 0)
 
     def _claim(self, connection: RemoteConnection, message: Message) -> bool:
         """Is it the answer to a request? A plain peer may also send that over another socket."""

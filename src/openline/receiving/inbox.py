@@ -21,6 +21,7 @@ from ..peers.mailbox import MESSAGE_OVERHEAD, Consumer, Handler, Mailbox
 from ..runtime.eager import Runner
 from ..runtime.ratelog import RateLog
 from ..stats import Counters
+from ..typed import InvalidPayload
 from .left_behind import LeftBehind
 from .throttle import Throttle
 
@@ -193,7 +194,11 @@ class Inbox:
             self._log.about(remote, logging.WARNING, text, stream, remote)
 
     def failed(self, remote: Remote, handler: Handler | None, error: BaseException) -> None:
-        """A handler has raised an error."""
+        """A handler has raised an error, or the payload is not of the type that it wants."""
+        if isinstance(error, InvalidPayload):
+            self._counters.malformed += 1
+            self._log.about(remote, logging.WARNING, "from %s: %s", remote, error)
+            return
         self._counters.handler_errors += 1
         name = getattr(handler, "__qualname__", repr(handler))
         info = (type(error), error, error.__traceback__)

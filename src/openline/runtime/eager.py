@@ -35,10 +35,12 @@ class Runner:
         self.loop = loop
         # What handlers start with: the program's own context, not that of whatever dispatched them.
         self._base = contextvars.copy_context()
-        self.parked: list[_Pilot] = []
+        self.parked: list[Pilot] = []
         # As many may be parked; none once it is closed.
         self.room = MAX_PARKED
         self.busy: set[asyncio.Task[None]] = set()
+        # Who carries what has been run last and was not finished.
+        self.last: Pilot | None = None
 
     def run(self, coroutine: Steps, wrap: Callable[[Steps], Steps], ended: Ended | None = None) -> bool:
         """Step ``coroutine``. True: it has finished. False: a task now carries ``wrap(coroutine)``.
@@ -74,11 +76,13 @@ class Runner:
         finally:
             _leave_task(loop, task)
         pilot.begin(coroutine, context, wrap, ended, yielded)
+        self.last = pilot
         return False
 
     def _in_new_task(self, coroutine: Steps, wrap: Callable[[Steps], Steps]) -> bool:
         """Where no parked task can be entered."""
-        _Pilot(self).carry(coroutine, wrap(self.isolated(coroutine)))
+        self.last = pilot = Pilot(self)
+        pilot.carry(coroutine, wrap(self.isolated(coroutine)))
         return False
 
     async def isolated(self, coroutine: Steps) -> Any:
@@ -90,7 +94,7 @@ class Runner:
             return end.value
         return await _steps(coroutine, yielded, context)
 
-    def park(self, pilot: _Pilot) -> None:
+    def park(self, pilot: Pilot) -> None:
         """Keep a pilot for the next handlers, unless it was cancelled."""
         self.busy.discard(pilot.task)
         if len(self.parked) >= self.room or pilot.task.cancelling():
@@ -116,10 +120,11 @@ class Runner:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class _Pilot:
+class Pilot:
     """A task that waits for something to carry."""
 
     __slots__ = (
+        "_begun",
         "_cargo",
         "_context",
         "_ended_with",
@@ -137,6 +142,7 @@ class _Pilot:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
+        self._begun = False
         # While held: the coroutine is stepped in the task's name without it.
         self._held = False
         self._context: contextvars.Context
@@ -217,6 +223,13 @@ class _Pilot:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
+    def cancel(self) -> bool:
+        """Cancel what it carries, where that waits. False: a turn of the loop too early, as a task that is
+        cancelled before its first step ends without having carried anything."""
+        if self._begun:
+            self.task.cancel()
+        return self._begun
+
     def _over(self, task: asyncio.Task[None]) -> None:
         """The task has ended; what it has not come to carry is closed."""
         self._runner.busy.discard(task)
@@ -227,6 +240,7 @@ class _Pilot:
         self._held = False
 
     async def _fly(self) -> None:
+        self._begun = True
         while True:
             cancelled = await self._parked()
             if cancelled:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from sys import get_asyncgen_hooks
+from typing import Any
 
 from ..address import Address
 from ..connection.context import Context
 from ..core.backoff import full_jitter
 from ..core.frames import FRAME_BYTES
 from ..core.lifecycle import Phase, State
+from ..core.pieces import MAX_ID
 from ..core.session import Blocked
-from ..errors import Closed, NotConfirmed, Unreachable
+from ..errors import Closed, InvalidMessage, NotConfirmed, Unreachable
 from ..message import BY_ADDRESS, Message, Receipt, StreamId
 from ..peers.in_flight import Request, Send
 from ..peers.remote import Remote, RemoteConnection
 from ..peers.requests import PlainRequests
+from ..peers.streams import Stream
 from ..peers.table import Table
 from ..receiving.flow_control import welcome_answers
 from ..routing.out_of_reach import OutOfReach
@@ -35,8 +38,6 @@ DEAD_ONES = 16
 # Plain sends in a row before the loop gets a turn: a tight loop of sends must not starve it. Others
 # wait for their acknowledgement anyway.
 SENDS_PER_TURN = 256
-# Where a peer's session takes nothing just now: until the next look.
-BLOCKED_RETRY = 0.1
 # Shorter waits for an acknowledgement than this are timed exactly, longer ones by the liveness tick.
 EXACT_BELOW = 5.0
 
@@ -227,7 +228,7 @@ class Sender:
                     try:
                         written = write(connection, attempts + 1)
                     except Blocked:
-                        await asyncio.sleep(BLOCKED_RETRY)
+                        await connection.remote.outstanding.unblocked()
                         continue
                     attempts += 1
                     dialed += not reused
@@ -419,16 +420,69 @@ class Sender:
         return written
 
     def _give_up(self, request: Request) -> None:
-        """Nobody waits for it any more: its answer may come late."""
+        """Nobody waits for it any more: its answer may come late, and its handler is cancelled."""
         remote, connection = request.remote, request.connection
         if remote is None or connection is None:
             return
         if remote.requests.out.get(request.id) is request:  # else it has been answered
-            remote.requests.remove(request, self._context.now)
+            if request.in_pieces:
+                remote.requests.leave(request)
+            else:
+                remote.requests.remove(request, self._context.now)
+            request.withdraw()
         if connection.plain:
             self._plain_requests.remove(connection.endpoint.ip, request)
         if not remote.connections:
             self._table.forget(remote)
+
+    # Answers in pieces ---------------------------------------------------------------------------
+
+    async def stream(
+        self, to: str | Address | Remote, message: Message, timeout: float | None = None
+    ) -> AsyncGenerator[Message, None]:
+        self._home.check()
+        target = to if isinstance(to, Remote) else self._target(to)
+        stream = self._new_stream(target, message, timeout)
+        try:
+            await self._hand_over(target, message.stream_id, False, self._asking(stream), stream.limit)
+            while True:
+                parts = stream.take()
+                for part in parts:
+                    yield part
+                if parts:
+                    stream.took(len(parts))
+                elif stream.over:
+                    break
+                else:
+                    await self._next(stream)
+            stream.finish()
+        finally:
+            stream.leave()
+            self._give_up(stream)
+
+    async def _next(self, stream: Stream) -> None:
+        """Wait for a part."""
+        if self._home.closed:
+            raise Closed("the transport is closed")
+        self._deadlines.add(stream)
+        try:
+            await stream.wait()
+        finally:
+            self._deadlines.remove(stream)
+
+    def _new_stream(self, to: Address | Remote, message: Message, timeout: float | None) -> Stream:
+        config = self._config
+        limit = config.request_timeout if timeout is None else timeout
+        if type(message.id) is str and len(message.id) > MAX_ID:
+            raise InvalidMessage(f"the id of what is answered in pieces has {MAX_ID} characters at most")
+        address = to if isinstance(to, Address) else None
+        inbox = config.inbox_messages, config.inbox_bytes
+        return Stream(self._loop, message, address, to, limit, inbox, 2 * config.max_message_size)
+
+    async def part_to(self, remote: Remote, message: Message, payload: Any, kind: str, more: bool) -> Receipt:
+        """``peer.reply`` in pieces."""
+        self._home.check()
+        return await remote.answers.reply(message, payload, kind, more)
 
 
 def _one_stream_at_a_time(messages: list[Message], start: int, size: int) -> list[Message]:

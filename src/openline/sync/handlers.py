@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any
 
 from .workers import Workers
+
+_END = object()
 
 
 class Handling:
@@ -32,6 +35,37 @@ class Handling:
         return hash(self._function)
 
 
+class Generating(Handling):
+    """A generator function: each step of what it returns is taken in a thread."""
+
+    async def _walk(self, *args: Any) -> AsyncGenerator[Any, None]:
+        steps = _Steps(self._function(*self._convert(*args)))
+        try:
+            while (part := await self._workers.run(steps.next)) is not _END:
+                yield part
+        finally:
+            self._workers.start(steps.close)
+
+    def __call__(self, *args: Any) -> Any:
+        return self._walk(*args)
+
+
+class _Steps:
+    """A generator that one thread after the other goes on with."""
+
+    def __init__(self, generator: Generator[Any, None, None]) -> None:
+        self._generator = generator
+        self._turn = threading.Lock()
+
+    def next(self) -> Any:
+        with self._turn:
+            return next(self._generator, _END)
+
+    def close(self) -> None:
+        with self._turn:  # a step that was cancelled may still be under way
+            self._generator.close()
+
+
 def handling(
     function: Callable[..., Any], workers: Workers, convert: Callable[..., tuple[object, ...]]
 ) -> Handling:
@@ -40,4 +74,6 @@ def handling(
         raise TypeError(f"a handler is a function, not {function!r}")
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise TypeError("a handler of openline.sync is a plain function, not an async one")
+    if inspect.isgeneratorfunction(function):
+        return Generating(function, workers, convert)
     return Handling(function, workers, convert)

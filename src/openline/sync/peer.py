@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeVar, overload
 
 import msgspec
 
@@ -10,7 +11,10 @@ from ..message import Message, Receipt
 from ..peer import Peer as AsyncPeer
 from ..peer import PeerEvent as AsyncPeerEvent
 from ..peer import PeerEventKind
+from ..typed import TypedMessage
 from .background import Background
+
+T = TypeVar("T")
 
 
 class Peer:
@@ -74,16 +78,41 @@ class Peer:
         """Send to this peer, over whatever reaches it. Raises as ``Transport.send`` does."""
         return self._background.call(self._peer.send, message)
 
-    def request(self, message: Message, timeout: float | None = None) -> Message:
-        """Send and wait for the answer. Raises as ``Transport.request`` does."""
-        return self._background.call(self._peer.request, message, timeout)
+    @overload
+    def request(self, message: Message, timeout: float | None = None) -> Message: ...
+    @overload
+    def request(
+        self, message: Message, timeout: float | None = None, *, returns: type[T]
+    ) -> TypedMessage[T]: ...
+    def request(self, message: Message, timeout: float | None = None, *, returns: Any = None) -> Message:
+        """Send and wait for the answer. As ``Transport.request``."""
+        if returns is None:
+            return self._background.call(self._peer.request, message, timeout)
+        return self._background.call(self._peer.request, message, timeout, returns=returns)
 
-    def reply(self, message: Message, payload: Any = None, *, type: str = "result") -> Receipt:
+    @overload
+    def stream(self, message: Message, timeout: float | None = None) -> Iterator[Message]: ...
+    @overload
+    def stream(
+        self, message: Message, timeout: float | None = None, *, returns: type[T]
+    ) -> Iterator[TypedMessage[T]]: ...
+    def stream(
+        self, message: Message, timeout: float | None = None, *, returns: Any = None
+    ) -> Iterator[Message]:
+        """Send, and get the answer part by part. As ``Transport.stream``."""
+        return self._background.each(self._peer.stream(message, timeout, returns=returns))
+
+    def reply(
+        self, message: Message, payload: Any = None, *, type: str = "result", more: bool = False
+    ) -> Receipt:
         """Answer ``message``: same stream, ``metadata.replyTo`` set to its id.
 
-        Raises as ``Transport.send`` does.
+        With ``more`` it is one part of several; the last one is said without. A part returns when it may
+        leave, which is when whoever reads has taken enough of those before, and raises
+        ``asyncio.CancelledError`` once nobody reads any more. Where only one answer was asked for
+        (``request()``), the first part is it. Raises as ``Transport.send`` does.
         """
-        return self._background.call(self._peer.reply, message, payload, type=type)
+        return self._background.call(self._peer.reply, message, payload, type=type, more=more)
 
 
 class PeerEvent(msgspec.Struct, frozen=True):

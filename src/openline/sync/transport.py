@@ -12,6 +12,7 @@ from ..peer import Peer as AsyncPeer
 from ..routing.router import Explanation
 from ..stats import Stats
 from ..transport import Listener as AsyncListener
+from ..typed import TypedMessage
 from .background import Background
 from .handlers import Handling, handling
 from .life import Life
@@ -23,6 +24,8 @@ Undelivered = Callable[[Peer, Message, str], object]
 PeerHandler = Callable[[PeerEvent], object]
 
 H = TypeVar("H", bound=Handler)
+T = TypeVar("T")
+R = TypeVar("R")
 P = TypeVar("P", bound=PeerHandler)
 U = TypeVar("U", bound=Undelivered)
 
@@ -76,7 +79,7 @@ class Transport:
     by fork every call raises ``Closed``. Times are seconds, sizes bytes.
 
     - Listening and connecting: ``listen``, ``connect``, ``ping``, ``reload_tls``
-    - Sending: ``send``, ``send_batch``, ``request``
+    - Sending: ``send``, ``send_batch``, ``request``, ``stream``
     - Receiving: ``on_message``, ``off_message``, ``receive``, ``messages``, ``on_undelivered``
     - Who is there: ``on_peer``, ``off_peer``, ``peer_events``
     - Looking at it: ``node_id``, ``config``, ``stats``, ``peers``, ``explain``
@@ -160,33 +163,84 @@ class Transport:
         # What makes them is the caller's code, and runs in the caller's thread.
         return self._background.call(self._transport.send_batch, address, list(messages), timeout=timeout)
 
-    def request(self, address: str | Address, message: Message, timeout: float | None = None) -> Message:
+    @overload
+    def request(self, address: str | Address, message: Message, timeout: float | None = None) -> Message: ...
+    @overload
+    def request(
+        self, address: str | Address, message: Message, timeout: float | None = None, *, returns: type[T]
+    ) -> TypedMessage[T]: ...
+    def request(
+        self, address: str | Address, message: Message, timeout: float | None = None, *, returns: Any = None
+    ) -> Message:
         """Send and wait for the answer to exactly this message.
 
-        Raises ``TimeoutError`` after ``timeout`` seconds (default ``Config.request_timeout``),
-        ``NotConfirmed`` where a plain peer's connection dies before the answer, and as ``send`` does.
+        With ``returns`` the answer's payload is of that type, as with ``on_message(type=...)``. An openline
+        peer's handler is cancelled when this side waits no longer. Raises ``TimeoutError`` after
+        ``timeout`` seconds (default ``Config.request_timeout``), ``NotConfirmed`` where a plain peer's
+        connection dies before the answer, ``RemoteError`` where an openline peer's handler fails,
+        ``InvalidMessage`` for a payload that does not fit, and as ``send`` does.
         """
-        return self._background.call(self._transport.request, address, message, timeout)
+        if returns is None:  # the usual one, without a keyword
+            return self._background.call(self._transport.request, address, message, timeout)
+        return self._background.call(self._transport.request, address, message, timeout, returns=returns)
+
+    @overload
+    def stream(
+        self, address: str | Address, message: Message, timeout: float | None = None
+    ) -> Iterator[Message]: ...
+    @overload
+    def stream(
+        self, address: str | Address, message: Message, timeout: float | None = None, *, returns: type[T]
+    ) -> Iterator[TypedMessage[T]]: ...
+    def stream(
+        self, address: str | Address, message: Message, timeout: float | None = None, *, returns: Any = None
+    ) -> Iterator[Message]:
+        """Send, and get the answer in pieces: ``for part in t.stream(address, message): ...``.
+
+        Each part is a ``Message``; it ends after the last one. The first step asks. The handler there is
+        stopped while this side is behind with reading, and cancelled when this side leaves the loop, or gets
+        no part for ``timeout`` seconds (default ``Config.request_timeout``). Connections may die meanwhile.
+        Raises as ``request`` does; ``RemoteError`` where the handler fails; ``NotConfirmed`` where the peer's
+        process is gone, or out of reach for ``Config.resume_timeout``; ``Closed``. ``returns`` is the type of
+        each part's payload.
+        """
+        return self._background.each(self._transport.stream(address, message, timeout, returns=returns))
 
     # Receiving -----------------------------------------------------------------------------------
 
     @overload
     def on_message(self, handler: H, /, *, stream_id: StreamId | None = None) -> H: ...
     @overload
-    def on_message(self, /, *, stream_id: StreamId | None = None) -> Callable[[H], H]: ...
-    def on_message(self, handler: Any = None, /, *, stream_id: StreamId | None = None) -> Any:
+    def on_message(
+        self, /, *, type: type[T], stream_id: StreamId | None = None
+    ) -> Callable[[Callable[[Peer, TypedMessage[T]], R]], Callable[[Peer, TypedMessage[T]], R]]: ...
+    @overload
+    def on_message(self, /, *, type: Any = None, stream_id: StreamId | None = None) -> Callable[[H], H]: ...
+    def on_message(
+        self, handler: Any = None, /, *, type: Any = None, stream_id: StreamId | None = None
+    ) -> Any:
         """Call ``handler(peer, message)`` for every message, or those of one stream. Also a decorator.
 
-        A plain function, called in a thread. Those of one (peer, stream) run one at a time, in order; of all
-        others as many at a time as ``load_transport(workers=)`` says. What it raises is logged. Raises
-        ``TypeError`` for what is not a plain function.
+        A plain function, called in a thread, or a generator function, whose parts are the answer. Those of
+        one (peer, stream) run one at a time, in order; of all others as many at a time as
+        ``load_transport(workers=)`` says. What it raises is logged. With ``type`` ``message.payload`` is of
+        it, as with ``openline.Transport.on_message``. Raises ``TypeError`` for what is not a plain function,
+        and for a ``type`` that is none.
         """
         if handler is None:
-            return lambda function: self.on_message(function, stream_id=stream_id)
+            return lambda function: self._on_message(function, type, stream_id)
+        return self._on_message(handler, type, stream_id)
+
+    def _on_message(self, handler: Any, kind: Any, stream_id: StreamId | None) -> Any:
         if not callable(handler):
             raise TypeError("on_message takes a function; use on_message(stream_id=...) for one stream")
-        self._background.ask(self._transport.on_message, self._handling(handler), stream_id=stream_id)
+        called = self._handling(handler)
+        self._background.ask(self._add, called, kind, stream_id)
         return handler
+
+    def _add(self, called: Handling, kind: Any, stream_id: StreamId | None) -> None:
+        register: Callable[[Any], Any] = self._transport.on_message(type=kind, stream_id=stream_id)
+        register(called)
 
     def off_message(self, handler: Handler) -> None:
         """Stop calling ``handler``. A call that has begun goes on."""

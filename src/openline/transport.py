@@ -81,7 +81,7 @@ class Transport:
     seconds, sizes bytes. ``openline.sync`` has the same without ``async``.
 
     - Listening and connecting: ``listen``, ``connect``, ``ping``, ``reload_tls``
-    - Sending: ``send``, ``send_batch``, ``request``
+    - Sending: ``send``, ``send_batch``, ``request``, ``stream``
     - Receiving: ``on_message``, ``off_message``, ``receive``, ``messages``, ``on_undelivered``
     - Who is there: ``on_peer``, ``off_peer``, ``peer_events``
     - Looking at it: ``node_id``, ``config``, ``stats``, ``peers``, ``explain``

@@ -95,6 +95,22 @@ if not TYPE_CHECKING:  # a type checker goes by the imports above, and finds wha
         "usable": "Capabilities capabilities",
     }
 
+    _ROOMS = (
+        *_MODULES,
+        *(
+            "backends",
+            "connection",
+            "core",
+            "environment",
+            "node",
+            "peers",
+            "receiving",
+            "routing",
+            "runtime",
+        ),
+        *("sending", "testing"),
+    )
+
     del TYPE_CHECKING
 
     def __getattr__(name):
@@ -106,6 +122,8 @@ if not TYPE_CHECKING:  # a type checker goes by the imports above, and finds wha
             if name in names.split():
                 found = globals()[name] = getattr(import_module(f".{module}", __name__), name)
                 return found
+        if name in _ROOMS:  # openline.errors and its like, also without an import of their own
+            return import_module(f".{name}", __name__)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -78,7 +79,8 @@ async def test_the_page_in_node(address: str, reusing_package: Package) -> None:
 async def tab(tmp_path: Path) -> AsyncIterator[ClientConnection]:
     """A tab of a headless Chromium, over its DevTools protocol."""
     if CHROMIUM is None:
-        pytest.skip("chromium is not installed; the page's JavaScript runs in node")
+        reason = "chromium is not installed; the page's JavaScript runs in node"
+        pytest.fail(reason) if os.environ.get("OPENLINE_REQUIRE_INTEROP") == "1" else pytest.skip(reason)
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
     options += [f"--user-data-dir={tmp_path}", "--remote-debugging-port=0", "about:blank"]
     browser = await asyncio.create_subprocess_exec(CHROMIUM, *options, stdout=PIPE, stderr=PIPE)

@@ -104,6 +104,15 @@ def test_what_is_no_name_is_no_name() -> None:
     assert not hasattr(openline, "annotations")
 
 
+@pytest.mark.parametrize("room", ["errors", "core", "backends", "environment", "testing", "transport"])
+def test_modules_are_there_without_an_import_of_their_own(room: str) -> None:
+    assert fresh(f"import openline; print(openline.{room}.__name__)") == f"openline.{room}\n"
+
+
+def test_modules_are_there_without_an_import_and_are_the_same() -> None:
+    assert fresh("import openline; print(openline.errors.Refused is openline.Refused)") == "True\n"
+
+
 def test_the_lists_of_names_agree() -> None:
     """What type checkers read, what ``__all__`` says, and where a name is read from."""
     tree = ast.parse(SOURCE.read_text())

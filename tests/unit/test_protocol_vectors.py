@@ -35,7 +35,21 @@ from openline.core.frames import (
     encode_welcome,
 )
 from openline.core.handshake import HEADER, Hello, Transcript, parse_hello, split_proof, with_proof
+from openline.core.pieces import (
+    CONTROL_STREAM,
+    Cancel,
+    Failed,
+    Taken,
+    allowed_by,
+    as_message,
+    error_in,
+    is_end,
+    is_last,
+    lane_of,
+    read_told,
+)
 from openline.identity import verify
+from openline.message import StreamId
 
 DOC = Path(__file__).parents[2] / "docs" / "protocol.md"
 VECTORS = dict(re.findall(r"```vector ([\w-]+)\n(.*?)\n```", DOC.read_text(encoding="utf-8"), re.DOTALL))
@@ -47,7 +61,7 @@ CLIENT_PROCESS = Instance(Ed25519PrivateKey.from_private_bytes(b"\x03" * 32))
 SERVER_PROCESS = Instance(Ed25519PrivateKey.from_private_bytes(b"\x04" * 32))
 CHECKED = """client-hello server-hello proof server-hello-tls proof-tls proof-node-only connection-id
     plain first next piggyback acks welcome flow listening collision deflate quic-headers quic-goodbye
-    quic-answer"""
+    quic-answer plain-part plain-end question parts told"""
 
 
 def from_hex(name: str) -> memoryview:
@@ -149,6 +163,47 @@ def test_messages(name: str, number: int, notes: EncodedNotes | None, acks: obje
 def test_acks_alone() -> None:
     assert encode_notes_frame(encode_notes({"default": 3, 42: 9}, None))[HEADROOM:] == from_hex("acks")
     assert decode_frame(from_hex("acks")) == Batched([], (("default", 3), (42, 9)))
+
+
+# Answers in pieces ----------------------------------------------------------------------------------
+
+
+def test_parts_and_ends_in_the_plain_form() -> None:
+    part = Message("p-1", "result", "a token", {"replyTo": "m-1", "more": True})
+    end = Message("p-2", "error", {"type": "ValueError", "text": "no"}, {"replyTo": "m-1", "more": False})
+    assert encode_plain(part).decode() == VECTORS["plain-part"]
+    assert encode_plain(end).decode() == VECTORS["plain-end"]
+    assert decode_plain(VECTORS["plain-end"].encode()) == end
+    assert (is_last(part), is_end(part), is_last(end), is_end(end)) == (False, False, True, True)
+    assert error_in(end.payload) == ("ValueError", "no")
+
+
+def frame_of(messages: list[Message], *opens: tuple[StreamId, int]) -> bytearray:
+    batch = Batch()
+    for message in messages:
+        batch.add(message)
+    return batch.seal(encode_notes({}, list(opens)) if opens else None)[HEADROOM:]
+
+
+def test_a_question_for_pieces() -> None:
+    question = Message("m-4", metadata={"stream": 32})
+    assert frame_of([question]) == from_hex("question")
+    assert allowed_by(question) == 32
+
+
+def test_parts_between_openline_peers() -> None:
+    lane = lane_of("m-4")
+    part = Message(1, "result", "a", {"replyTo": "m-4", "more": True}, lane)
+    end = Message("p-9", "result", None, {"replyTo": "m-4", "more": False}, lane)
+    assert frame_of([part, end], (lane, 1)) == from_hex("parts")
+
+
+def test_what_is_told_of_requests() -> None:
+    told = [Taken("m-4", 16, 64), Cancel("default", "m-4"), Failed("m-5", "ValueError", "no")]
+    assert frame_of([as_message(each) for each in told], (CONTROL_STREAM, 1)) == from_hex("told")
+    frame = decode_frame(from_hex("told"))
+    assert isinstance(frame, Batched)
+    assert [read_told(message) for message in frame.messages] == told
 
 
 class Rival:

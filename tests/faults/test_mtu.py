@@ -127,6 +127,12 @@ SWALLOWED: dict[str, tuple[tuple[str, ...], str, Change, dict[str, int]]] = {
         lambda lab: lab.limit(1280, told=False),
         {"websocket": 1},
     ),
+    "tls over tcp that is all there is": (
+        ("websocket",),
+        "",
+        lambda lab: lab.limit(1280, told=False),
+        {"websocket": 1},
+    ),
     "tcp that is never fragmented": (
         ("websocket",),
         "ws://",

@@ -127,6 +127,7 @@ def test_a_line_by_hand_needs_an_address_and_a_node_id_only() -> None:
         (f"10.0.0.5:8770 {ALICE}\n10.0.0.5:8770 {BOB}", "a second line for that address"),
         (f"10.0.0.5:8770 {ALICE}\n10.0.0.5:8770 {ALICE}", "a second line for that address"),
     ],
+    ids=["no node id", "no such", "unsafe", "no time", "too early", "too late", "unknown", "twice", "alike"],
 )
 def test_a_broken_line_costs_its_address_and_no_other(line: str, why: str) -> None:
     document = Document(f"{line}\nb.example:1 {BOB}\n")

@@ -446,7 +446,9 @@ async def test_a_handshake_that_drips_ends_in_time(
 
 
 @pytest.mark.parametrize(
-    "garbage", [b"\x16\x03\x01\x00\x05hello", b"\x16" + bytes(300), client_hello()[:60] + b"\xff" * 600]
+    "garbage",
+    [b"\x16\x03\x01\x00\x05hello", b"\x16" + bytes(300), client_hello()[:60] + b"\xff" * 600],
+    ids=["no hello", "zeros", "half a hello"],
 )
 async def test_what_only_looks_like_tls_costs_its_own_connection(
     sealing: Make, garbage: bytes, stack: AsyncExitStack

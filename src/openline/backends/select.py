@@ -25,6 +25,7 @@ from .binding import PICKS, why
 from .certificates import TlsFiles
 from .race import STAGGER, AllFailed, Race, merged
 from .sealed import Sealed
+from .sockets import forget_frames
 
 log = logging.getLogger("openline")
 
@@ -249,7 +250,8 @@ class _Dial:
                 if self.address.scheme is None and _has_plain_text(backend):
                     return await backend.dial_bare(self.address, self._why_not_plain)
                 return await backend.dial(self.address)
-        except TimeoutError:
+        except TimeoutError as error:
+            forget_frames(error)  # that of the time-out holds the task, which keeps the error
             raise self._choice.late(self.address, backend) from None
         except (Refused, IdentityConflict):
             self._refused = True

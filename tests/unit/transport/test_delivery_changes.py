@@ -205,7 +205,7 @@ async def test_what_was_sent_to_a_wss_address_is_not_resent_in_the_clear(
         await before(reader, writer, upward)
 
     way._pump = listening  # type: ignore[method-assign]
-    await within(b.connect(way.address))
+    await within(b.connect(f"ws://{way.address}"))
     assert any(b"Openline-Hello" in data for data in said)
     await elapse(0.5)
     assert not any(b"secret" in data for data in said)

@@ -151,7 +151,9 @@ def test_a_dialed_connection(name: str, loop: str) -> None:
 
 
 async def check_dialed(answer: Answer) -> None:
-    config = openline.Config(backends=("websocket",), dial_timeout=0.3, resume_timeout=1.0, close_timeout=0.2)
+    config = openline.Config(
+        backends=("websocket",), plaintext="allow", dial_timeout=0.3, resume_timeout=1.0, close_timeout=0.2
+    )
     server = RawServer()
     async with openline.load_transport(config) as t:
         with lifetimes() as counted:
@@ -176,7 +178,7 @@ async def test_dials_that_reach_nobody(make: Make, raw_server: RawServer, certif
         await fails(dialing)
         del dialing
         tls = asyncio.ensure_future(fails(t.connect(f"wss://{raw_server.address}")))
-        (await raw_server.tcp()).close()
+        (await raw_server.tcp(tls=True)).close()
         await tls
         await counted.all_gone(SOON)
 

@@ -360,7 +360,7 @@ class WebSocketBackend:
             lambda: Tunnel(context, self._shared, server=False, host=host), sock=sock
         )
         try:
-            await tunnel.established
+            await tunnel.established()
         except ssl.SSLCertVerificationError:
             raise
         except OSError as error:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from ...address import Address, join
 from ...errors import IdentityConflict, Refused, Unreachable
 from ..base import NORMAL, Link
 from ..race import STAGGER, AllFailed, Race, merged
+from ..sockets import forget_frames
 
 # Some servers say nothing to what is no line of HTTP: so long after TLS has begun there, plain text begins,
 # too. Together with the head start of QUIC as long as a plain peer had to wait before there was TLS.
@@ -32,7 +33,8 @@ class BareDial:
         self._plain_first = plain_first
         # TCP gets there. Plain text waits for it: where nobody listens, nobody is asked twice.
         self._reached = asyncio.Event()
-        self._unreachable: Unreachable | None = None
+        # Or it does not: what was tried, and was there no way? The error itself would lead back here.
+        self._nowhere: tuple[Sequence[tuple[str, str]], bool] | None = None
 
     async def run(self) -> Link:
         """Raises ``Unreachable``, ``Refused`` or ``IdentityConflict``."""
@@ -42,6 +44,9 @@ class BareDial:
             _, link = await race.run(ways[::-1] if self._plain_first else ways)
         except AllFailed as failed:
             raise merged(self._address, failed.errors) from None
+        except BaseException as error:
+            forget_frames(error)  # those of the race hold what has failed, and by that this error
+            raise
         return link
 
     async def _by_tls(self) -> Link:
@@ -49,7 +54,7 @@ class BareDial:
             return await self._dial(self._address, True, self._reached.set)
         except Unreachable as error:
             if not self._reached.is_set():
-                self._unreachable = error
+                self._nowhere = error.tried, error.no_route
                 self._reached.set()
             raise
 
@@ -58,8 +63,9 @@ class BareDial:
         self._check(address.host, address.port)
         if not self._plain_first:
             await self._reached.wait()
-        if (gone := self._unreachable) is not None:
-            raise Unreachable(gone.address, gone.tried, no_route=gone.no_route)
+        if self._nowhere is not None:
+            tried, no_route = self._nowhere
+            raise Unreachable(str(address), tried, no_route=no_route)
         link = await self._dial(address, False, lambda: None)
         try:
             self._check(link.endpoint.ip, link.endpoint.port)

@@ -249,7 +249,7 @@ class Acceptor:
         pending.transport, tunnel = await loop.connect_accepted_socket(
             lambda: Tunnel(self._context(), self._shared, server=True), pending.sock
         )
-        await tunnel.established
+        await tunnel.established()
         tunnel.begin(self._factory(lambda good: self._end(pending, good)))
 
 

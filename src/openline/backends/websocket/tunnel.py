@@ -39,13 +39,13 @@ _ESTABLISHED = _State.ESTABLISHED  # looked at for each write
 class Tunnel(asyncio.BufferedProtocol, asyncio.Transport):
     """To the socket's transport a protocol, to its own protocol the transport.
 
-    ``established`` is done when the handshake is over: with ``OSError`` (``ssl.SSLError`` is one) where it
-    failed. Nothing more is read then, until ``begin`` has given it the protocol.
+    Nothing more is read when the handshake is over, until ``begin`` has given it the protocol.
     """
 
     __slots__ = (
         "_encrypt",
         "_encrypted",
+        "_established",
         "_feed",
         "_flows",
         "_inner",
@@ -63,7 +63,6 @@ class Tunnel(asyncio.BufferedProtocol, asyncio.Transport):
         "_transport",
         "_waiting",
         "_waits",
-        "established",
     )
 
     def __init__(
@@ -89,7 +88,15 @@ class Tunnel(asyncio.BufferedProtocol, asyncio.Transport):
         self._is_closing: Any = None
         # The socket's, while its transport is open: afterwards the number may be another's.
         self._number = -1
-        self.established: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._established: asyncio.Future[None] | None = asyncio.get_running_loop().create_future()
+
+    async def established(self) -> None:
+        """Wait, once, for the end of the handshake. Raises ``OSError``, as ``ssl.SSLError``, where it failed."""
+        try:
+            if self._established is not None:
+                await self._established
+        finally:
+            self._established = None  # an error that it has raised knows this call, and by that the tunnel
 
     def begin(self, protocol: asyncio.BufferedProtocol) -> None:
         """The handshake is over, and ``protocol`` takes what comes from now on.
@@ -155,9 +162,10 @@ class Tunnel(asyncio.BufferedProtocol, asyncio.Transport):
 
     def _failed(self, error: Exception) -> None:
         """In the handshake, if it is not over."""
-        if not self.established.done():
-            self.established.set_exception(error)
-            self.established.exception()  # nobody may wait for it any more
+        if self._established is not None and not self._established.done():
+            # Its traceback leads to calls that are under way still, and by them here: a circle.
+            self._established.set_exception(error.with_traceback(None))
+            self._established.exception()  # nobody may wait for it any more
 
     def _shake_hands(self) -> None:
         try:
@@ -173,8 +181,8 @@ class Tunnel(asyncio.BufferedProtocol, asyncio.Transport):
             self._send()
             self._enter(_State.ESTABLISHED)
             self.pause_reading()
-            if not self.established.done():
-                self.established.set_result(None)
+            if self._established is not None and not self._established.done():
+                self._established.set_result(None)
 
     def _hand_on(self) -> None:
         """Decrypt what has come, as long as its receiver wants it."""

@@ -31,6 +31,8 @@ from ...backends.quic.ports import Ids
 from ...backends.websocket import link as wslink
 from ...backends.websocket import listener as acceptor
 from ...backends.websocket import reader as wsreader
+from ...backends.websocket.bare import BareDial
+from ...backends.websocket.tunnel import Tunnel
 from ...connection import admission
 from ...connection.connection import Connection
 
@@ -40,6 +42,8 @@ KINDS: tuple[type[Any], ...] = (
     wslink.WebSocketLink,
     wsreader.BoundedReader,
     acceptor._Pending,
+    Tunnel,
+    BareDial,
     admission._Threshold,
     Visitor,
     Connection,

@@ -91,7 +91,7 @@ class Tunnel(asyncio.BufferedProtocol, asyncio.Transport):
         self._established: asyncio.Future[None] | None = asyncio.get_running_loop().create_future()
 
     async def established(self) -> None:
-        """Wait, once, for the end of the handshake. Raises ``OSError``, as ``ssl.SSLError``, where it failed."""
+        """Wait, once, for the end of the handshake. Raises ``OSError`` where it failed."""
         try:
             if self._established is not None:
                 await self._established

@@ -58,6 +58,11 @@ class Program:
                 return line
         raise EOFError(f"it ended without {told!r}:\n{self.complaints}")
 
+    def told(self, line: str) -> None:
+        """Wait for that line, unless it has come before."""
+        if line not in self.lines:
+            self.until(lambda each: each == line)
+
     def end(self) -> int:
         """Its exit code, when it has ended by itself; all that it has printed is in ``lines`` then."""
         while self._next() is not None:

@@ -44,11 +44,10 @@ class Coordinator:
     """Gives each worker one job at a time, until all are done."""
 
     def __init__(self, transport: openline.Transport, jobs: list[Job]) -> None:
-        self._waiting: asyncio.Queue[Job] = asyncio.Queue()
+        self.jobs: asyncio.Queue[Job] = asyncio.Queue()
         self._employed: dict[openline.Peer, asyncio.Task[None]] = {}
         for job in jobs:
-            self._waiting.put_nowait(job)
-        self.all_done = self._waiting.join
+            self.jobs.put_nowait(job)
         transport.on_peer(self._seen)
 
     def _seen(self, event: openline.PeerEvent) -> None:
@@ -65,7 +64,7 @@ class Coordinator:
 
     async def _employ(self, worker: openline.Peer) -> None:
         while True:
-            job = await self._waiting.get()
+            job = await self.jobs.get()
             try:
                 primes = await self._have_done(worker, job)
                 say(f"job {job.number} done by {worker.name}: {primes} primes")
@@ -73,11 +72,11 @@ class Coordinator:
                 say(f"job {job.number} failed: {error}")
             except (openline.Error, TimeoutError, asyncio.CancelledError) as error:
                 say(f"job {job.number} goes back: {str(error) or f'{worker.name} stays away'}")
-                self._waiting.put_nowait(job)
+                self.jobs.put_nowait(job)
                 if not isinstance(error, openline.NotConfirmed):  # that is a new process, which may do it
                     return
             finally:
-                self._waiting.task_done()
+                self.jobs.task_done()
 
     async def _have_done(self, worker: openline.Peer, job: Job) -> int:
         primes = 0
@@ -91,19 +90,23 @@ async def coordinate(t: openline.Transport, told: argparse.Namespace) -> None:
     coordinator = Coordinator(t, [Job(n, n * JOB, (n + 1) * JOB) for n in range(told.jobs)])
     listener = await t.listen(told.port)
     say(f"python {sys.argv[0]} work {t.node_id}@{told.host}:{listener.port}")
-    await coordinator.all_done()
+    await coordinator.jobs.join()
 
 
 async def work(t: openline.Transport, told: argparse.Namespace) -> None:
     @t.on_message(type=Job)
     async def count(peer: openline.Peer, message: openline.TypedMessage[Job]) -> AsyncIterator[Part]:
         job = message.payload
-        for first in range(job.first, job.end, PART):
-            end = min(first + PART, job.end)
-            # In a thread, as the loop answers pings meanwhile. When the job is taken back, it ends here.
-            primes = await asyncio.to_thread(primes_between, first, end)
-            await asyncio.sleep(told.pace)
-            yield Part(end, primes)
+        try:
+            for first in range(job.first, job.end, PART):
+                end = min(first + PART, job.end)
+                # In a thread, as the loop answers pings meanwhile.
+                primes = await asyncio.to_thread(primes_between, first, end)
+                await asyncio.sleep(told.pace)
+                yield Part(end, primes)
+        except asyncio.CancelledError:  # nobody waits for it any more
+            say(f"job {job.number} is taken back")
+            raise
 
     t.on_peer(lambda event: say(f"{event.peer.name} is {event.kind}: {event.why}"))
     say(f"{told.name} is node {t.node_id}")

@@ -61,8 +61,8 @@ class Story:
         return {int(number): worker for number, worker, _ in found}
 
 
-def worker(lab: Routed, name: str, address: str) -> Child:
-    return Child(lab, "A", str(FLEET), "work", address, "--name", name)
+def worker(lab: Routed, name: str, address: str, pace: str = "0.2") -> Child:
+    return Child(lab, "A", str(FLEET), "work", address, "--name", name, "--pace", pace)
 
 
 def test_the_nat_lets_nobody_in(lab: Routed) -> None:
@@ -75,10 +75,11 @@ def test_the_nat_lets_nobody_in(lab: Routed) -> None:
 def test_a_worker_behind_a_nat_is_killed(lab: Routed, tmp_path: Path) -> None:
     story = Story(lab, tmp_path)
     address = story.until(" work ").split()[-1]
-    workers = {name: worker(lab, name, address) for name in ("ant", "bee")}
+    worker(lab, "bee", address)
     story.until(", bee: ")
+    ant = worker(lab, "ant", address, pace="1")
     taken = int(story.until(", ant: ").split(",")[0].split()[1])
-    workers["ant"].kill()
+    ant.kill()
     assert story.end()[taken] == "bee"
     assert any(line.startswith(f"job {taken} goes back") for line in story.lines)
 

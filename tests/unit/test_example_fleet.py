@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -47,8 +48,9 @@ def check(program: Program, jobs: dict[int, tuple[str, int]]) -> None:
 
 def test_a_killed_workers_job_is_done_by_another(start: Start) -> None:
     boss, address = coordinator(start)
-    ant, bee = (start("work", address, "--name", name, "--pace", "0.1") for name in ("ant", "bee"))
+    bee = start("work", address, "--name", "bee", "--pace", "0.1")
     boss.until(", bee: ")
+    ant = start("work", address, "--name", "ant", "--pace", "1")
     taken = int(boss.until(", ant: ").split(",")[0].split()[1])
     ant.kill()
     boss.until("ant is gone")
@@ -59,6 +61,23 @@ def test_a_killed_workers_job_is_done_by_another(start: Start) -> None:
     assert f"job {taken} goes back" in "\n".join(boss.lines)
     assert bee.interrupt() == 130
     assert "Traceback" not in bee.complaints
+
+
+def test_the_job_of_a_worker_that_stood_still_is_taken_back(start: Start) -> None:
+    boss, address = coordinator(start)
+    ant = start("work", address, "--name", "ant", "--pace", "2")
+    taken = int(boss.until(", ant: ").split(",")[0].split()[1])
+    ant.process.send_signal(signal.SIGSTOP)
+    boss.until(f"job {taken} goes back")
+    bee = start("work", address, "--name", "bee", "--pace", "0")
+    boss.until("bee is connected")
+    ant.process.send_signal(signal.SIGCONT)
+    ant.until(f"job {taken} is taken back")
+    assert boss.end() == 0
+    check(boss, done(boss))
+    for worker in (ant, bee):
+        assert worker.interrupt() == 130
+        assert "Traceback" not in worker.complaints, worker.complaints
 
 
 def test_a_coordinator_that_starts_anew_is_known_again(start: Start) -> None:

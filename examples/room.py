@@ -38,6 +38,7 @@ class Room:
 
     def __init__(self, transport: openline.Transport) -> None:
         self._transport = transport
+        self._kept: dict[str, openline.Address] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         transport.on_peer(self._seen)
         transport.on_message(self._receive)
@@ -68,13 +69,14 @@ class Room:
         answer = await peer.request(openline.Message(type="who"), returns=dict[str, str])
         members = {**answer.payload, str(peer.node_id): peer.address}
         members.pop(self._transport.node_id, None)
-        # Who is connected already is not dialed; from now on it is, whenever it is lost.
+        # Who is connected is not dialed now, but from now on whenever it is lost.
         await asyncio.gather(*(self._keep(*each) for each in members.items()))
 
     async def _keep(self, node_id: str, address: str) -> None:
         place = openline.Address.parse(address)
         named = openline.Address(place.host, place.port, node_id=node_id)
-        await self._transport.connect(named, keep=True)
+        # One address for each, as nothing ends what keep begins.
+        await self._transport.connect(self._kept.setdefault(node_id, named), keep=True)
 
     async def _tell(self, peer: openline.Peer, text: str) -> None:
         try:
@@ -122,6 +124,8 @@ async def main() -> None:
     parser.add_argument("--join", metavar="HOST:PORT", help="where one of the others is")
     parser.add_argument("--allow", action="append", metavar="NODEID", help="let this node in; repeat it")
     told = parser.parse_args()
+    if sys.stdin is None:
+        parser.error("the standard input is closed; give it /dev/null, and this agent joins and leaves")
     key = openline.Identity.load_or_create(f"{told.name}.pem")
     config = openline.Config(name=told.name, identity=key, allow=told.allow, max_idle_timeout=IDLE_TIMEOUT)
     async with openline.load_transport(config) as t:

@@ -80,6 +80,20 @@ def test_the_job_of_a_worker_that_stood_still_is_taken_back(start: Start) -> Non
         assert "Traceback" not in worker.complaints, worker.complaints
 
 
+def test_a_worker_that_starts_anew_does_its_job_again(start: Start) -> None:
+    boss, address = coordinator(start)
+    told = ("work", address, "--name", "ant", "--key", "ant.pem", "--pace")
+    first = start(*told, "1")
+    taken = int(boss.until(", ant: ").split(",")[0].split()[1])
+    first.kill()
+    start(*told, "0.1")
+    boss.until(f"job {taken} goes back")
+    assert boss.end() == 0
+    jobs = done(boss)
+    check(boss, jobs)
+    assert {worker for worker, _ in jobs.values()} == {"ant"}
+
+
 def test_a_coordinator_that_starts_anew_is_known_again(start: Start) -> None:
     boss, address = coordinator(start)
     ant = start("work", address, "--name", "ant", "--pace", "0.1")

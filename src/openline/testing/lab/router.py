@@ -14,6 +14,7 @@ _GATEWAY: dict[HostName, str] = {"A": "10.10.10.254", "B": "10.10.20.254"}
 _GATEWAY6: dict[HostName, str] = {"A": "fd00:a::fe", "B": "fd00:b::fe"}
 _HOSTS: tuple[HostName, HostName] = ("A", "B")
 _TABLE = "inet openline_router"
+_NAT = "ip openline_nat"
 # Nobody listens there, and whoever says so is there.
 _REACHES = """
 import socket, sys, time
@@ -61,6 +62,14 @@ class Routed(TwoHosts):
     def reject(self, protocol: str, how: str) -> None:
         """Answer all packets of a protocol with that ICMP message, as nftables has it: `admin-prohibited`."""
         self._nft(f"add rule {_TABLE} through meta l4proto {protocol} reject with icmpx type {how}")
+
+    def masquerade(self, host: HostName) -> None:
+        """Put a host behind a NAT, for IPv4: it is seen at the router's address, and hears answers only.
+
+        What others begin by themselves vanishes, and nobody says so.
+        """
+        outside = _port(OTHER[host])
+        self._check(ROUTER, ["nft", "-f", "-"], input=_masquerading(outside))
 
     def mtu(self, host: HostName, mtu: int) -> None:
         """Of a host's own interface."""
@@ -159,6 +168,16 @@ add chain {_TABLE} through {{ type filter hook forward priority 0; }}
         if self.ipv6:
             ways.append(("-6", f"{ADDRESS6[host].rpartition('::')[0]}::/64", _GATEWAY6[host]))
         return ways
+
+
+def _masquerading(outside: str) -> str:
+    return f"""
+add table {_NAT}
+add chain {_NAT} seen {{ type nat hook postrouting priority 100; }}
+add chain {_NAT} through {{ type filter hook forward priority 0; }}
+add rule {_NAT} seen oifname {outside} masquerade
+add rule {_NAT} through iifname {outside} ct state new drop
+"""
 
 
 def _port(host: HostName) -> str:

@@ -49,6 +49,8 @@ HOW = """\
   1,000. It is a count, so the machine does not matter.
 - *Many sends at once*: chunks of 1,000 again; `gather` has a coroutine for each message that awaits its own
   `send()`, as programs do that have many tasks, and `send_batch()` is what they could do instead.
+- *One answer in pieces*: an async generator yields the payloads, in chunks of 1,000 as the batch send gets
+  its messages, and `peer.stream()` at the other end counts them.
 - *One way*: counted at the receiver, from the first send to the last arrival. openline and agentic-flow use
   their batch send, in chunks of 1,000. A sender waits for nothing but what its own send call waits for;
   acked, that is the acknowledgement of the whole chunk before the next one. The column *acked*: the receiver
@@ -184,6 +186,20 @@ def gather_row(results: Results, name: str) -> Cells:
     return [label, rate, shown(ratio(results, "gather", "rate", name, batch)), lost, acked(row)]
 
 
+def stream_table(results: Results) -> str:
+    rows = [
+        [
+            TABLE[name].label if name != "openline" else f"{sender(name)}, `send_batch()`",
+            *numbers(row, ("rate",), ",.0f"),
+            shown(ratio(results, "stream", "rate", name, "openline")),
+            *numbers(row, ("lost",), ",.0f"),
+            acked(row),
+        ]
+        for name, row in results["stream"].items()
+    ]
+    return table(("", "messages/s", "of `send_batch()`", "lost", "acked"), rows)
+
+
 SECTIONS: dict[str, Callable[[Results], str]] = {
     "rtt": rtt_table("rtt"),
     "rtt-two": rtt_table("rtt-two"),
@@ -192,6 +208,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "one-way": rate_table("one-way"),
     "one-way-two": rate_table("one-way-two"),
     "one-way-1k": loss_table,
+    "stream": stream_table,
     "idle": partial(idle_table, work="idle"),
     **tls_report.SECTIONS,
     **quic_report.SECTIONS,

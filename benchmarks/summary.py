@@ -12,7 +12,7 @@ BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
 FOR_ECHO = "openline-handler"
 # Compared with each other, in tables of their own.
 QUIC = ("openline-quic", "openline-quic-handler", "openline-quic-send", *BARE_QUIC, "qh3-joined")
-GATHERED = ("openline-gather", "openline-quic-gather")
+GATHERED = ("openline-gather", "openline-quic-gather", "openline-stream")
 TLS = ("openline-tls", "openline-tls-handler", "openline-tls-send", "openline-tls-gather")
 # In the full tables only; the echo is the round trip of openline's row.
 LEFT_OUT = (

@@ -44,6 +44,7 @@ def targets(results: Results) -> list[Target]:
         loss_target(results),
         *idle_targets(results),
         gather_target(results),
+        stream_target(results),
         *tls_targets(results),
         *quic_idle_targets(results),
         *quic_rtt_targets(results),
@@ -137,6 +138,15 @@ def gather_target(results: Results) -> Target:
     measured = rate * floor / 1e6
     said = f"{measured:.2f} ({rate:,.0f}/s), {'acked' if acked else 'not acked'}"
     return Target(work, demand, said, measured >= GATHERED and acked)
+
+
+def stream_target(results: Results) -> Target:
+    work, demand = "one answer in pieces, 240 B", "≥ 0.7 × `send_batch()`"
+    pair = ("stream", "rate", "openline-stream", "openline")
+    measured = ratio(results, *pair)
+    if measured is None:
+        return Target(work, demand, "not measured", None)
+    return Target(work, demand, f"{measured:.3f} ×{by_round(results, *pair)}", measured >= 0.7)
 
 
 def loss_target(results: Results) -> Target:

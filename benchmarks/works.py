@@ -144,6 +144,14 @@ WORKS = (
         message_bytes=240,
     ),
     Work(
+        "stream",
+        "One answer in pieces, 240 B each, acked, both ends in one process",
+        ("openline-stream", "openline"),
+        full=Size(rounds=5, count=100_000, warmup=2000),
+        quick=Size(rounds=1, count=30_000, warmup=2000),
+        message_bytes=240,
+    ),
+    Work(
         "idle",
         "Idle connections into one process",
         ("openline",),

@@ -39,6 +39,7 @@ TABLE = {
     "openline-tls-send": Entry(OVER_TLS, "`send()` until its ack", "openline_tls", "SendOverTls"),
     "openline-plain": Entry(NOT_ACKED, "`request()`", "openline_plain", "OpenlinePlain"),
     "openline-gather": Entry(ACKED, GATHER, "openline", "OpenlineGather"),
+    "openline-stream": Entry(ACKED, "parts of one answer", "openline_stream", "OpenlineStream"),
     "openline-quic-gather": Entry(OVER_QUIC, GATHER, "openline_quic", "GatherOverQuic"),
     "openline-tls-gather": Entry(OVER_TLS, GATHER, "openline_tls", "GatherOverTls"),
     "plain-client": Entry("openline, asked by a websockets client", "", "openline_plain", "PlainClient"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import time
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -115,7 +116,13 @@ class Node:
         self.heartbeat: Heartbeat[Remote] = Heartbeat(context, environment.wall_clock, self._tick)
         self.doubts = Doubts(context, self.heartbeat, self.backends.distrust)
         self.watchers = Watchers(
-            config, self.counters, self.runner, self.log, self.home, environment.unix_time
+            config,
+            self.counters,
+            self.runner,
+            self.log,
+            self.home,
+            # Environments of others may be older than it.
+            getattr(environment, "unix_time", time.time),
         )
         self.services.bind(self.table, self.doubts, self.recovery, self.watchers)
         self.listeners: Listeners[Remote] = Listeners(

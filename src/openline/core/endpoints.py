@@ -149,9 +149,14 @@ class Endpoint:
         self.certified = False
         self.downgraded = False
 
+    @property
+    def in_the_clear(self) -> bool:
+        """Can who listens on the path read it? What is in memory has none."""
+        return not self.secure and self.backend != "memory"
+
     def was_encrypted(self) -> None:
         """Its node has been reached encrypted, by this connection or another one."""
-        self.downgraded = not self.secure
+        self.downgraded = self.in_the_clear
 
     def listens_on(self, ports: tuple[int, ...]) -> None:
         """It has other ports than its hello said."""

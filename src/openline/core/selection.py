@@ -223,7 +223,7 @@ def _match_any(want: Want, end: Endpoint, around: _Around) -> Rank | Reject:
 
 def _is_weaker(want: Want, end: Endpoint) -> bool:
     """A bare address asks for encryption where it has been had (rule 3.8); its answers ride what it rode."""
-    return want.address.scheme is None and not end.secure and (end.downgraded or want.sealed)
+    return want.address.scheme is None and end.in_the_clear and (end.downgraded or want.sealed)
 
 
 def _certain(want: Want, address: Address, end: Endpoint) -> Rank | Reject | None:

@@ -194,8 +194,8 @@ async def test_both_are_up_in_the_same_turn(make: Make, monkeypatch: pytest.Monk
     gate, up = asyncio.Event(), []
 
     def held(original: Any) -> Any:
-        async def dial(self: Any, address: Any) -> Any:
-            found = await original(self, address)
+        async def dial(self: Any, *args: Any) -> Any:
+            found = await original(self, *args)
             up.append(self.name)
             if len(up) == 2:
                 gate.set()
@@ -209,7 +209,7 @@ async def test_both_are_up_in_the_same_turn(make: Make, monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         patch.setattr(race, "STAGGER", 0.0)
         patch.setattr(QuicBackend, "dial", held(QuicBackend.dial))
-        patch.setattr(WebSocketBackend, "dial", held(WebSocketBackend.dial))
+        patch.setattr(WebSocketBackend, "dial_bare", held(WebSocketBackend.dial_bare))
         await client.send(address, task("hi"))
     assert sorted(up) == ["quic", "websocket"]
     await eventually(lambda: client.stats().active < 2 and server.stats().active < 2, SLOW)

@@ -196,6 +196,7 @@ class Middle:
         self._writers.append(writer)
         first = b"" if self._blind or self._asks else await reader.read(1)
         if first == b"\x16":
+            self.connections -= 1
             writer.transport.abort()  # it speaks no TLS
             return
         try:

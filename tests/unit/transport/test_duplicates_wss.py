@@ -93,7 +93,7 @@ async def test_a_wss_address_is_never_answered_by_ws_after_its_connection_is_los
     path.target = 1  # whoever dials it now gets nowhere
     path.cut()
     await eventually(lambda: not client.peers() and not server.peers())
-    await server.connect(back)
+    await server.connect(f"ws://{back}")
     await eventually(lambda: settled(client, server))
     assert not any(c.endpoint.secure for c in between(client, server))
     assert client.explain(to).chosen is None
@@ -120,7 +120,7 @@ async def test_ws_that_replaces_a_suspect_wss_does_not_take_over_its_address(
     path.target = 1
     for connection in [*between(client, server), *between(server, client)]:
         connection.set_state(State.SUSPECT)  # as liveness would
-    await server.connect(back)
+    await server.connect(f"ws://{back}")
     await eventually(lambda: any(c.state.value == "live" for c in between(client, server)))
     error = await nothing(within(client.send(to, task("secret 2"), timeout=1.0)))
     assert isinstance(error, openline.Unreachable | TimeoutError | openline.NotConfirmed)

@@ -113,7 +113,7 @@ class _Visit:
         if crowded is not None:
             self._turn_away(Malformed(f"there is no room just now: {crowded}"))
             return
-        endpoint = Endpoint("inbound", *sock.remote)
+        endpoint = Endpoint("inbound", *sock.remote, backend=MemoryBackend.name)
         link = self._link = MemoryLink(sock, endpoint, self._door.config)
         link.ended = self._on_ended
         answer = visitor.answer if visitor else None
@@ -195,7 +195,9 @@ class _Call:
     def _up(self, answer: str | None) -> None:
         doorkeeper, target = self._backend.doorkeeper, self._address
         hello = doorkeeper.greeted(target, self._hello, answer, None)
-        endpoint = Endpoint("outbound", *self._sock.remote, target=target, hello=hello)
+        endpoint = Endpoint(
+            "outbound", *self._sock.remote, target=target, hello=hello, backend=MemoryBackend.name
+        )
         link = self._sock.user = self.link = MemoryLink(self._sock, endpoint, self._backend.config)
         link.events = doorkeeper.enter(link)
         if not self.answered.done():

@@ -55,8 +55,9 @@ class BareDial:
         except Unreachable as error:
             if not self._reached.is_set():
                 self._nowhere = error.tried, error.no_route
-                self._reached.set()
             raise
+        finally:
+            self._reached.set()
 
     async def _in_plain_text(self) -> Link:
         address = self._address

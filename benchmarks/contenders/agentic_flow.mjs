@@ -18,7 +18,8 @@ const PAUSE = 300;
 const SILENCE = 5000;
 // The monotonic clock that Python's perf_counter reads too, in seconds.
 const now = () => Number(process.hrtime.bigint()) / 1e9;
-const say = (line) => process.stdout.write(JSON.stringify(line) + '\n');
+// Done when the line has left: exit() would cut what the pipe has not taken.
+const say = (line) => new Promise((done) => process.stdout.write(JSON.stringify(line) + '\n', done));
 
 const message = (n) => ({ id: `m${String(n).padStart(11, '0')}`, type: 'task', payload: plan.payload });
 const messages = (first, count) => Array.from({ length: count }, (_, n) => message(first + n));
@@ -162,10 +163,10 @@ const received = (counted, started, closed) => ({
 
 async function sendAndStay(port) {
   const sent = await send(port);
-  say({ started: sent.started });
+  await say({ started: sent.started });
   process.stdin.resume();
   await once(process.stdin, 'end');
-  say({ closed: await sent.closed() });
+  await say({ closed: await sent.closed() });
 }
 
 const WORKS = {
@@ -178,6 +179,6 @@ const WORKS = {
 };
 
 if (role === 'send') await sendAndStay(Number(portText));
-else if (role === 'ask') say(await ask(Number(portText)));
-else say(await WORKS[plan.work]());
+else if (role === 'ask') await say(await ask(Number(portText)));
+else await say(await WORKS[plan.work]());
 process.exit(0);

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from asyncio import Future
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +49,8 @@ class Outstanding(Part):
         self._last: Send | None = None
         self._last_frame = 0
         # Those who wait because the session took nothing.
-        self._blocked: deque[Future[None]] = deque()
+        # A list, as an empty deque takes 760 bytes, and each peer has one.
+        self._blocked: list[Future[None]] = []
         # Do sessions know that something may be unacknowledged?
         self._noted = False
         # None for a plain peer, and for one of which nothing is remembered.
@@ -174,8 +174,9 @@ class Outstanding(Part):
     def _unblock(self) -> None:
         """As many as there is room for look again, those first who have waited longest."""
         room = self.session.streams_left() if self.session is not None else 0
-        for _ in range(min(len(self._blocked), max(BLOCKED_LOOK, room))):
-            waiter = self._blocked.popleft()
+        count = max(BLOCKED_LOOK, room)
+        looking, self._blocked = self._blocked[:count], self._blocked[count:]
+        for waiter in looking:
             if not waiter.done():
                 waiter.set_result(None)
         if self._blocked:

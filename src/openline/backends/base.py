@@ -214,6 +214,12 @@ class Link(ABC):
         """What is sent does not get through, perhaps for its size: do what can be done here."""
 
 
+def hang_up(link: Link) -> None:
+    """It is up, and another way there was faster. Between two nodes rule 3.3 says which of them stays."""
+    if link.endpoint.plain:
+        link.close(NORMAL, "another way was faster")
+
+
 class Visitor:
     """A client whose hello we have answered, and whose proof has still to come.
 

@@ -20,7 +20,7 @@ from typing import Protocol, TypeGuard
 from ..address import Address
 from ..config import Plaintext
 from ..errors import IdentityConflict, Refused, Unreachable
-from .base import NORMAL, Backend, Door, Link
+from .base import Backend, Door, Link, hang_up
 from .binding import PICKS, why
 from .certificates import TlsFiles
 from .race import STAGGER, AllFailed, Race, merged
@@ -182,7 +182,7 @@ class Choice:
 
     async def _race(self, order: list[Backend], dial: _Dial, wary: bool) -> tuple[int, Link]:
         stagger = STAGGER / 2 if any(map(_has_plain_text, order)) else STAGGER
-        race: Race[Link] = Race(_hang_up, DOUBTED_STAGGER if wary else stagger)
+        race: Race[Link] = Race(hang_up, DOUBTED_STAGGER if wary else stagger)
         try:
             return await race.run([partial(dial.by, backend) for backend in order])
         except AllFailed as failed:
@@ -266,9 +266,3 @@ class _Dial:
 
 def _has_plain_text(backend: Backend) -> TypeGuard[SealingBackend]:
     return hasattr(backend, "dial_bare")
-
-
-def _hang_up(link: Link) -> None:
-    """It is up, and another one was faster. Between two nodes rule 3.3 says which of them stays."""
-    if link.endpoint.plain:
-        link.close(NORMAL, "another backend was faster")

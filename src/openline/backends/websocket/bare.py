@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from ...address import Address, join
 from ...errors import IdentityConflict, Refused, Unreachable
-from ..base import NORMAL, Link
+from ..base import Link, hang_up
 from ..race import STAGGER, AllFailed, Race, merged
 from ..sockets import forget_frames
 
@@ -39,7 +39,7 @@ class BareDial:
     async def run(self) -> Link:
         """Raises ``Unreachable``, ``Refused`` or ``IdentityConflict``."""
         ways = [self._by_tls, self._in_plain_text]
-        race: Race[Link] = Race(_hang_up, PLAIN_AFTER, (Refused, IdentityConflict))
+        race: Race[Link] = Race(hang_up, PLAIN_AFTER, (Refused, IdentityConflict))
         try:
             _, link = await race.run(ways[::-1] if self._plain_first else ways)
         except AllFailed as failed:
@@ -71,7 +71,7 @@ class BareDial:
         try:
             self._check(link.endpoint.ip, link.endpoint.port)
         except Unreachable:
-            _hang_up(link)
+            hang_up(link)
             raise
         return link
 
@@ -79,9 +79,3 @@ class BareDial:
         why = self._why_not_plain(host, port)
         if why is not None:
             raise Unreachable(str(self._address), [(f"ws {join(host, port)}", why)])
-
-
-def _hang_up(link: Link) -> None:
-    """It is up, and another one was faster. Between two nodes rule 3.3 says which of them stays."""
-    if link.endpoint.plain:
-        link.close(NORMAL, "another way was faster")

@@ -154,6 +154,11 @@ class Endpoint:
         """Can who listens on the path read it? What is in memory has none."""
         return not self.secure and self.backend != "memory"
 
+    def steps_down(self, address: Address, sealed: bool = False) -> bool:
+        """A bare address asks for encryption where it has been had (rule 3.8): of this node, or, ``sealed``,
+        of that address."""
+        return address.scheme is None and (self.downgraded or (sealed and self.in_the_clear))
+
     def was_encrypted(self) -> None:
         """Its node has been reached encrypted, by this connection or another one."""
         self.downgraded = self.in_the_clear

@@ -210,7 +210,9 @@ def _match(want: Want, end: Endpoint, around: _Around) -> Rank | Reject:
 
 def _match_any(want: Want, end: Endpoint, around: _Around) -> Rank | Reject:
     verdict = _certain(want, want.address, end)
-    if verdict is not Rank.EXACT_REMOTE and _is_weaker(want, end) and not isinstance(verdict, Reject):
+    # Its answers ride what it rode.
+    down = verdict is not Rank.EXACT_REMOTE and end.steps_down(want.address, want.sealed)
+    if down and not isinstance(verdict, Reject):
         return Reject.PLAIN_TEXT
     if verdict is Reject.NOT_PROVEN and want.address.scheme == end.backend == "quic" and not want.certified:
         verdict = _certain(want, msgspec.structs.replace(want.address, scheme=None), end)
@@ -219,11 +221,6 @@ def _match_any(want: Want, end: Endpoint, around: _Around) -> Rank | Reject:
     if end.hello is not None:
         return _match_claim(want, end, around)
     return _match_plain_by_ip(want, end, around)
-
-
-def _is_weaker(want: Want, end: Endpoint) -> bool:
-    """A bare address asks for encryption where it has been had (rule 3.8); its answers ride what it rode."""
-    return want.address.scheme is None and end.in_the_clear and (end.downgraded or want.sealed)
 
 
 def _certain(want: Want, address: Address, end: Endpoint) -> Rank | Reject | None:

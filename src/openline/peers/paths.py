@@ -108,7 +108,7 @@ class Paths(Part):
         if address is None:
             return True
         if not address.tls:
-            return not end.downgraded or address.scheme is not None
+            return not end.steps_down(address)
         want = Want(address, (end.ip,), certified=self._services.context.config.certified)
         return isinstance(match(want, end, [end]), Rank)
 

@@ -21,47 +21,28 @@ from openline.core.handshake import HEADER
 from .certificates import Certificate, self_signed
 from .conftest import Make, Open
 from .helpers import Box, eventually, port_of, serve, task, tasks, within
+from .lines import Line
 from .proofs import Middle
 from .rawsocket import Actor, PlainServer, RawServer
 
 TLS = b"\x16"
 
 
-class Wire:
-    """Between a client and a port: keeps what passes, and is told what to do with TLS and with hellos."""
+class Wire(Line):
+    """Keeps what passes, and is told what to do with TLS and with hellos."""
 
     def __init__(self, target: int) -> None:
+        super().__init__(target)
         self.target = target
         self.seen = b""
         # The first bytes of each connection.
         self.begins: list[bytes] = []
         # Turns away TLS; takes hellos out of what is not encrypted; lets nothing more through.
         self.no_tls = self.no_hello = self.silent = False
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._writers: list[asyncio.StreamWriter] = []
 
     async def __aenter__(self) -> Wire:
-        self._server = await asyncio.start_server(self._begin, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        self.address = f"127.0.0.1:{self.port}"
+        await super().__aenter__()
         return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        self._server.close()
-        self.cut()
-        for running in list(self._tasks):
-            running.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def cut(self) -> None:
-        for writer in self._writers:
-            writer.transport.abort()
-        self._writers.clear()
-
-    def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        running = asyncio.ensure_future(self._serve(reader, writer))
-        self._tasks.add(running)
-        running.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.append(writer)
@@ -74,9 +55,8 @@ class Wire:
             there, onward = await asyncio.open_connection("127.0.0.1", self.target)
             self._writers.append(onward)
             onward.write(self._kept(first))
-            await asyncio.gather(
-                self._pump(reader, onward), self._pump(there, writer), return_exceptions=True
-            )
+            up, down = self._pump(reader, onward, True), self._pump(there, writer, False)
+            await asyncio.gather(up, down, return_exceptions=True)
 
     def _kept(self, data: bytes) -> bytes:
         self.seen += data
@@ -86,7 +66,7 @@ class Wire:
             return b"\r\n".join(lines) + b"\r\n\r\n" + rest
         return data
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, upward: bool) -> None:
         try:
             while data := await reader.read(65536):
                 if not self.silent:

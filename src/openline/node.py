@@ -114,15 +114,8 @@ class Node:
         context.bind(self.dispatcher)
         self.heartbeat: Heartbeat[Remote] = Heartbeat(context, environment.wall_clock, self._tick)
         self.doubts = Doubts(context, self.heartbeat, self.backends.distrust)
-        self.watchers = Watchers(
-            config,
-            self.counters,
-            self.runner,
-            self.log,
-            self.home,
-            # Environments of others may be older than it.
-            getattr(environment, "unix_time", time.time),
-        )
+        unix_time = getattr(environment, "unix_time", time.time)  # those of others may be older than it
+        self.watchers = Watchers(config, self.counters, self.runner, self.log, self.home, unix_time)
         self.services.bind(self.table, self.doubts, self.recovery, self.watchers)
         self.listeners: Listeners[Remote] = Listeners(
             self.dispatcher, self, self.heartbeat, Postponed(self.loop, self.changed)

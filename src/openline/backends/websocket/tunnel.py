@@ -196,14 +196,13 @@ class Tunnel(asyncio.BufferedProtocol, asyncio.Transport):
                 self._feed(size)
                 if size < len(room) and not waiting.pending:
                     break
-        except ssl.SSLWantReadError:
-            pass
         except ssl.SSLZeroReturnError:
             self.close()
         except ssl.SSLError as error:
-            forget_frames(error)
-            self._send()
-            self._end()
+            if not isinstance(error, ssl.SSLWantReadError):  # else the rest of a record is still to come
+                forget_frames(error)
+                self._send()
+                self._end()
         if self._encrypted.pending:
             self._reply()
 
